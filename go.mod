@@ -1,0 +1,3 @@
+module github.com/blixard/blixard
+
+go 1.26
