@@ -1,0 +1,164 @@
+package driver
+
+import (
+	"context"
+	"io"
+	"net"
+	"time"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+)
+
+// Names of the accelerators.
+const (
+	AcceleratorKVM = "kvm"
+	AcceleratorTCG = "tcg"
+)
+
+// Info is what a driver found out about its hypervisor on this host.
+type Info struct {
+	Name    string
+	Version string
+	// Accelerator is kvm or tcg, and AcceleratorReason a sentence that says why.
+	Accelerator       string
+	AcceleratorReason string
+	// OverheadMiB is host memory of one VMM beyond its guest's RAM; admission
+	// counts it.
+	OverheadMiB uint32
+}
+
+// Drive is a disk of a VM. Its format is always raw and never guessed.
+type Drive struct {
+	// Path of a regular file.
+	Path     string
+	ReadOnly bool
+}
+
+// Config is all that a driver needs to start a VM. It is not changed after Start.
+type Config struct {
+	// ProcessID names the VMM process: unique on the node for each boot.
+	ProcessID    string
+	AllocationID string
+	Epoch        uint64
+	// Lane is the supervisor that shall own the process.
+	Lane Lane
+	// Dir is the VM's own directory; sockets are made in it.
+	Dir string
+
+	VCPUs     uint32
+	MemoryMiB uint32
+	// Kernel and Initramfs are paths; Cmdline is complete but for what the
+	// driver itself must add.
+	Kernel    string
+	Initramfs string
+	Cmdline   string
+	// ACPI is whether the machine needs ACPI tables for this kernel to find its
+	// devices.
+	ACPI   bool
+	Drives []Drive
+	// Console is the guest's console device: ttyS0 or hvc0.
+	Console string
+	// LogPath, LogBytesMax and LogFilesMax bound the console's log.
+	LogPath     string
+	LogBytesMax uint64
+	LogFilesMax uint32
+	// Metadata is given back by List.
+	Metadata map[string]string
+}
+
+// Lane is one of the two supervisors of a node.
+type Lane string
+
+// The lanes: VMs whose policy is failover are exclusive, all others shared.
+const (
+	LaneShared    Lane = "shared"
+	LaneExclusive Lane = "exclusive"
+)
+
+// Exit is how a VMM process ended.
+type Exit struct {
+	// Code of a normal exit; -1 when a signal ended it.
+	Code   int
+	Signal int
+	At     time.Time
+	// Stderr is the end of what the VMM wrote there, at most 4 KiB.
+	Stderr string
+}
+
+// Event is what a VMM tells by itself.
+type Event struct {
+	// Kind is one of the constants below.
+	Kind EventKind
+	// Guest is true when the guest caused it.
+	Guest bool
+	Time  time.Time
+}
+
+// EventKind names an event.
+type EventKind string
+
+// The events that drivers pass on; others are dropped.
+const (
+	EventShutdown EventKind = "shutdown"
+	EventReset    EventKind = "reset"
+	EventPanicked EventKind = "panicked"
+	EventStopped  EventKind = "paused"
+	EventResumed  EventKind = "resumed"
+)
+
+// Driver starts VMs of one hypervisor. Implementations are safe for concurrent
+// use; calls for one ProcessID must not overlap.
+type Driver interface {
+	// Probe looks at the hypervisor and the host. It fails with a problem that
+	// names the missing program or the version needed. It may run a tiny guest
+	// and so takes up to some seconds; the answer is kept.
+	Probe(ctx context.Context) (Info, error)
+	// Start starts a VM. It is idempotent by ProcessID: the running VM is given
+	// back. On an error nothing of the start is left behind. The caller must
+	// Close the VM, which ends nothing.
+	Start(ctx context.Context, cfg Config) (VM, error)
+	// Adopt gives the VM of a process that an earlier daemon started. It fails
+	// with a problem of kind NotFound when the Spawner does not know it.
+	Adopt(ctx context.Context, lane Lane, processID string) (VM, error)
+}
+
+// VM is a started VM seen by its driver. Its methods are safe for concurrent
+// use. Close frees the control connection and leaves the VM running.
+type VM interface {
+	Process() *blixardv1.SupervisedProcess
+	// Connect opens the guest's channel. Only one connection is served at a
+	// time; the caller closes it.
+	Connect(ctx context.Context) (net.Conn, error)
+	// PowerButton asks the guest to shut down. It fails with a problem of kind
+	// Unavailable and code driver.no_power_button where the machine has none.
+	PowerButton(ctx context.Context) error
+	// Responsive asks the VMM for its state over the control connection and so
+	// tells a hung VMM from a working one.
+	Responsive(ctx context.Context) error
+	// Terminate sends SIGTERM, Kill SIGKILL to the VMM process. Both are no
+	// error when it has already ended.
+	Terminate(ctx context.Context) error
+	Kill(ctx context.Context) error
+	// Wait returns when the process has ended. It may be called any number of
+	// times.
+	Wait(ctx context.Context) (Exit, error)
+	// Forget drops what the Spawner keeps of an ended process.
+	Forget(ctx context.Context) error
+	// Events gives the VMM's events. The channel is bounded (events beyond are
+	// dropped, oldest first) and closed by Close or the end of the process.
+	Events() <-chan Event
+	io.Closer
+}
+
+// Spawner owns VMM processes. The supervisor's client is the one in production.
+// Implementations are safe for concurrent use.
+type Spawner interface {
+	// Spawn starts a process or gives back the running one of the same id.
+	Spawn(ctx context.Context, lane Lane, req *blixardv1.SpawnRequest) (*blixardv1.SpawnResponse, error)
+	List(ctx context.Context, lane Lane) ([]*blixardv1.SupervisedProcess, error)
+	// Wait returns when the process has ended. A problem of kind NotFound says
+	// that the lane does not know it (its supervisor was started anew).
+	Wait(ctx context.Context, lane Lane, processID string) (*blixardv1.SupervisedProcess, error)
+	Signal(ctx context.Context, lane Lane, processID string, signal int) error
+	Forget(ctx context.Context, lane Lane, processID string) error
+}
