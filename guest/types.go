@@ -1,0 +1,61 @@
+package guest
+
+import (
+	"crypto/rand"
+
+	"github.com/blixard/blixard/guest/wire"
+)
+
+// The types of the protocol, documented in guest/wire.
+type (
+	BootConfig    = wire.BootConfig
+	Disk          = wire.Disk
+	WindowSize    = wire.WindowSize
+	Status        = wire.Status
+	Phase         = wire.Phase
+	Exit          = wire.Exit
+	ExitReason    = wire.ExitReason
+	Event         = wire.Event
+	EventKind     = wire.EventKind
+	ExecRequest   = wire.ExecRequest
+	AttachRequest = wire.AttachRequest
+	Stats         = wire.Stats
+	Token         = wire.Token
+)
+
+// Phases, reasons, event kinds and exit codes, documented in guest/wire.
+const (
+	PhaseWaitingConfig = wire.PhaseWaitingConfig
+	PhaseStarting      = wire.PhaseStarting
+	PhaseRunning       = wire.PhaseRunning
+	PhaseStopping      = wire.PhaseStopping
+	PhaseExited        = wire.PhaseExited
+
+	ExitCommand    = wire.ExitCommand
+	ExitPowerOff   = wire.ExitPowerOff
+	ExitReboot     = wire.ExitReboot
+	ExitBootFailed = wire.ExitBootFailed
+
+	EventStatus = wire.EventStatus
+	EventReady  = wire.EventReady
+	EventExited = wire.EventExited
+
+	CodeBootFailed    = wire.CodeBootFailed
+	CodeNotExecutable = wire.CodeNotExecutable
+	CodeNotFound      = wire.CodeNotFound
+
+	// PortName is the name the virtio-serial port must have.
+	PortName = wire.PortName
+	// ReplayBytes is the most AttachRequest.Replay can bring.
+	ReplayBytes = wire.ReplayBytes
+)
+
+// NewToken draws a token for one boot from the operating system's randomness.
+func NewToken() Token {
+	var t Token
+	rand.Read(t[:]) // never fails: crypto/rand ends the program instead
+	return t
+}
+
+// ParseToken reads the 32 hex digits of Token.String.
+func ParseToken(s string) (Token, error) { return wire.ParseToken(s) }
