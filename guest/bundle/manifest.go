@@ -1,0 +1,55 @@
+package bundle
+
+// FormatVersion is the version of manifest.json written by this build. A bundle of a higher one is
+// refused: it was written by a newer blixard.
+const FormatVersion = 1
+
+// Names of the kernels that Build knows how to make. Any other name is a custom kernel's.
+const (
+	// KernelOwn is blixard's own build: virtio built in, no modules. Preferred wherever it is there.
+	KernelOwn = "own"
+	// KernelDebian is Debian's stock cloud kernel with the modules it needs.
+	KernelDebian = "debian"
+)
+
+// Console devices of a guest.
+const (
+	ConsoleVirtio = "hvc0"
+	ConsoleSerial = "ttyS0"
+)
+
+// ImageBusybox is the built-in image: Debian's static busybox.
+const ImageBusybox = "busybox"
+
+// Kernel is a kernel whose files were checked: all that a driver needs to boot it. The paths are
+// absolute and stay valid until the bundle is built anew.
+type Kernel struct {
+	Name string
+	// Path of the vmlinux or bzImage, InitramfsPath of the cpio archive that goes with it.
+	Path          string
+	InitramfsPath string
+	// Cmdline is the kernel command line without the VM's own arguments (the token of the guest's
+	// channel, the devices), which the driver adds behind it.
+	Cmdline string
+	// ACPI is whether the machine needs ACPI tables for this kernel to find its devices.
+	ACPI bool
+	// Console is the device of the guest's console: ConsoleVirtio or ConsoleSerial.
+	Console string
+	// Version as the kernel itself tells it (uname -r).
+	Version string
+}
+
+// Image is a read-only root file system whose digest was checked.
+type Image struct {
+	Name string
+	// Path is absolute. The file is ext4, shared by all VMs, and must be attached read-only.
+	Path string
+	// Digest is "sha256:" and 64 hex digits of the file.
+	Digest string
+	// Entrypoint, Command, Env (KEY=VALUE) and WorkingDir are the image's defaults, with the
+	// meaning they have in OCI images.
+	Entrypoint []string
+	Command    []string
+	Env        []string
+	WorkingDir string
+}
