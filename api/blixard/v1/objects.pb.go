@@ -755,7 +755,11 @@ type VMSpec struct {
 	// reads end of file (or the console, with tty).
 	Stdin bool `protobuf:"varint,14,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	// remove_on_exit deletes the VM when its command ended and no restart is due.
-	RemoveOnExit  bool `protobuf:"varint,15,opt,name=remove_on_exit,json=removeOnExit,proto3" json:"remove_on_exit,omitempty"`
+	RemoveOnExit bool `protobuf:"varint,15,opt,name=remove_on_exit,json=removeOnExit,proto3" json:"remove_on_exit,omitempty"`
+	// hold_output promises the first attacher every byte: the command waits, once
+	// it has written what the guest can keep, and the guest's end waits too, both
+	// for a bounded time.
+	HoldOutput    bool `protobuf:"varint,16,opt,name=hold_output,json=holdOutput,proto3" json:"hold_output,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -891,6 +895,13 @@ func (x *VMSpec) GetStdin() bool {
 func (x *VMSpec) GetRemoveOnExit() bool {
 	if x != nil {
 		return x.RemoveOnExit
+	}
+	return false
+}
+
+func (x *VMSpec) GetHoldOutput() bool {
+	if x != nil {
+		return x.HoldOutput
 	}
 	return false
 }
@@ -1849,7 +1860,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\bfailover\x10\x03\"a\n" +
 	"\x06EnvVar\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x18\x80\x022\x18^[A-Za-z_][A-Za-z0-9_]*$R\x04name\x12\x1f\n" +
-	"\x05value\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x05value\"\xa8\a\n" +
+	"\x05value\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x05value\"\xc9\a\n" +
 	"\x06VMSpec\x12 \n" +
 	"\x05image\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05image\x12\x1d\n" +
@@ -1873,7 +1884,9 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"onNodeLoss\x12\x10\n" +
 	"\x03tty\x18\r \x01(\bR\x03tty\x12\x14\n" +
 	"\x05stdin\x18\x0e \x01(\bR\x05stdin\x12$\n" +
-	"\x0eremove_on_exit\x18\x0f \x01(\bR\fremoveOnExit\"\xa0\x01\n" +
+	"\x0eremove_on_exit\x18\x0f \x01(\bR\fremoveOnExit\x12\x1f\n" +
+	"\vhold_output\x18\x10 \x01(\bR\n" +
+	"holdOutput\"\xa0\x01\n" +
 	"\x0fAllocationState\"\x8c\x01\n" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\v\n" +

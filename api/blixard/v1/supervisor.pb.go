@@ -1267,9 +1267,11 @@ func (x *AllocationRecord) GetGuestExit() *GuestExit {
 type GuestExit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Code  int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
-	// reason is exit, poweroff or reboot.
-	Reason        string               `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	Uptime        *durationpb.Duration `protobuf:"bytes,3,opt,name=uptime,proto3" json:"uptime,omitempty"`
+	// reason is exit, poweroff, reboot or boot-failed.
+	Reason string               `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Uptime *durationpb.Duration `protobuf:"bytes,3,opt,name=uptime,proto3" json:"uptime,omitempty"`
+	// message says in words what failed when the command never ran.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1323,6 +1325,13 @@ func (x *GuestExit) GetUptime() *durationpb.Duration {
 		return x.Uptime
 	}
 	return nil
+}
+
+func (x *GuestExit) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
 }
 
 var File_blixard_v1_supervisor_proto protoreflect.FileDescriptor
@@ -1430,11 +1439,12 @@ const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\ffailed_boots\x18\a \x01(\rR\vfailedBoots\x12\x1a\n" +
 	"\bstopping\x18\b \x01(\bR\bstopping\x124\n" +
 	"\n" +
-	"guest_exit\x18\t \x01(\v2\x15.blixard.v1.GuestExitR\tguestExit\"j\n" +
+	"guest_exit\x18\t \x01(\v2\x15.blixard.v1.GuestExitR\tguestExit\"\x84\x01\n" +
 	"\tGuestExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x121\n" +
-	"\x06uptime\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06uptime2\x9c\x05\n" +
+	"\x06uptime\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06uptime\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage2\x9c\x05\n" +
 	"\x11SupervisorService\x12B\n" +
 	"\aGetInfo\x12\x1a.blixard.v1.GetInfoRequest\x1a\x1b.blixard.v1.GetInfoResponse\x12<\n" +
 	"\x05Spawn\x12\x18.blixard.v1.SpawnRequest\x1a\x19.blixard.v1.SpawnResponse\x12T\n" +
