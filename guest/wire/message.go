@@ -1,0 +1,127 @@
+package wire
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"hash/fnv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Method names a call. The values travel and never change.
+type Method string
+
+// The calls. Configure, Stop, Reboot and AckExit may be repeated: the second does nothing.
+const (
+	MethodStatus    Method = "status"
+	MethodConfigure Method = "configure"
+	MethodEvents    Method = "events"
+	MethodExec      Method = "exec"
+	MethodAttach    Method = "attach"
+	MethodStop      Method = "stop"
+	MethodReboot    Method = "reboot"
+	MethodStats     Method = "stats"
+	MethodPing      Method = "ping"
+	MethodAckExit   Method = "ack-exit"
+)
+
+// Request begins every stream. Only the field of its method is set.
+type Request struct {
+	Method Method         `json:"method"`
+	Config *BootConfig    `json:"config,omitempty"`
+	Exec   *ExecRequest   `json:"exec,omitempty"`
+	Attach *AttachRequest `json:"attach,omitempty"`
+	// GraceMS of Stop and Reboot is the time between the stop signal and SIGKILL.
+	GraceMS int64 `json:"grace_ms,omitempty"`
+}
+
+// Response answers a request.
+type Response struct {
+	Problem *Problem `json:"problem,omitempty"`
+	Status  *Status  `json:"status,omitempty"`
+	Stats   *Stats   `json:"stats,omitempty"`
+	PID     int      `json:"pid,omitempty"`
+}
+
+// Problem says why a call was refused: the kinds and codes of internal/problem.
+type Problem struct {
+	Kind    string `json:"kind"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+	// ExitCode is 126 or 127 when a command could not be started.
+	ExitCode int `json:"exit_code,omitempty"`
+}
+
+// Error makes a Problem an error within the guest.
+func (p *Problem) Error() string { return p.Message }
+
+// Kinds of problems a guest reports, the words of internal/problem, which is too large for it.
+const (
+	KindInvalid     = "invalid"
+	KindConflict    = "conflict"
+	KindNotFound    = "not_found"
+	KindUnavailable = "unavailable"
+	KindInternal    = "internal"
+)
+
+// MaxIDLen bounds ids and releases that a guest reports, in bytes.
+const MaxIDLen = 128
+
+// DigestConfig names a configuration: equal ones have equal names. It is no protection against
+// forgery, for which there is no reason here.
+func DigestConfig(c *BootConfig) (string, error) {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return "", err
+	}
+	h := fnv.New128a()
+	h.Write(b)
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// CleanText makes text from a guest fit to be shown: at most limit bytes of it, no control
+// characters, valid UTF-8.
+func CleanText(s string, limit int) string {
+	if len(s) > limit {
+		s = s[:limit]
+		for len(s) > 0 && !utf8.ValidString(s[max(0, len(s)-utf8.UTFMax):]) && limit-len(s) < utf8.UTFMax {
+			s = s[:len(s)-1]
+		}
+	}
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// Clean bounds and cleans what a guest said of itself, in place.
+func (s *Status) Clean() {
+	s.Phase = Phase(CleanText(string(s.Phase), MaxIDLen))
+	s.BootID = CleanText(s.BootID, MaxIDLen)
+	s.KernelRelease = CleanText(s.KernelRelease, MaxIDLen)
+	s.ConfigDigest = CleanText(s.ConfigDigest, MaxIDLen)
+	if s.Exit != nil {
+		s.Exit.Clean()
+	}
+}
+
+// Clean bounds and cleans an exit a guest reported, in place.
+func (e *Exit) Clean() {
+	e.Reason = ExitReason(CleanText(string(e.Reason), MaxIDLen))
+	e.Message = CleanText(e.Message, MaxMessage)
+	e.Code &= 0xff
+	e.Signal &= 0x7f
+}
+
+// Clean bounds and cleans a guest's problem, in place.
+func (p *Problem) Clean() {
+	p.Kind = CleanText(p.Kind, MaxIDLen)
+	p.Code = CleanText(p.Code, MaxIDLen)
+	p.Message = CleanText(p.Message, MaxMessage)
+	p.Hint = CleanText(p.Hint, MaxMessage)
+	p.ExitCode &= 0xff
+}
