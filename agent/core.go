@@ -1,0 +1,473 @@
+package agent
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/driver"
+)
+
+// ActionKind names what the executor shall do.
+type ActionKind string
+
+// The actions. Each is idempotent: it may have been carried out before a crash.
+const (
+	// ActionPrepare makes the allocation's directory and writable disk.
+	ActionPrepare ActionKind = "prepare"
+	// ActionStart starts a VMM process.
+	ActionStart ActionKind = "start"
+	// ActionAdopt joins a VMM process that already runs.
+	ActionAdopt ActionKind = "adopt"
+	// ActionStop goes down the stop ladder until the process has ended.
+	ActionStop ActionKind = "stop"
+	// ActionKill ends the process at once.
+	ActionKill ActionKind = "kill"
+	// ActionForget drops the supervisor's memory of an ended process.
+	ActionForget ActionKind = "forget"
+	// ActionRemove deletes the allocation's directory.
+	ActionRemove ActionKind = "remove"
+	// ActionCancel interrupts the running stop so that a stronger one follows.
+	ActionCancel ActionKind = "cancel"
+)
+
+// Action is one step for one allocation. Record is durable before the step
+// begins, and is the executor's to read, not to change.
+type Action struct {
+	Kind   ActionKind
+	Record *blixardv1.AllocationRecord
+	// Timeout bounds a stop; Force makes it a kill.
+	Timeout time.Duration
+	Force   bool
+}
+
+// String gives the line that scenario files show.
+func (a Action) String() string {
+	s := fmt.Sprintf("%s %s", a.Kind, a.Record.GetAllocation().GetId())
+	switch a.Kind {
+	case ActionStart:
+		s += fmt.Sprintf(" boot=%d", a.Record.GetBoots())
+	case ActionStop:
+		s += fmt.Sprintf(" timeout=%v force=%v", a.Timeout, a.Force)
+	}
+	return s
+}
+
+// Limits of the core; the zero value of a field takes the default.
+type Limits struct {
+	// ReadyTimeout from the start of the VMM to the guest's ready.
+	ReadyTimeout time.Duration
+	// BootTries in a row without ready, after which the allocation has failed.
+	BootTries uint32
+}
+
+// recordFormat is the version of the AllocationRecord on disk.
+const recordFormat = 1
+
+// Defaults and fixed limits.
+const (
+	defaultReadyTimeout = 60 * time.Second
+	defaultBootTries    = 3
+	// defaultStopTimeout of the whole ladder.
+	defaultStopTimeout = 10 * time.Second
+	// restartWindow in which RestartPolicy.max_restarts counts.
+	restartWindow = 10 * time.Minute
+	// defaultMaxRestarts when the policy says none.
+	defaultMaxRestarts = 5
+	defaultBackoff     = time.Second
+	maxBackoff         = 5 * time.Minute
+	// exitGrace is how long a guest that said goodbye may take to end its VMM.
+	exitGrace = 10 * time.Second
+	// actionRetry after an action failed for a reason of the host.
+	actionRetry = 2 * time.Second
+	// rebootSpacing is the least time between two starts for guest reboots, so
+	// that a guest that reboots at once can't keep the node busy.
+	rebootSpacing = time.Second
+)
+
+// processState is what is known of the VMM process of the newest boot.
+type processState int
+
+const (
+	processNone processState = iota
+	processRunning
+	processExited
+)
+
+// instance is one allocation on this node.
+type instance struct {
+	// alloc is the newest the cluster said; nil once the cluster has none.
+	alloc *blixardv1.Allocation
+	// rec is the journal; nil while nothing of it is on this node.
+	rec     *blixardv1.AllocationRecord
+	process processState
+	exit    driver.Exit
+	// adopted is whether the executor follows the running process.
+	adopted bool
+	// startedAt of the process and goodbyeAt of the guest, for the deadlines.
+	startedAt time.Time
+	goodbyeAt time.Time
+
+	busy      ActionKind
+	busyForce bool
+	canceled  bool
+	retryAt   time.Time
+	// rung of the newest stop ladder.
+	rung string
+	// hung is set when the VMM does not answer.
+	hung bool
+}
+
+// Core decides what the node does. It is not safe for concurrent use.
+type Core struct {
+	limits    Limits
+	instances map[string]*instance
+	// synced is set once the cluster's whole list was seen: only then does the
+	// absence of an allocation mean that it shall go.
+	synced bool
+	// accelerator is written into statuses.
+	accelerator string
+	// newChannel draws the secret of a boot's guest channel.
+	newChannel func() []byte
+	reports    []*blixardv1.AllocationReport
+	dirty      map[string]bool
+	wake       time.Time
+}
+
+// NewCore makes a core with nothing known. newChannel draws 16 random bytes.
+func NewCore(limits Limits, accelerator string, newChannel func() []byte) *Core {
+	if limits.ReadyTimeout <= 0 {
+		limits.ReadyTimeout = defaultReadyTimeout
+	}
+	if limits.BootTries == 0 {
+		limits.BootTries = defaultBootTries
+	}
+	return &Core{
+		limits: limits, instances: map[string]*instance{}, accelerator: accelerator,
+		newChannel: newChannel, dirty: map[string]bool{},
+	}
+}
+
+// ProcessID names the VMM process of the record's newest boot.
+func ProcessID(rec *blixardv1.AllocationRecord) string {
+	return fmt.Sprintf("%s.%d", rec.GetAllocation().GetId(), rec.GetBoots())
+}
+
+// LaneOf gives the supervisor that owns the VMs of that spec.
+func LaneOf(spec *blixardv1.VMSpec) driver.Lane {
+	if spec.GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover {
+		return driver.LaneExclusive
+	}
+	return driver.LaneShared
+}
+
+func (c *Core) get(id string) *instance {
+	i := c.instances[id]
+	if i == nil {
+		i = &instance{}
+		c.instances[id] = i
+	}
+	return i
+}
+
+// Recover tells of an allocation found on this node at the agent's start: its
+// journal, and the process of its newest boot if the supervisor knows one.
+func (c *Core) Recover(rec *blixardv1.AllocationRecord, p *blixardv1.SupervisedProcess) {
+	i := c.get(rec.GetAllocation().GetId())
+	i.rec = rec
+	i.process = processNone
+	if p == nil {
+		return
+	}
+	i.startedAt = p.GetStartedAt().AsTime()
+	if p.GetExited() {
+		i.process, i.exit = processExited, exitOf(p.GetExit())
+		return
+	}
+	i.process = processRunning
+}
+
+func exitOf(e *blixardv1.ProcessExit) driver.Exit {
+	return driver.Exit{Code: int(e.GetCode()), Signal: int(e.GetSignal()), At: e.GetAt().AsTime(), Stderr: e.GetStderr()}
+}
+
+// SetAllocation tells what the cluster desires of one allocation.
+func (c *Core) SetAllocation(a *blixardv1.Allocation) {
+	i := c.get(a.GetId())
+	if i.alloc != nil && i.alloc.GetModifyIndex() > a.GetModifyIndex() {
+		return // a late message
+	}
+	i.alloc = a
+}
+
+// DropAllocation tells that the cluster has no such allocation any more.
+func (c *Core) DropAllocation(id string) {
+	if i := c.instances[id]; i != nil {
+		i.alloc = nil
+		if i.rec == nil && i.busy == "" {
+			delete(c.instances, id)
+		}
+	}
+}
+
+// Synced tells that every allocation of the cluster was named by SetAllocation.
+func (c *Core) Synced() { c.synced = true }
+
+// Resync begins a new listing: allocations not named before the next Synced are
+// gone. ids are those named.
+func (c *Core) Resync(ids map[string]bool) {
+	for id, i := range c.instances {
+		if !ids[id] {
+			i.alloc = nil
+		}
+	}
+	c.synced = true
+}
+
+// ReadyInfo is what the guest says when its command has started.
+type ReadyInfo struct {
+	BootID        string
+	KernelRelease string
+}
+
+// GuestReady tells that the guest of boot number boots is up.
+func (c *Core) GuestReady(id string, boots uint64, info ReadyInfo, now time.Time) {
+	i := c.instances[id]
+	if i == nil || i.rec.GetBoots() != boots || i.process != processRunning {
+		return
+	}
+	st := i.rec.GetStatus()
+	if st.GetState() == blixardv1.AllocationState_running && st.GetBootId() == info.BootID {
+		return
+	}
+	c.update(i, func(r *blixardv1.AllocationRecord) {
+		r.FailedBoots = 0
+		s := r.Status
+		s.BootId, s.KernelRelease = info.BootID, info.KernelRelease
+		s.ReadyAt = timestamppb.New(now)
+		if !i.startedAt.IsZero() {
+			s.ReadyMs = uint32(max(0, now.Sub(i.startedAt).Milliseconds()))
+		}
+		if s.State == blixardv1.AllocationState_starting {
+			move(s, blixardv1.AllocationState_running, "ready", "the guest is ready")
+		}
+	})
+}
+
+// GuestExited tells what the guest said of its end, before its VMM ends.
+func (c *Core) GuestExited(id string, boots uint64, exit *blixardv1.GuestExit, now time.Time) {
+	i := c.instances[id]
+	if i == nil || i.rec.GetBoots() != boots || i.process == processNone {
+		return
+	}
+	if i.goodbyeAt.IsZero() {
+		i.goodbyeAt = now
+	}
+	if i.rec.GetGuestExit() != nil {
+		return
+	}
+	c.update(i, func(r *blixardv1.AllocationRecord) { r.GuestExit = exit })
+}
+
+// Hung tells that the VMM of boot number boots does not answer any more.
+func (c *Core) Hung(id string, boots uint64) {
+	if i := c.instances[id]; i != nil && i.rec.GetBoots() == boots && i.process == processRunning {
+		i.hung = true
+	}
+}
+
+// ProcessEnded tells that the VMM process of boot number boots has ended; known
+// is false when the supervisor that was its parent is gone, and its exit with it.
+func (c *Core) ProcessEnded(id string, boots uint64, exit driver.Exit, known bool) {
+	i := c.instances[id]
+	if i == nil || i.rec.GetBoots() != boots || i.process != processRunning {
+		return
+	}
+	i.adopted = false
+	if !known {
+		i.process = processNone
+		return
+	}
+	i.process, i.exit = processExited, exit
+}
+
+// Done tells that an action ended. started is the process of a successful start
+// or adopt; rung is the stop ladder's.
+type Done struct {
+	Action  Action
+	Err     error
+	Started *blixardv1.SupervisedProcess
+	Rung    string
+	// Exit of the process where the action waited for it.
+	Exit *driver.Exit
+	// Gone: adopt found no such process.
+	Gone bool
+}
+
+// ActionDone feeds the result of an action back.
+func (c *Core) ActionDone(d Done, now time.Time) {
+	id := d.Action.Record.GetAllocation().GetId()
+	i := c.instances[id]
+	if i == nil {
+		return
+	}
+	i.busy, i.busyForce = "", false
+	i.retryAt = time.Time{}
+	if d.Err != nil {
+		if i.canceled {
+			i.canceled = false
+			return
+		}
+		i.retryAt = now.Add(actionRetry)
+		c.actionFailed(i, d, now)
+		return
+	}
+	i.canceled = false
+	switch d.Action.Kind {
+	case ActionStart, ActionAdopt:
+		c.started(i, d, now)
+	case ActionStop, ActionKill:
+		c.stopped(i, d)
+	case ActionForget:
+		i.process = processNone
+	case ActionRemove:
+		c.removed(id, i)
+	}
+}
+
+func (c *Core) started(i *instance, d Done, now time.Time) {
+	if d.Gone {
+		i.process, i.adopted = processNone, false
+		return
+	}
+	i.process, i.adopted, i.hung = processRunning, true, false
+	i.startedAt = now
+	if at := d.Started.GetStartedAt(); at != nil {
+		i.startedAt = at.AsTime()
+	}
+}
+
+func (c *Core) stopped(i *instance, d Done) {
+	if i.process == processRunning {
+		i.process, i.adopted = processExited, false
+		i.exit = driver.Exit{Code: -1}
+		if d.Exit != nil {
+			i.exit = *d.Exit
+		}
+	}
+	i.rung = d.Rung
+}
+
+func (c *Core) removed(id string, i *instance) {
+	if a := i.alloc; a != nil {
+		c.reports = append(c.reports, &blixardv1.AllocationReport{AllocationId: id, Epoch: a.GetEpoch(), Removed: true})
+	}
+	delete(c.instances, id)
+}
+
+// actionFailed puts a failed step into the status: a host's problem is told to
+// the owner and tried again.
+func (c *Core) actionFailed(i *instance, d Done, now time.Time) {
+	if i.rec == nil || d.Action.Kind == ActionAdopt {
+		return
+	}
+	if d.Action.Kind == ActionStart || d.Action.Kind == ActionPrepare {
+		c.startFailed(i, d.Err, now)
+		return
+	}
+	c.update(i, func(r *blixardv1.AllocationRecord) {
+		r.Status.Reason = string(d.Action.Kind) + "_failed"
+		r.Status.Message = messageOf(d.Err)
+	})
+}
+
+// Poll gives the actions that are due at now. The executor must persist each
+// action's Record before it begins.
+func (c *Core) Poll(now time.Time) []Action {
+	c.wake = time.Time{}
+	ids := make([]string, 0, len(c.instances))
+	for id := range c.instances {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids) // the order of actions must not depend on the map's
+	var out []Action
+	for _, id := range ids {
+		i := c.instances[id]
+		if a, ok := c.decide(id, i, now); ok {
+			if a.Kind == ActionCancel {
+				i.canceled = true
+			} else {
+				i.busy, i.busyForce = a.Kind, a.Force
+			}
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// NextWake is when Poll has something to do by the clock alone; zero for never.
+func (c *Core) NextWake() time.Time { return c.wake }
+
+func (c *Core) wakeAt(t time.Time) {
+	if c.wake.IsZero() || t.Before(c.wake) {
+		c.wake = t
+	}
+}
+
+// TakeReports gives the statuses to tell the cluster, in order, and forgets them.
+func (c *Core) TakeReports() []*blixardv1.AllocationReport {
+	r := c.reports
+	c.reports = nil
+	return r
+}
+
+// TakeDirty gives the records that changed since the last call, by id. They must
+// be durable before any action, report or acknowledgement that follows.
+func (c *Core) TakeDirty() []*blixardv1.AllocationRecord {
+	ids := slices.Sorted(maps.Keys(c.dirty))
+	var out []*blixardv1.AllocationRecord
+	for _, id := range ids {
+		if i := c.instances[id]; i != nil && i.rec != nil {
+			out = append(out, i.rec)
+		}
+	}
+	clear(c.dirty)
+	return out
+}
+
+// Record gives the journal of an allocation, nil when there is none.
+func (c *Core) Record(id string) *blixardv1.AllocationRecord {
+	if i := c.instances[id]; i != nil {
+		return i.rec
+	}
+	return nil
+}
+
+// update changes a copy of the record, makes it the instance's, and reports the
+// status if it changed.
+func (c *Core) update(i *instance, change func(*blixardv1.AllocationRecord)) {
+	r := proto.Clone(i.rec).(*blixardv1.AllocationRecord)
+	change(r)
+	if !proto.Equal(r.GetStatus(), i.rec.GetStatus()) {
+		c.report(r)
+	}
+	i.rec = r
+	c.dirty[r.GetAllocation().GetId()] = true
+}
+
+func (c *Core) report(r *blixardv1.AllocationRecord) {
+	c.reports = append(c.reports, &blixardv1.AllocationReport{
+		AllocationId: r.GetAllocation().GetId(),
+		Epoch:        r.GetAllocation().GetEpoch(),
+		Status:       proto.Clone(r.GetStatus()).(*blixardv1.VMStatus),
+	})
+}
+
+func move(s *blixardv1.VMStatus, to blixardv1.AllocationState_Enum, reason, format string, args ...any) {
+	s.State, s.Reason, s.Message = to, reason, fmt.Sprintf(format, args...)
+}
