@@ -32,9 +32,10 @@ type Command struct {
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
 	// actor as in Event.actor.
 	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// proposal is unique per proposal of one process and finds the waiting
-	// proposer again; it has no effect on the state.
-	Proposal uint64 `protobuf:"varint,4,opt,name=proposal,proto3" json:"proposal,omitempty"`
+	// digest of the request behind key: the same key and actor with another
+	// digest is refused. It leaves out what the proposer itself chose, such as
+	// time and ids. The replica fills it when it is empty.
+	Digest []byte `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
 	// Types that are valid to be assigned to Change:
 	//
 	//	*Command_CreateVm
@@ -101,11 +102,11 @@ func (x *Command) GetActor() string {
 	return ""
 }
 
-func (x *Command) GetProposal() uint64 {
+func (x *Command) GetDigest() []byte {
 	if x != nil {
-		return x.Proposal
+		return x.Digest
 	}
-	return 0
+	return nil
 }
 
 func (x *Command) GetChange() isCommand_Change {
@@ -837,6 +838,7 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Node
 	//	*StateSnapshot_Event
 	//	*StateSnapshot_Idempotency
+	//	*StateSnapshot_End
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -933,6 +935,15 @@ func (x *StateSnapshot) GetIdempotency() *IdempotencyRecord {
 	return nil
 }
 
+func (x *StateSnapshot) GetEnd() *StateEnd {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
 type isStateSnapshot_Record interface {
 	isStateSnapshot_Record()
 }
@@ -962,6 +973,11 @@ type StateSnapshot_Idempotency struct {
 	Idempotency *IdempotencyRecord `protobuf:"bytes,6,opt,name=idempotency,proto3,oneof"`
 }
 
+type StateSnapshot_End struct {
+	// end comes last and proves that nothing is missing or changed.
+	End *StateEnd `protobuf:"bytes,7,opt,name=end,proto3,oneof"`
+}
+
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Vm) isStateSnapshot_Record() {}
@@ -974,6 +990,9 @@ func (*StateSnapshot_Event) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Idempotency) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_End) isStateSnapshot_Record() {}
+
+// StateHeader says what the stream holds.
 type StateHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
@@ -1026,26 +1045,83 @@ func (x *StateHeader) GetIndex() uint64 {
 	return 0
 }
 
+// StateEnd closes a stream.
+type StateEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// records before this one, the header included.
+	Records uint64 `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"`
+	// digest is SHA-256 of all bytes before this record.
+	Digest        []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateEnd) Reset() {
+	*x = StateEnd{}
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateEnd) ProtoMessage() {}
+
+func (x *StateEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
+func (*StateEnd) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *StateEnd) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *StateEnd) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
 // IdempotencyRecord remembers the answer to a change.
 type IdempotencyRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Index uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
 	Time  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
-	// digest of the command without time and proposal: the same key with another
-	// change is refused.
+	// digest as in Command.
 	Digest []byte `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	// object_id the change made or touched, and its modify_index.
-	ObjectId      string   `protobuf:"bytes,5,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	ModifyIndex   uint64   `protobuf:"varint,6,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
-	Problem       *Problem `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	ObjectId    string   `protobuf:"bytes,5,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
+	ModifyIndex uint64   `protobuf:"varint,6,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	Problem     *Problem `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	// actor the key belongs to.
+	Actor         string `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`
+	ObjectName    string `protobuf:"bytes,9,opt,name=object_name,json=objectName,proto3" json:"object_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1133,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1146,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -1122,17 +1198,31 @@ func (x *IdempotencyRecord) GetProblem() *Problem {
 	return nil
 }
 
+func (x *IdempotencyRecord) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *IdempotencyRecord) GetObjectName() string {
+	if x != nil {
+		return x.ObjectName
+	}
+	return ""
+}
+
 var File_blixard_v1_command_proto protoreflect.FileDescriptor
 
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x04\n" +
+	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x04\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x1a\n" +
-	"\bproposal\x18\x04 \x01(\x04R\bproposal\x12:\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06digest\x18\x05 \x01(\fR\x06digest\x12:\n" +
 	"\tcreate_vm\x18\n" +
 	" \x01(\v2\x1b.blixard.v1.CreateVMCommandH\x00R\bcreateVm\x12G\n" +
 	"\x0eset_vm_desired\x18\v \x01(\v2\x1f.blixard.v1.SetVMDesiredCommandH\x00R\fsetVmDesired\x12:\n" +
@@ -1142,7 +1232,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x06report\x18\x0f \x01(\v2\x19.blixard.v1.ReportCommandH\x00R\x06report\x12F\n" +
 	"\rregister_node\x18\x10 \x01(\v2\x1f.blixard.v1.RegisterNodeCommandH\x00R\fregisterNode\x12D\n" +
 	"\rset_vm_reason\x18\x11 \x01(\v2\x1e.blixard.v1.SetVMReasonCommandH\x00R\vsetVmReasonB\b\n" +
-	"\x06change\"\xd9\x01\n" +
+	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -1193,7 +1283,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x12SetVMReasonCommand\x12\x13\n" +
 	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xbe\x02\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xe8\x02\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -1202,11 +1292,15 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"allocation\x12&\n" +
 	"\x04node\x18\x04 \x01(\v2\x10.blixard.v1.NodeH\x00R\x04node\x12)\n" +
 	"\x05event\x18\x05 \x01(\v2\x11.blixard.v1.EventH\x00R\x05event\x12A\n" +
-	"\vidempotency\x18\x06 \x01(\v2\x1d.blixard.v1.IdempotencyRecordH\x00R\vidempotencyB\b\n" +
+	"\vidempotency\x18\x06 \x01(\v2\x1d.blixard.v1.IdempotencyRecordH\x00R\vidempotency\x12(\n" +
+	"\x03end\x18\a \x01(\v2\x14.blixard.v1.StateEndH\x00R\x03endB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xf2\x01\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"<\n" +
+	"\bStateEnd\x12\x18\n" +
+	"\arecords\x18\x01 \x01(\x04R\arecords\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\"\xa9\x02\n" +
 	"\x11IdempotencyRecord\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12.\n" +
@@ -1214,7 +1308,10 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x06digest\x18\x04 \x01(\fR\x06digest\x12\x1b\n" +
 	"\tobject_id\x18\x05 \x01(\tR\bobjectId\x12!\n" +
 	"\fmodify_index\x18\x06 \x01(\x04R\vmodifyIndex\x12-\n" +
-	"\aproblem\x18\a \x01(\v2\x13.blixard.v1.ProblemR\aproblemB5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
+	"\aproblem\x18\a \x01(\v2\x13.blixard.v1.ProblemR\aproblem\x12\x14\n" +
+	"\x05actor\x18\b \x01(\tR\x05actor\x12\x1f\n" +
+	"\vobject_name\x18\t \x01(\tR\n" +
+	"objectNameB5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
 
 var (
 	file_blixard_v1_command_proto_rawDescOnce sync.Once
@@ -1228,7 +1325,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),               // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),       // 1: blixard.v1.CreateVMCommand
@@ -1242,22 +1339,23 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*SetVMReasonCommand)(nil),    // 9: blixard.v1.SetVMReasonCommand
 	(*StateSnapshot)(nil),         // 10: blixard.v1.StateSnapshot
 	(*StateHeader)(nil),           // 11: blixard.v1.StateHeader
-	(*IdempotencyRecord)(nil),     // 12: blixard.v1.IdempotencyRecord
-	nil,                           // 13: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                           // 14: blixard.v1.LabelVMCommand.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*VMSpec)(nil),                // 16: blixard.v1.VMSpec
-	(DesiredState_Enum)(0),        // 17: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),      // 18: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),       // 19: blixard.v1.NodeFingerprint
-	(*VM)(nil),                    // 20: blixard.v1.VM
-	(*Allocation)(nil),            // 21: blixard.v1.Allocation
-	(*Node)(nil),                  // 22: blixard.v1.Node
-	(*Event)(nil),                 // 23: blixard.v1.Event
-	(*Problem)(nil),               // 24: blixard.v1.Problem
+	(*StateEnd)(nil),              // 12: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),     // 13: blixard.v1.IdempotencyRecord
+	nil,                           // 14: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                           // 15: blixard.v1.LabelVMCommand.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*VMSpec)(nil),                // 17: blixard.v1.VMSpec
+	(DesiredState_Enum)(0),        // 18: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),      // 19: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),       // 20: blixard.v1.NodeFingerprint
+	(*VM)(nil),                    // 21: blixard.v1.VM
+	(*Allocation)(nil),            // 22: blixard.v1.Allocation
+	(*Node)(nil),                  // 23: blixard.v1.Node
+	(*Event)(nil),                 // 24: blixard.v1.Event
+	(*Problem)(nil),               // 25: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	15, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	16, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
 	2,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
 	3,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
@@ -1266,26 +1364,27 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	7,  // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
 	8,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
 	9,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	16, // 9: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	13, // 10: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	17, // 11: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	14, // 12: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	17, // 9: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	14, // 10: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	18, // 11: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	15, // 12: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
 	5,  // 13: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	18, // 14: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	19, // 15: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	19, // 14: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	20, // 15: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
 	11, // 16: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	20, // 17: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	21, // 18: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	22, // 19: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	23, // 20: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	12, // 21: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	15, // 22: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	24, // 23: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	21, // 17: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	22, // 18: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	23, // 19: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	24, // 20: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	13, // 21: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	12, // 22: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	16, // 23: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	25, // 24: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -1312,6 +1411,7 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Node)(nil),
 		(*StateSnapshot_Event)(nil),
 		(*StateSnapshot_Idempotency)(nil),
+		(*StateSnapshot_End)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1319,7 +1419,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
