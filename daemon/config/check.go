@@ -1,0 +1,90 @@
+package config
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/blixard/blixard/internal/units"
+)
+
+var (
+	nodeNamePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	groupPattern    = regexp.MustCompile(`^[a-z_][-a-z0-9_]{0,30}\$?$`)
+	notNodeName     = regexp.MustCompile(`[^-a-z0-9]+`)
+)
+
+// nodeNameBytesMax is the limit of a DNS label.
+const nodeNameBytesMax = 63
+
+// nodeName makes a node's name of a host's: the first label, in the letters
+// allowed; "node" when nothing of it is left.
+func nodeName(hostname string) string {
+	first, _, _ := strings.Cut(strings.ToLower(hostname), ".")
+	name := notNodeName.ReplaceAllString(first, "-")
+	if len(name) > nodeNameBytesMax {
+		name = name[:nodeNameBytesMax]
+	}
+	if name = strings.Trim(name, "-"); name == "" {
+		return "node"
+	}
+	return name
+}
+
+func checkNodeName(c *Config) (reason, hint string) {
+	if nodeNamePattern.MatchString(c.Node.Name) {
+		return "", ""
+	}
+	return "it is not a node's name", "use 1 to 63 lower-case letters, digits and dashes, such as " + nodeName(c.Node.Name)
+}
+
+func checkGroup(c *Config) (reason, hint string) {
+	if groupPattern.MatchString(c.AdminGroup) {
+		return "", ""
+	}
+	return "it is not a group's name", "use the name of a group as in /etc/group, such as blixard"
+}
+
+func checkReservedCPUs(c *Config) (reason, hint string) {
+	if c.Node.ReservedCPUs <= reservedCPUsMax {
+		return "", ""
+	}
+	return fmt.Sprintf("it must be from 0 to %d", reservedCPUsMax), "0 keeps none"
+}
+
+func checkLogSize(c *Config) (reason, hint string) {
+	if c.Console.LogSize >= consoleLogSizeMin && c.Console.LogSize <= consoleLogSizeMax {
+		return "", ""
+	}
+	return fmt.Sprintf("it must be from %s to %s", consoleLogSizeMin, units.Size(consoleLogSizeMax)), "4MiB keeps about 50,000 lines"
+}
+
+func durationRange(name string, get func(*Config) time.Duration, least, most time.Duration) func(*Config) (string, string) {
+	return func(c *Config) (string, string) {
+		if v := get(c); v >= least && v <= most {
+			return "", ""
+		}
+		return fmt.Sprintf("it must be from %s to %s", units.FormatDuration(least), units.FormatDuration(most)),
+			fmt.Sprintf("leave %s out for the default", name)
+	}
+}
+
+func countRange(name string, get func(*Config) uint32, most uint32) func(*Config) (string, string) {
+	return func(c *Config) (string, string) {
+		if v := get(c); v >= 1 && v <= most {
+			return "", ""
+		}
+		return fmt.Sprintf("it must be from 1 to %d", most), fmt.Sprintf("leave %s out for the default", name)
+	}
+}
+
+func oneOf(get func(*Config) string, words ...string) func(*Config) (string, string) {
+	return func(c *Config) (string, string) {
+		if slices.Contains(words, get(c)) {
+			return "", ""
+		}
+		return "it must be one of " + strings.Join(words, ", "), ""
+	}
+}

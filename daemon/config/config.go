@@ -1,0 +1,78 @@
+package config
+
+import (
+	"time"
+
+	"github.com/blixard/blixard/internal/units"
+)
+
+// Config is how a node shall run. Load returns it complete: every field holds a
+// checked value. It is not changed afterwards, and so safe for concurrent use.
+type Config struct {
+	// DataDir is absolute, as all paths here are. Only one daemon may use it.
+	DataDir string
+	// Socket is the unix socket for clients.
+	Socket string
+	// BundleDir holds the guest bundle; empty means that it is searched for.
+	BundleDir string
+	// CacheDir holds what can be fetched or built again.
+	CacheDir string
+	// AdminGroup is the group whose members may use the socket.
+	AdminGroup string
+	// ShutdownTimeout bounds an orderly end of the daemon.
+	ShutdownTimeout time.Duration
+
+	Node    Node
+	Log     Log
+	Lease   Lease
+	Console Console
+	Boot    Boot
+	QEMU    QEMU
+}
+
+// Node is what the node is called and what it keeps for its host.
+type Node struct {
+	// Name of 1 to 63 lower-case letters, digits and dashes.
+	Name string
+	// ReservedMemory and ReservedCPUs are kept from VMs.
+	ReservedMemory units.Size
+	ReservedCPUs   uint32
+}
+
+// Log is the daemon's own log.
+type Log struct {
+	// Level is debug, info, warn or error.
+	Level string
+	// Format is auto (text on a terminal, else JSON), text or json.
+	Format string
+}
+
+// Lease is a node's right to run exclusive VMs (docs/ARCHITECTURE.md).
+type Lease struct {
+	// TTL of at least 2 s.
+	TTL time.Duration
+	// Margin is what the leader waits beyond the end of a lease.
+	Margin time.Duration
+	// Restart is the one long lease asked for before a planned restart.
+	Restart time.Duration
+}
+
+// Console bounds the recorded output of each VM.
+type Console struct {
+	LogSize  units.Size
+	LogFiles uint32
+}
+
+// Boot says when a boot counts as hung.
+type Boot struct {
+	// ReadyTimeout from the start of the hypervisor to the guest's ready.
+	ReadyTimeout time.Duration
+	// Tries in all before the VM counts as failed.
+	Tries uint32
+}
+
+// QEMU is the hypervisor.
+type QEMU struct {
+	// Path of the program, or a name that is looked up in PATH.
+	Path string
+}

@@ -1,0 +1,158 @@
+package config
+
+import (
+	"time"
+
+	"github.com/blixard/blixard/internal/units"
+)
+
+// Key is one setting: a row of the table from which all else is made.
+type Key struct {
+	// Name in the file, with a point between table and key.
+	Name string
+	// Doc is a sentence or more for the reference page; its first sentence is the
+	// flag's help.
+	Doc string
+	// Default as a person would write it; DefaultDoc replaces it in the help
+	// where it depends on the host.
+	Default    func(h Host) string
+	DefaultDoc string
+	// field gives where the value goes: a *string, *uint32, *units.Size or
+	// *time.Duration.
+	field func(c *Config) any
+	// check gives the reason why a value can't be used, and how to mend it.
+	check func(c *Config) (reason, hint string)
+	// path values are made absolute.
+	path bool
+}
+
+// Bounds of the values below.
+const (
+	leaseTTLMin       = 2 * time.Second
+	leaseTTLMax       = 5 * time.Minute
+	leaseMarginMin    = 100 * time.Millisecond
+	consoleLogSizeMin = 64 * units.KiB
+	consoleLogSizeMax = units.GiB
+	consoleLogsMax    = 100
+	readyTimeoutMin   = time.Second
+	readyTimeoutMax   = time.Hour
+	bootTriesMax      = 20
+	shutdownMax       = 10 * time.Minute
+	reservedCPUsMax   = 4096
+)
+
+func fixed(value string) func(Host) string { return func(Host) string { return value } }
+
+// keys is the table, in the order of the page.
+var keys = []Key{
+	{
+		Name: "data_dir", path: true, field: func(c *Config) any { return &c.DataDir },
+		Doc:        "Directory of the node's state: log, disks of VMs, console logs. One daemon at a time may use it.",
+		Default:    func(h Host) string { return h.User.DataDir() },
+		DefaultDoc: "/var/lib/blixard as root, else ~/.local/share/blixard",
+	},
+	{
+		Name: "socket", path: true, field: func(c *Config) any { return &c.Socket },
+		Doc:        "Unix socket for the CLI and other local clients. Its path may be of any length.",
+		Default:    func(Host) string { return "" },
+		DefaultDoc: "/run/blixard/blixard.sock as root, else $XDG_RUNTIME_DIR/blixard/blixard.sock or blixard.sock in data_dir",
+	},
+	{
+		Name: "bundle_dir", path: true, field: func(c *Config) any { return &c.BundleDir },
+		Doc:        "Directory of the guest bundle: kernels, initramfs and built-in images. Empty means that the bundle beside the program or in cache_dir is used.",
+		Default:    fixed(""),
+		DefaultDoc: "searched for, see `blixard bundle show`",
+	},
+	{
+		Name: "cache_dir", path: true, field: func(c *Config) any { return &c.CacheDir },
+		Doc:        "Directory for what can be fetched or built again. Nothing is lost with it.",
+		Default:    func(h Host) string { return h.User.CacheDir() },
+		DefaultDoc: "/var/cache/blixard as root, else ~/.cache/blixard",
+	},
+	{
+		Name: "admin_group", field: func(c *Config) any { return &c.AdminGroup }, check: checkGroup,
+		Doc:     "Group whose members may use the socket, beside root and the daemon's own user. It need not exist. Members can do with VMs whatever root can.",
+		Default: fixed("blixard"),
+	},
+	{
+		Name: "shutdown_timeout", field: func(c *Config) any { return &c.ShutdownTimeout },
+		check:   durationRange("shutdown_timeout", func(c *Config) time.Duration { return c.ShutdownTimeout }, time.Second, shutdownMax),
+		Doc:     "How long the daemon takes at most to finish calls and close its log when it is told to end. VMs run on all the same.",
+		Default: fixed("10s"),
+	},
+	{
+		Name: "node.name", field: func(c *Config) any { return &c.Node.Name }, check: checkNodeName,
+		Doc:        "Name of the node. Lower-case letters, digits and dashes, at most 63.",
+		Default:    func(h Host) string { return nodeName(h.Hostname) },
+		DefaultDoc: "the host's name up to its first point",
+	},
+	{
+		Name: "node.reserved_memory", field: func(c *Config) any { return &c.Node.ReservedMemory },
+		Doc:     "Memory that VMs may not have, kept for the host. All else may be given to VMs, once.",
+		Default: fixed("512MiB"),
+	},
+	{
+		Name: "node.reserved_cpus", field: func(c *Config) any { return &c.Node.ReservedCPUs }, check: checkReservedCPUs,
+		Doc:     "CPUs that VMs may not have, kept for the host. Without KVM a virtual CPU is a thread like any other.",
+		Default: fixed("0"),
+	},
+	{
+		Name: "log.level", field: func(c *Config) any { return &c.Log.Level }, check: oneOf(func(c *Config) string { return c.Log.Level }, "debug", "info", "warn", "error"),
+		Doc:     "Least level of what the daemon logs: debug, info, warn or error.",
+		Default: fixed("info"),
+	},
+	{
+		Name: "log.format", field: func(c *Config) any { return &c.Log.Format }, check: oneOf(func(c *Config) string { return c.Log.Format }, "auto", "text", "json"),
+		Doc:     "Form of the daemon's log: auto, text or json. With auto it is text on a terminal and JSON elsewhere.",
+		Default: fixed("auto"),
+	},
+	{
+		Name: "lease.ttl", field: func(c *Config) any { return &c.Lease.TTL },
+		check:   durationRange("lease.ttl", func(c *Config) time.Duration { return c.Lease.TTL }, leaseTTLMin, leaseTTLMax),
+		Doc:     "Length of the node's lease. A lost node's VMs start elsewhere no sooner than this.",
+		Default: fixed("10s"),
+	},
+	{
+		Name: "lease.margin", field: func(c *Config) any { return &c.Lease.Margin },
+		check:   durationRange("lease.margin", func(c *Config) time.Duration { return c.Lease.Margin }, leaseMarginMin, leaseTTLMax),
+		Doc:     "What the leader waits beyond the end of a lease and the clocks' drift.",
+		Default: fixed("1s"),
+	},
+	{
+		Name: "lease.restart", field: func(c *Config) any { return &c.Lease.Restart },
+		check:   durationRange("lease.restart", func(c *Config) time.Duration { return c.Lease.Restart }, leaseTTLMin, leaseTTLMax),
+		Doc:     "The one long lease that is asked for before a planned restart of the daemon. VMs with on_node_loss failover outlive a restart that takes no longer.",
+		Default: fixed("2m"),
+	},
+	{
+		Name: "console.log_size", field: func(c *Config) any { return &c.Console.LogSize }, check: checkLogSize,
+		Doc:     "Size at which the console log of a VM is rotated.",
+		Default: fixed("4MiB"),
+	},
+	{
+		Name: "console.log_files", field: func(c *Config) any { return &c.Console.LogFiles },
+		check:   countRange("console.log_files", func(c *Config) uint32 { return c.Console.LogFiles }, consoleLogsMax),
+		Doc:     "Console logs kept of each VM, the current one included.",
+		Default: fixed("3"),
+	},
+	{
+		Name: "boot.ready_timeout", field: func(c *Config) any { return &c.Boot.ReadyTimeout },
+		check:   durationRange("boot.ready_timeout", func(c *Config) time.Duration { return c.Boot.ReadyTimeout }, readyTimeoutMin, readyTimeoutMax),
+		Doc:     "How long a guest may take from the start of its hypervisor until it says it is ready. A boot that takes longer counts as hung and is tried again.",
+		Default: fixed("1m"),
+	},
+	{
+		Name: "boot.tries", field: func(c *Config) any { return &c.Boot.Tries },
+		check:   countRange("boot.tries", func(c *Config) uint32 { return c.Boot.Tries }, bootTriesMax),
+		Doc:     "How often a hung boot is tried in all before the VM counts as failed.",
+		Default: fixed("3"),
+	},
+	{
+		Name: "qemu.path", field: func(c *Config) any { return &c.QEMU.Path },
+		Doc:     "The QEMU program, as a path or as a name that is looked up in PATH.",
+		Default: fixed("qemu-system-x86_64"),
+	},
+}
+
+// Keys gives the table; the caller must not change it.
+func Keys() []Key { return keys }
