@@ -1,0 +1,107 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/blixard/blixard/internal/localpath"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/unixsocket"
+)
+
+// EnvAddr is the variable that names the node when no address is given.
+const EnvAddr = "BLIXARD_ADDR"
+
+// resolve gives the path of the unix socket that addr stands for. An empty addr
+// means the environment's, and without one the first of the local sockets that
+// exists.
+func resolve(addr string, user localpath.User) (path string, err error) {
+	if addr == "" {
+		addr = user.Env(EnvAddr)
+	}
+	if addr == "" {
+		return localSocket(user)
+	}
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		// Both unix:PATH and unix:///PATH are in use.
+		if strings.HasPrefix(path, "///") {
+			path = path[2:]
+		}
+		if path == "" {
+			return "", badAddr(addr, "the path of the socket is missing")
+		}
+		return filepath.Abs(path)
+	}
+	if err := checkHTTPS(addr); err != nil {
+		return "", err
+	}
+	return "", problem.New(problem.Unavailable, "addr.tls_not_available",
+		"address %q is reached over TLS, which this version of blixard does not speak", addr).
+		WithHint("run the command on the node itself, or name its socket with --addr unix:PATH")
+}
+
+func checkHTTPS(addr string) error {
+	host, scheme, found := strings.Cut(addr, "://")
+	if !found {
+		host, scheme = addr, "https"
+	} else {
+		host, scheme = scheme, host
+	}
+	if scheme != "https" {
+		return badAddr(addr, "its scheme is "+strconv.Quote(scheme))
+	}
+	if strings.HasPrefix(addr, "/") || strings.HasPrefix(addr, ".") {
+		return problem.New(problem.Invalid, "addr.invalid", "address %q looks like a path", addr).
+			WithHint("name a socket as unix:%s", addr)
+	}
+	u, err := url.Parse("https://" + host)
+	if err != nil || u.Hostname() == "" || u.Port() == "" || strings.Trim(u.Path, "/") != "" || u.User != nil {
+		return badAddr(addr, "it has no HOST:PORT")
+	}
+	if port, err := strconv.ParseUint(u.Port(), 10, 16); err != nil || port == 0 {
+		return badAddr(addr, "its port is not from 1 to 65535")
+	}
+	return nil
+}
+
+func badAddr(addr, reason string) error {
+	return problem.New(problem.Invalid, "addr.invalid", "address %q: %s", addr, reason).
+		WithHint("write unix:PATH or https://HOST:PORT")
+}
+
+// localSocket chooses among the local sockets: the first that is there, or the
+// first of all, so that the error names it.
+func localSocket(user localpath.User) (string, error) {
+	sockets := user.Sockets()
+	for _, s := range sockets {
+		if st, err := os.Stat(s); err == nil && st.Mode()&fs.ModeSocket != 0 {
+			return s, nil
+		}
+	}
+	return sockets[0], nil
+}
+
+// dialSocket connects and turns what can go wrong into problems.
+func dialSocket(ctx context.Context, path string) (net.Conn, error) {
+	c, err := unixsocket.Dial(ctx, path)
+	switch {
+	case err == nil:
+		return c, nil
+	case unixsocket.Absent(err):
+		return nil, problem.New(problem.Unavailable, "node.not_running", "no blixard node listens at %s", path).
+			WithHint("start one with `blixard node start --detach`, or name another with --addr or %s", EnvAddr)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, problem.New(problem.Denied, "auth.socket", "you may not open the socket %s", path).
+			WithHint("run the command as root, or have yourself added to the group blixard and log in again")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return nil, problem.From(err)
+	}
+	return nil, problem.From(err)
+}

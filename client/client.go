@@ -1,0 +1,140 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/localpath"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// The limits of calls.
+const (
+	// DefaultTimeout bounds a call whose context has no deadline, its retries
+	// included.
+	DefaultTimeout = 30 * time.Second
+	// dialTimeout bounds the first connection to a local socket; a daemon that
+	// is stopped accepts none.
+	dialTimeout = 5 * time.Second
+	// receiveBytesMax holds a page of 10,000 VMs of up to 6 KiB each.
+	receiveBytesMax = 64 << 20
+	// retryTriesMax and the backoff below make retries last about 5 s, enough
+	// for a daemon to restart.
+	retryTriesMax   = 12
+	retryWaitFirst  = 50 * time.Millisecond
+	retryWaitMax    = time.Second
+	reconnectDelays = time.Second
+)
+
+// Config says which node to speak to, and how.
+type Config struct {
+	// Addr is unix:PATH or https://HOST:PORT. Empty means BLIXARD_ADDR, and
+	// without it the node on this host.
+	Addr string
+	// Timeout of each call whose context has no deadline; 0 means
+	// DefaultTimeout. Streams have none.
+	Timeout time.Duration
+}
+
+// Client is a connection to one node. It is safe for concurrent use; the caller
+// must Close it.
+type Client struct {
+	conn *grpc.ClientConn
+	path string
+	// timeout of unary calls.
+	timeout time.Duration
+	// dialed is how the newest connection attempt ended.
+	dialed atomic.Pointer[dialResult]
+}
+
+// dialResult keeps why a connection failed, since gRPC passes on the text only.
+type dialResult struct{ problem *problem.Error }
+
+// Dial connects to a node. It fails at once when none listens: a problem of kind
+// Unavailable and code node.not_running.
+func Dial(ctx context.Context, cfg Config) (*Client, error) {
+	path, err := resolve(cfg.Addr, localpath.Current())
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{path: path, timeout: cfg.Timeout}
+	if c.timeout <= 0 {
+		c.timeout = DefaultTimeout
+	}
+	first, err := c.first(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The connection that proved that somebody listens is the one gRPC uses.
+	var given atomic.Pointer[net.Conn]
+	given.Store(&first)
+	c.conn, err = grpc.NewClient("passthrough:///localhost",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			if first := given.Swap(nil); first != nil {
+				return *first, nil
+			}
+			return c.dial(ctx)
+		}),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(receiveBytesMax)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: retryWaitFirst, Multiplier: 1.5, Jitter: 0.2, MaxDelay: reconnectDelays},
+			MinConnectTimeout: dialTimeout,
+		}),
+		grpc.WithUnaryInterceptor(c.unary),
+		grpc.WithStreamInterceptor(c.stream),
+	)
+	if err != nil {
+		_ = first.Close()
+		return nil, problem.New(problem.Internal, "client.setup", "the connection can't be set up").WithCause(err)
+	}
+	c.conn.Connect()
+	return c, nil
+}
+
+func (c *Client) first(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	return c.dial(ctx)
+}
+
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	conn, err := dialSocket(ctx, c.path)
+	c.dialed.Store(&dialResult{problem.From(err)})
+	return conn, err
+}
+
+// Close ends the connection and all calls on it.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Addr is the address of the node in the form that Dial takes.
+func (c *Client) Addr() string { return "unix:" + c.path }
+
+// VMs declares, changes and reaches VMs.
+func (c *Client) VMs() blixardv1.VMServiceClient { return blixardv1.NewVMServiceClient(c.conn) }
+
+// Nodes tells of nodes.
+func (c *Client) Nodes() blixardv1.NodeServiceClient { return blixardv1.NewNodeServiceClient(c.conn) }
+
+// Agents is what the agent of a node asks of the cluster.
+func (c *Client) Agents() blixardv1.AgentServiceClient {
+	return blixardv1.NewAgentServiceClient(c.conn)
+}
+
+// Events tells what happened.
+func (c *Client) Events() blixardv1.EventServiceClient {
+	return blixardv1.NewEventServiceClient(c.conn)
+}
+
+// NewKey makes an idempotency key. Calls without one get their own; a caller
+// that repeats a change by itself gives all its calls the same.
+func NewKey() string { return rand.Text() }
