@@ -26,7 +26,7 @@ func (s *Session) Events() <-chan Event { return s.events }
 // ready event says when the command runs. Repeating it with an equal config, in any phase, changes
 // nothing and returns the state; a different config is refused as Conflict/guest.configured.
 func (s *Session) Configure(ctx context.Context, cfg BootConfig) (Status, error) {
-	return s.callStatus(ctx, wire.Request{Method: wire.MethodConfigure, Config: &cfg})
+	return s.callStatus(ctx, wire.Request{Method: wire.MethodConfigure, Config: &cfg, TimeUS: time.Now().UnixMicro()})
 }
 
 // Status asks for the state of the boot.
@@ -150,6 +150,7 @@ func (s *Session) open(ctx context.Context) (*calls, error) {
 func (c *calls) close() {
 	c.stop()
 	c.stream.Close()
+	c.stream.SetReadDeadline(time.Unix(1, 0)) // a reader that still waits gives up
 }
 
 // send writes the request. It fails as Invalid/guest.too_large before anything was sent when the

@@ -34,6 +34,8 @@ type Request struct {
 	Attach *AttachRequest `json:"attach,omitempty"`
 	// GraceMS of Stop and Reboot is the time between the stop signal and SIGKILL.
 	GraceMS int64 `json:"grace_ms,omitempty"`
+	// TimeUS of Configure is the host's time, microseconds since 1970.
+	TimeUS int64 `json:"time_us,omitempty"`
 }
 
 // Response answers a request.

@@ -1,0 +1,263 @@
+//go:build linux
+
+package pid1
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/blixard/blixard/guest/wire"
+)
+
+// Directories of the initramfs in which the root is built.
+const (
+	imageDir = "/blixard/image"
+	dataDir  = "/blixard/data"
+	rootDir  = "/blixard/root"
+)
+
+const (
+	// deviceLimit bounds the wait for a drive, which its driver may still be finding.
+	deviceLimit = 5 * time.Second
+	devicePoll  = time.Millisecond
+	sysBlock    = "/sys/block"
+	serialWord  = "serial:"
+)
+
+// mountFlags are the options of fstab that are flags of mount(2).
+var mountFlags = map[string]uintptr{
+	"defaults": 0, "rw": 0, "ro": unix.MS_RDONLY, "noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME,
+	"relatime": unix.MS_RELATIME, "nodev": unix.MS_NODEV, "nosuid": unix.MS_NOSUID, "noexec": unix.MS_NOEXEC,
+	"sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC, "lazytime": unix.MS_LAZYTIME,
+}
+
+// splitOptions parts fstab options into flags and the file system's own data.
+func splitOptions(options string) (flags uintptr, data string) {
+	var rest []string
+	for o := range strings.SplitSeq(options, ",") {
+		if f, ok := mountFlags[o]; ok {
+			flags |= f
+		} else if o != "" {
+			rest = append(rest, o)
+		}
+	}
+	return flags, strings.Join(rest, ",")
+}
+
+// mountAt makes dir and mounts on it.
+func mountAt(source, dir, fstype string, flags uintptr, data string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(source, dir, fstype, flags, data); err != nil {
+		return fmt.Errorf("mount %s (%s) on %s: %w", source, fstype, dir, err)
+	}
+	return nil
+}
+
+// mountKernel mounts what the channel needs: devices, processes, /sys.
+func mountKernel() error {
+	return errors.Join(
+		mountAt("dev", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"),
+		mountAt("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""),
+		mountAt("sys", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""),
+	)
+}
+
+// mountMore mounts what commands need, below the same directories. A kernel without one of them is no
+// reason to fail.
+func mountMore() {
+	mountAt("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5")
+	mountAt("shm", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777")
+	mountAt("mqueue", "/dev/mqueue", "mqueue", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	if _, err := os.Stat("/sys/fs/cgroup"); err == nil {
+		mountAt("cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "nsdelegate")
+	}
+	for link, target := range map[string]string{
+		"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
+	} {
+		os.Symlink(target, link)
+	}
+}
+
+// findDevice gives the path of a drive, once it is there.
+func findDevice(device string, limit time.Duration) (string, error) {
+	begin := time.Now()
+	for {
+		path := device
+		if serial, ok := strings.CutPrefix(device, serialWord); ok {
+			path = bySerial(sysBlock, serial)
+		}
+		if path != "" {
+			if _, err := os.Stat(path); err == nil {
+				return path, nil
+			}
+		}
+		if time.Since(begin) > limit {
+			return "", fmt.Errorf("drive %s did not appear within %s", device, limit)
+		}
+		time.Sleep(devicePoll)
+	}
+}
+
+// bySerial finds the drive whose serial number is serial.
+func bySerial(dir, serial string) string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return ""
+	}
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(dir, e.Name(), "serial"))
+		if err == nil && strings.TrimRight(string(b), "\x00\n ") == serial {
+			return "/dev/" + e.Name()
+		}
+	}
+	return ""
+}
+
+func mountDisk(d wire.Disk, dir string, flags uintptr) error {
+	path, err := findDevice(d.Device, deviceLimit)
+	if err != nil {
+		return err
+	}
+	more, data := splitOptions(d.Options)
+	return mountAt(path, dir, d.FSType, flags|more, data)
+}
+
+// root is the root of the VM after the switch, with what is needed to leave it cleanly.
+type root struct {
+	data  *os.File // the writable disk's mount
+	old   *os.File // the initramfs
+	disks bool     // data is a drive
+}
+
+// buildRoot mounts the image, lays the writable disk or memory over it, and makes that the root of
+// this process and all mounts.
+func buildRoot(cfg *wire.BootConfig) (*root, error) {
+	old, err := os.Open("/")
+	if err != nil {
+		return nil, err
+	}
+	r := &root{old: old, disks: cfg.Writable != nil}
+	if err := mountDisk(cfg.Image, imageDir, unix.MS_RDONLY); err != nil {
+		return nil, err
+	}
+	if cfg.Writable != nil {
+		err = mountDisk(*cfg.Writable, dataDir, 0)
+	} else {
+		err = mountAt("data", dataDir, "tmpfs", 0, "mode=0755")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := mountOverlay(); err != nil {
+		return nil, err
+	}
+	if r.data, err = os.Open(dataDir); err != nil {
+		return nil, err
+	}
+	return r, switchRoot()
+}
+
+// mountOverlay lays dataDir over imageDir at rootDir. The root directory's own mode and owner come from
+// the upper directory, so it gets the image's.
+func mountOverlay() error {
+	upper, work := dataDir+"/upper", dataDir+"/work"
+	var st unix.Stat_t
+	if err := unix.Stat(imageDir, &st); err != nil {
+		return err
+	}
+	if err := os.Mkdir(upper, 0o755); err == nil {
+		unix.Chown(upper, int(st.Uid), int(st.Gid))
+		unix.Chmod(upper, st.Mode&0o7777)
+	} else if !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := os.Mkdir(work, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return mountAt("blixard", rootDir, "overlay", 0, "lowerdir="+imageDir+",upperdir="+upper+",workdir="+work)
+}
+
+// switchRoot moves the kernel's file systems into rootDir and rootDir to the root.
+func switchRoot() error {
+	for _, dir := range []string{"/dev", "/proc", "/sys"} {
+		if err := os.MkdirAll(rootDir+dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(dir, rootDir+dir, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("move %s: %w", dir, err)
+		}
+	}
+	if err := unix.Chdir(rootDir); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+// clean makes the disks as an unmount would leave them. Nothing may be writing any more.
+func (r *root) clean() error {
+	unix.Sync()
+	if r == nil {
+		return nil
+	}
+	err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	if r.disks {
+		path := fmt.Sprintf("/proc/self/fd/%d", r.data.Fd())
+		err = errors.Join(err, unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	}
+	return err
+}
+
+// forget frees the initramfs, which nothing can reach any more but the open file of it.
+func (r *root) forget() {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(int(r.old.Fd()), &fs) != nil || (fs.Type != unix.RAMFS_MAGIC && fs.Type != unix.TMPFS_MAGIC) {
+		return
+	}
+	var st unix.Stat_t
+	if unix.Fstat(int(r.old.Fd()), &st) == nil {
+		removeBelow(int(r.old.Fd()), st.Dev)
+	}
+}
+
+// removeBelow removes what is in a directory and on the same file system.
+func removeBelow(dir int, dev uint64) {
+	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	f := os.NewFile(uintptr(fd), "initramfs")
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		var st unix.Stat_t
+		if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Dev != dev {
+			continue
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			unix.Unlinkat(dir, name, 0)
+			continue
+		}
+		if sub, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
+			removeBelow(sub, dev)
+			unix.Close(sub)
+			unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+//go:build linux
+
+package pid1
+
+import (
+	"sync"
+	"syscall"
+)
+
+// process is a child of this init. done is closed when it has ended and status is set.
+type process struct {
+	pid    int
+	done   chan struct{}
+	status syscall.WaitStatus
+}
+
+// reaper starts children and collects every ended process, its own and orphans. All children must be
+// started through it. Safe for concurrent use.
+type reaper struct {
+	mu       sync.Mutex
+	children map[int]*process
+}
+
+func newReaper() *reaper { return &reaper{children: map[int]*process{}} }
+
+// start runs a program. The lock is held from fork to the entry in children, so that collect never
+// meets a child that is not there yet.
+func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (*process, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	pid, err := syscall.ForkExec(path, argv, attr)
+	if err != nil {
+		return nil, err
+	}
+	p := &process{pid: pid, done: make(chan struct{})}
+	r.children[pid] = p
+	return p, nil
+}
+
+// collect takes every process that has ended already and reports whether no child is left at all. It is
+// called after each SIGCHLD.
+func (r *reaper) collect() (none bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return err == syscall.ECHILD
+		}
+		if p := r.children[pid]; p != nil {
+			delete(r.children, pid)
+			p.status = status
+			close(p.done)
+		}
+	}
+}
+
+// signal sends a signal to a child that has not been collected, so never to a stranger with its number.
+// A negative group sends it to the child's process group.
+func (r *reaper) signal(p *process, sig syscall.Signal, group bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.children[p.pid] != p {
+		return
+	}
+	if group {
+		syscall.Kill(-p.pid, sig)
+		return
+	}
+	syscall.Kill(p.pid, sig)
+}
+
+// exitCode turns a wait status into the code a shell would give, and the signal or zero.
+func exitCode(s syscall.WaitStatus) (code, signal int) {
+	if s.Signaled() {
+		return 128 + int(s.Signal()), int(s.Signal())
+	}
+	return s.ExitStatus(), 0
+}
