@@ -49,7 +49,8 @@ func NewHandle(pidfd int) (*Handle, error) {
 	return &Handle{f: os.NewFile(uintptr(pidfd), "pidfd")}, nil
 }
 
-// Signal sends a signal. It is ErrGone when the process has ended and was reaped.
+// Signal sends a signal. It is ErrGone when the process has ended and was reaped,
+// os.ErrClosed when the handle is closed.
 func (h *Handle) Signal(sig unix.Signal) error {
 	rc, err := h.f.SyscallConn()
 	if err != nil {
@@ -57,7 +58,7 @@ func (h *Handle) Signal(sig unix.Signal) error {
 	}
 	var serr error
 	if err := rc.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
-		return err
+		return fmt.Errorf("process: signal: %w", os.ErrClosed)
 	}
 	if errors.Is(serr, unix.ESRCH) {
 		return ErrGone
