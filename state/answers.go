@@ -1,0 +1,139 @@
+package state
+
+import (
+	"bytes"
+	"crypto/sha256"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// digestBytes is the length of a digest: enough that no two requests of one
+// caller meet by chance.
+const digestBytes = 16
+
+// Digest gives the digest of a command's request: of its change without the ids
+// that the proposer chose. A proposer that chooses more than ids, such as names
+// or defaults, must digest the request itself.
+func Digest(cmd *blixardv1.Command) []byte {
+	c := &blixardv1.Command{Change: cmd.GetChange()}
+	if create, ok := cmd.GetChange().(*blixardv1.Command_CreateVm); ok {
+		c.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
+			Name: create.CreateVm.GetName(), Spec: create.CreateVm.GetSpec(), Labels: create.CreateVm.GetLabels(),
+		}}
+	}
+	var space [512]byte
+	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(space[:0], c)
+	if err != nil {
+		return nil // the proposal fails on the same error
+	}
+	sum := sha256.Sum256(b)
+	return sum[:digestBytes]
+}
+
+// answerKey: a key belongs to its caller.
+type answerKey struct{ actor, key string }
+
+// answer is a remembered Result, kept small because there are many; on disk it
+// is an IdempotencyRecord.
+type answer struct {
+	key         answerKey
+	digest      []byte
+	index       uint64
+	unixNano    int64
+	objectID    string
+	objectName  string
+	modifyIndex uint64
+	problem     *problem.Error
+}
+
+// once runs a command unless its key was seen before.
+func (b *batch) once(cmd *blixardv1.Command) Result {
+	if cmd.GetKey() == "" {
+		return b.run(cmd)
+	}
+	k := answerKey{cmd.GetActor(), cmd.GetKey()}
+	if a, ok := b.s.byKey[k]; ok {
+		return b.repeat(a, cmd)
+	}
+	r := b.run(cmd)
+	a := &answer{
+		key: k, digest: cmd.GetDigest(), index: b.index, unixNano: cmd.GetTime().AsTime().UnixNano(),
+		problem: r.Problem,
+	}
+	switch {
+	case r.VM != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.VM.GetId(), r.VM.GetName(), r.VM.GetModifyIndex()
+	case r.Node != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.Node.GetId(), r.Node.GetName(), r.Node.GetModifyIndex()
+	}
+	b.s.remember(a)
+	return r
+}
+
+// repeat gives the first answer again. The object is as it is now, with the
+// modify_index of the first answer; one that is gone is given by id and name.
+func (b *batch) repeat(a *answer, cmd *blixardv1.Command) Result {
+	if !bytes.Equal(a.digest, cmd.GetDigest()) {
+		return Result{Index: b.index, Problem: problem.New(problem.Conflict, "idempotency.mismatch",
+			"idempotency key %q was used for another change at index %d", a.key.key, a.index).
+			WithHint("use a fresh key for each change; repeat a key only with the same request")}
+	}
+	r := Result{Index: a.index, Problem: a.problem, Repeated: true}
+	if a.objectID == "" {
+		return r
+	}
+	if _, ok := cmd.GetChange().(*blixardv1.Command_RegisterNode); ok {
+		if n := b.node(a.objectID); n != nil {
+			r.Node = copyNode(n)
+			r.Node.ModifyIndex = a.modifyIndex
+		}
+		return r
+	}
+	if vm := b.vm(a.objectID); vm != nil {
+		r.VM = copyVM(vm)
+	} else {
+		r.VM = &blixardv1.VM{Id: a.objectID, Name: a.objectName, Deleting: true}
+	}
+	r.VM.ModifyIndex = a.modifyIndex
+	return r
+}
+
+// remember keeps a and forgets what is too old or too many. Age is counted in
+// the time of commands, so a proposer's clock that jumps forward makes the
+// replicas forget early, all of them alike.
+func (s *State) remember(a *answer) {
+	s.answers = append(s.answers, a)
+	s.byKey[a.key] = a
+	oldest := a.unixNano - int64(s.limits.AnswersWindow)
+	drop := 0
+	for drop < len(s.answers)-1 &&
+		(len(s.answers)-drop > s.limits.Answers || s.answers[drop].unixNano < oldest) {
+		delete(s.byKey, s.answers[drop].key)
+		drop++
+	}
+	s.answers = s.answers[drop:]
+}
+
+func (a *answer) record() *blixardv1.IdempotencyRecord {
+	r := &blixardv1.IdempotencyRecord{
+		Key: a.key.key, Actor: a.key.actor, Index: a.index, Digest: a.digest,
+		Time:     &timestamppb.Timestamp{Seconds: a.unixNano / 1e9, Nanos: int32(a.unixNano % 1e9)},
+		ObjectId: a.objectID, ObjectName: a.objectName, ModifyIndex: a.modifyIndex,
+	}
+	if a.problem != nil {
+		r.Problem = a.problem.Proto()
+	}
+	return r
+}
+
+func answerOf(r *blixardv1.IdempotencyRecord) *answer {
+	return &answer{
+		key: answerKey{r.GetActor(), r.GetKey()}, digest: r.GetDigest(), index: r.GetIndex(),
+		unixNano: r.GetTime().AsTime().UnixNano(), objectID: r.GetObjectId(), objectName: r.GetObjectName(),
+		modifyIndex: r.GetModifyIndex(), problem: problem.FromProto(r.GetProblem()),
+	}
+}

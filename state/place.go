@@ -1,0 +1,117 @@
+package state
+
+import (
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/invariant"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// place applies a plan. Each placement is checked against the state as it is
+// now, which may have moved since the plan was made, and refused by itself.
+func (b *batch) place(c *blixardv1.PlaceCommand) Result {
+	r := Result{Index: b.index}
+	for _, p := range c.GetPlacements() {
+		if why := b.placeOne(p); why != nil {
+			r.Refused = append(r.Refused, Refusal{AllocationID: p.GetAllocationId(), VMID: p.GetVmId(), Problem: why})
+		}
+	}
+	if n := len(r.Refused); n > 0 && n == len(c.GetPlacements()) {
+		r.Problem = r.Refused[0].Problem
+	}
+	return r
+}
+
+func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
+	vm, node, why := b.placeable(p)
+	if why != nil {
+		return why
+	}
+	more := b.s.limits.Reservation(vm.GetSpec())
+	if short, ok := Fits(node.GetAllocatable(), node.GetAllocated(), more); !ok {
+		return problem.New(problem.NoCapacity, "placement.no_room", "node %q has no room for VM %q: %s is short",
+			node.GetName(), vm.GetName(), short).
+			WithHint("stop and delete VMs there, or give the VM less")
+	}
+	n := copyNode(node)
+	n.Allocated = add(node.GetAllocated(), more)
+	b.putNode(n)
+
+	epoch := vm.GetStatus().GetEpoch() + 1
+	status := &blixardv1.VMStatus{
+		State: stPending, Node: node.GetName(), AllocationId: p.GetAllocationId(), Epoch: epoch,
+		Restarts: vm.GetStatus().GetRestarts(), Reason: "placed",
+		Message: "placed on node " + node.GetName(),
+	}
+	a := &blixardv1.Allocation{
+		Id: p.GetAllocationId(), VmId: vm.GetId(), VmName: vm.GetName(), NodeId: node.GetId(), Epoch: epoch,
+		Desired: blixardv1.DesiredAllocation_run, Spec: vm.GetSpec(), Generation: vm.GetGeneration(),
+		StartCount: 1, Status: status, CreateIndex: b.index,
+	}
+	b.putAllocation(a)
+	next := copyVM(vm)
+	next.Status = status
+	b.putVM(next)
+	b.allocationEvent(a, "allocation.placed", status)
+	return nil
+}
+
+// placeable checks all of a placement but the room.
+func (b *batch) placeable(p *blixardv1.Placement) (*blixardv1.VM, *blixardv1.Node, *problem.Error) {
+	vm := b.vm(p.GetVmId())
+	if vm == nil {
+		return nil, nil, problem.New(problem.NotFound, "vm.not_found", "there is no VM %q", p.GetVmId())
+	}
+	if vm.GetModifyIndex() != p.GetVmModifyIndex() {
+		return nil, nil, problem.New(problem.Conflict, "placement.stale",
+			"VM %q was changed at index %d after it was planned at %d", vm.GetName(), vm.GetModifyIndex(), p.GetVmModifyIndex())
+	}
+	if vm.GetDeleting() || vm.GetSpec().GetDesired() != blixardv1.DesiredState_run {
+		return nil, nil, problem.New(problem.Conflict, "placement.unwanted", "VM %q shall not run", vm.GetName())
+	}
+	for _, a := range b.allocationsOf(vm) {
+		if a.GetStatus().GetState() != stLost {
+			return nil, nil, problem.New(problem.Conflict, "placement.placed", "VM %q is placed already, as %s", vm.GetName(), a.GetId())
+		}
+	}
+	if p.GetAllocationId() == "" || b.allocation(p.GetAllocationId()) != nil {
+		return nil, nil, problem.New(problem.Conflict, "placement.id_taken", "the allocation id %q is empty or taken", p.GetAllocationId())
+	}
+	node := b.node(p.GetNodeId())
+	if node == nil {
+		return nil, nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", p.GetNodeId())
+	}
+	if node.GetState() != blixardv1.NodeState_ready {
+		return nil, nil, problem.New(problem.Unavailable, "node.not_ready", "node %q is %s", node.GetName(), node.GetState())
+	}
+	return vm, node, nil
+}
+
+// release gives back what a reserved.
+func (b *batch) release(a *blixardv1.Allocation) {
+	node := b.node(a.GetNodeId())
+	if node == nil {
+		return
+	}
+	n := copyNode(node)
+	n.Allocated = sub(node.GetAllocated(), b.s.limits.Reservation(a.GetSpec()))
+	b.putNode(n)
+}
+
+func add(a, more *blixardv1.Resources) *blixardv1.Resources {
+	return &blixardv1.Resources{
+		Vcpus:     a.GetVcpus() + more.GetVcpus(),
+		MemoryMib: a.GetMemoryMib() + more.GetMemoryMib(),
+		DiskBytes: a.GetDiskBytes() + more.GetDiskBytes(),
+	}
+}
+
+func sub(a, less *blixardv1.Resources) *blixardv1.Resources {
+	invariant.That(a.GetVcpus() >= less.GetVcpus() && a.GetMemoryMib() >= less.GetMemoryMib() &&
+		a.GetDiskBytes() >= less.GetDiskBytes(),
+		"released %v of %v: was an allocation counted twice?", less, a)
+	return &blixardv1.Resources{
+		Vcpus:     a.GetVcpus() - less.GetVcpus(),
+		MemoryMib: a.GetMemoryMib() - less.GetMemoryMib(),
+		DiskBytes: a.GetDiskBytes() - less.GetDiskBytes(),
+	}
+}

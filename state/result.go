@@ -1,0 +1,67 @@
+package state
+
+import (
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// Entry is a log entry for Apply. Command is nil for entries that carry none,
+// such as the first one of a leader; they only move the index. State keeps parts
+// of Command: it must not be changed afterwards.
+type Entry struct {
+	Index   uint64
+	Command *blixardv1.Command
+}
+
+// Result is the answer to one command. At most one of VM and Node is set; the
+// objects are shared and read-only.
+type Result struct {
+	// Index of the entry that made the change; for a repeated idempotency key the
+	// index of the first one.
+	Index uint64
+	// VM after CreateVM, SetVMDesired, DeleteVM, LabelVM and SetVMReason; its last
+	// form when it was dropped.
+	VM *blixardv1.VM
+	// Node after RegisterNode.
+	Node *blixardv1.Node
+	// Problem is why the command changed nothing; nil when it was carried out.
+	Problem *problem.Error
+	// Refused are the placements or reports that were refused by themselves while
+	// the others of the command were carried out. When all were refused, Problem
+	// is that of the first.
+	Refused []Refusal
+	// Repeated is set when the idempotency key was seen before: nothing was done
+	// again.
+	Repeated bool
+}
+
+// Refusal of one part of a Place or Report command.
+type Refusal struct {
+	// AllocationID of the placement or report, and its VM where known.
+	AllocationID string
+	VMID         string
+	Problem      *problem.Error
+}
+
+// Kind of what a Change is about.
+type Kind uint8
+
+// The kinds. They are not stored.
+const (
+	KindVM         Kind = 1
+	KindAllocation Kind = 2
+	KindNode       Kind = 3
+	KindEvent      Kind = 4
+)
+
+// Change is one object as an entry left it. Exactly the field that Kind names is
+// set; it is shared and read-only.
+type Change struct {
+	Index      uint64
+	Kind       Kind
+	Deleted    bool // the object is its last form
+	VM         *blixardv1.VM
+	Allocation *blixardv1.Allocation
+	Node       *blixardv1.Node
+	Event      *blixardv1.Event
+}

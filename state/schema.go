@@ -1,0 +1,119 @@
+package state
+
+import (
+	"fmt"
+
+	"github.com/hashicorp/go-memdb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+)
+
+// The tables and their indexes. The words appear in memory only.
+const (
+	tableVM         = "vm"
+	tableAllocation = "allocation"
+	tableNode       = "node"
+
+	indexID   = "id"
+	indexName = "name"
+	indexVM   = "vm"
+	indexNode = "node"
+
+	prefixSuffix = "_prefix"
+)
+
+// stringIndex indexes an object by one of its strings, without reflection. Keys
+// end in a zero byte, so that no key is the beginning of another.
+type stringIndex[T any] func(T) string
+
+var _ memdb.SingleIndexer = stringIndex[*blixardv1.VM](nil)
+
+func key(s string) []byte {
+	b := make([]byte, len(s)+1)
+	copy(b, s)
+	return b
+}
+
+func (f stringIndex[T]) FromObject(obj any) (bool, []byte, error) {
+	o, ok := obj.(T)
+	if !ok {
+		return false, nil, fmt.Errorf("state: index over %T given %T", o, obj)
+	}
+	s := f(o)
+	return s != "", key(s), nil
+}
+
+func (f stringIndex[T]) FromArgs(args ...any) ([]byte, error) {
+	if len(args) != 1 {
+		return nil, fmt.Errorf("state: %d index arguments, want 1", len(args))
+	}
+	s, ok := args[0].(string)
+	if !ok {
+		return nil, fmt.Errorf("state: index argument %T, want string", args[0])
+	}
+	return key(s), nil
+}
+
+func table(name string, indexes ...*memdb.IndexSchema) *memdb.TableSchema {
+	t := &memdb.TableSchema{Name: name, Indexes: map[string]*memdb.IndexSchema{}}
+	for _, i := range indexes {
+		t.Indexes[i.Name] = i
+	}
+	return t
+}
+
+func schema() *memdb.DBSchema {
+	return &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
+		tableVM: table(tableVM,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.VM]((*blixardv1.VM).GetId)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.VM]((*blixardv1.VM).GetName)},
+		),
+		tableAllocation: table(tableAllocation,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Allocation]((*blixardv1.Allocation).GetId)},
+			&memdb.IndexSchema{Name: indexVM, Indexer: stringIndex[*blixardv1.Allocation]((*blixardv1.Allocation).GetVmId)},
+			&memdb.IndexSchema{Name: indexNode, Indexer: stringIndex[*blixardv1.Allocation]((*blixardv1.Allocation).GetNodeId)},
+		),
+		tableNode: table(tableNode,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Node]((*blixardv1.Node).GetId)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Node]((*blixardv1.Node).GetName)},
+		),
+	}}
+}
+
+// first gives the object of a unique index, or nil. It panics on an unknown
+// table, which only a mistake in this package can name.
+func first[T any](txn *memdb.Txn, table, index, arg string) *T {
+	raw, err := txn.First(table, index, arg)
+	if err != nil {
+		panic(err)
+	}
+	if raw == nil {
+		return nil
+	}
+	return raw.(*T)
+}
+
+// all gives the objects with that value of an index, ordered by id.
+func all[T any](txn *memdb.Txn, table, index string, args ...any) []*T {
+	it, err := txn.Get(table, index, args...)
+	if err != nil {
+		panic(err)
+	}
+	var objects []*T
+	for raw := it.Next(); raw != nil; raw = it.Next() {
+		objects = append(objects, raw.(*T))
+	}
+	return objects
+}
+
+func insert(txn *memdb.Txn, table string, obj any) {
+	if err := txn.Insert(table, obj); err != nil {
+		panic(err)
+	}
+}
+
+func remove(txn *memdb.Txn, table string, obj any) {
+	if err := txn.Delete(table, obj); err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,240 @@
+package state
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/hashicorp/go-memdb"
+	"google.golang.org/protobuf/proto"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+const (
+	// snapshotFormat is the newest format of a stream that this version writes
+	// and reads.
+	snapshotFormat = 1
+	// recordBytesMax bounds one record, so that damage in a length cannot ask for
+	// all memory: four times the largest command.
+	recordBytesMax = 4 << 20
+	// streamBufferBytes is one write to the file.
+	streamBufferBytes = 256 << 10
+)
+
+// WriteSnapshot writes all of the view as a stream of length-delimited
+// StateSnapshot records: a header, the objects in the order of their ids, the
+// events and the remembered answers in the order of the log, and an end that
+// carries the digest of everything before it. Equal states give equal bytes.
+func (v *View) WriteSnapshot(w io.Writer) error {
+	sw := &snapshotWriter{out: bufio.NewWriterSize(w, streamBufferBytes), digest: sha256.New()}
+	sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Header{
+		Header: &blixardv1.StateHeader{Format: snapshotFormat, Index: v.index},
+	}})
+	txn := v.db.Txn(false)
+	for _, o := range all[blixardv1.VM](txn, tableVM, indexID) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Vm{Vm: o}})
+	}
+	for _, o := range all[blixardv1.Allocation](txn, tableAllocation, indexID) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Allocation{Allocation: o}})
+	}
+	for _, o := range all[blixardv1.Node](txn, tableNode, indexID) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Node{Node: o}})
+	}
+	for _, o := range v.events {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Event{Event: o}})
+	}
+	for _, o := range v.answers {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Idempotency{Idempotency: o.record()}})
+	}
+	sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_End{
+		End: &blixardv1.StateEnd{Records: sw.records, Digest: sw.digest.Sum(nil)},
+	}})
+	if sw.err == nil {
+		sw.err = sw.out.Flush()
+	}
+	if sw.err != nil {
+		return fmt.Errorf("write snapshot of index %d: %w", v.index, sw.err)
+	}
+	return nil
+}
+
+// Hash is a digest of everything in the view: replicas at the same index have
+// the same.
+func (v *View) Hash() [sha256.Size]byte {
+	h := sha256.New()
+	if err := v.WriteSnapshot(h); err != nil {
+		panic(err) // a hash takes everything, and what is in the state was encoded before
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+type snapshotWriter struct {
+	out     *bufio.Writer
+	digest  hash.Hash
+	records uint64
+	buf     []byte
+	err     error
+}
+
+func (w *snapshotWriter) put(record *blixardv1.StateSnapshot) {
+	if w.err != nil {
+		return
+	}
+	options := proto.MarshalOptions{Deterministic: true}
+	size := options.Size(record)
+	w.buf = binary.AppendUvarint(w.buf[:0], uint64(size))
+	w.buf, w.err = options.MarshalAppend(w.buf, record)
+	if w.err != nil {
+		return
+	}
+	if size > recordBytesMax {
+		w.err = fmt.Errorf("record of %d bytes, at most %d can be read back", size, recordBytesMax)
+		return
+	}
+	w.digest.Write(w.buf)
+	w.records++
+	_, w.err = w.out.Write(w.buf)
+}
+
+// Restore replaces everything by the stream of WriteSnapshot. On an error the
+// state is as it was. Watches cannot resume from before the stream's index.
+func (s *State) Restore(r io.Reader) error {
+	next := &State{limits: s.limits}
+	next.reset()
+	if err := next.read(r); err != nil {
+		return fmt.Errorf("restore state: %w", err)
+	}
+	s.index, s.floor, s.db = next.index, next.index, next.db
+	s.events, s.changes, s.answers, s.byKey = next.events, nil, next.answers, next.byKey
+	s.publish()
+	return nil
+}
+
+func damaged(format string, args ...any) error {
+	return problem.New(problem.Internal, "snapshot.damaged", "the state's snapshot is damaged: "+format, args...).
+		WithHint("the replica falls back to its older snapshot and the log")
+}
+
+type snapshotReader struct {
+	in      *bufio.Reader
+	digest  hash.Hash
+	records uint64
+	buf     []byte
+}
+
+// next reads one record; sum is the digest of everything before it.
+func (r *snapshotReader) next() (record *blixardv1.StateSnapshot, sum []byte, err error) {
+	sum = nil
+	size, err := binary.ReadUvarint(r.in)
+	if err != nil {
+		return nil, nil, damaged("it ends after record %d: %v", r.records, err)
+	}
+	if size > recordBytesMax {
+		return nil, nil, damaged("record %d of %d bytes", r.records+1, size)
+	}
+	head := binary.AppendUvarint(nil, size)
+	if uint64(cap(r.buf)) < size {
+		r.buf = make([]byte, size)
+	}
+	r.buf = r.buf[:size]
+	if _, err := io.ReadFull(r.in, r.buf); err != nil {
+		return nil, nil, damaged("it ends within record %d: %v", r.records+1, err)
+	}
+	record = &blixardv1.StateSnapshot{}
+	if err := proto.Unmarshal(r.buf, record); err != nil {
+		return nil, nil, damaged("record %d: %v", r.records+1, err)
+	}
+	if record.GetEnd() != nil {
+		sum = r.digest.Sum(nil)
+	}
+	r.digest.Write(head)
+	r.digest.Write(r.buf)
+	r.records++
+	return record, sum, nil
+}
+
+// read fills the empty s.
+func (s *State) read(in io.Reader) error {
+	r := &snapshotReader{in: bufio.NewReaderSize(in, streamBufferBytes), digest: sha256.New()}
+	record, _, err := r.next()
+	if err != nil {
+		return err
+	}
+	header := record.GetHeader()
+	if header == nil {
+		return damaged("it does not begin with a header")
+	}
+	if header.GetFormat() > snapshotFormat {
+		return problem.New(problem.Unavailable, "data.newer", "the snapshot has format %d, this version reads up to %d",
+			header.GetFormat(), snapshotFormat).WithHint("start the newer version of blixard again")
+	}
+	s.index = header.GetIndex()
+	txn := s.db.Txn(true)
+	defer txn.Abort()
+	for {
+		record, sum, err := r.next()
+		if err != nil {
+			return err
+		}
+		if end := record.GetEnd(); end != nil {
+			if end.GetRecords() != r.records-1 || !bytes.Equal(end.GetDigest(), sum) {
+				return damaged("its digest does not match")
+			}
+			break
+		}
+		if err := s.readRecord(txn, record); err != nil {
+			return err
+		}
+	}
+	txn.Commit()
+	return s.check()
+}
+
+func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) error {
+	var err error
+	switch o := record.GetRecord().(type) {
+	case *blixardv1.StateSnapshot_Vm:
+		err = txn.Insert(tableVM, o.Vm)
+	case *blixardv1.StateSnapshot_Allocation:
+		err = txn.Insert(tableAllocation, o.Allocation)
+	case *blixardv1.StateSnapshot_Node:
+		err = txn.Insert(tableNode, o.Node)
+	case *blixardv1.StateSnapshot_Event:
+		s.events = append(s.events, o.Event)
+	case *blixardv1.StateSnapshot_Idempotency:
+		a := answerOf(o.Idempotency)
+		s.answers = append(s.answers, a)
+		s.byKey[a.key] = a
+	default:
+		return damaged("an unknown record")
+	}
+	if err != nil {
+		return damaged("%v", err)
+	}
+	return nil
+}
+
+// check holds what was read against the invariants between objects.
+func (s *State) check() error {
+	txn := s.db.Txn(false)
+	sums := map[string]*blixardv1.Resources{}
+	for _, a := range all[blixardv1.Allocation](txn, tableAllocation, indexID) {
+		sums[a.GetNodeId()] = add(sums[a.GetNodeId()], s.limits.Reservation(a.GetSpec()))
+		vm := first[blixardv1.VM](txn, tableVM, indexID, a.GetVmId())
+		if vm == nil || vm.GetStatus().GetEpoch() < a.GetEpoch() {
+			return damaged("allocation %s of epoch %d has no VM of that epoch", a.GetId(), a.GetEpoch())
+		}
+	}
+	for _, n := range all[blixardv1.Node](txn, tableNode, indexID) {
+		if !proto.Equal(add(sums[n.GetId()], nil), n.GetAllocated()) {
+			return damaged("node %s has %v reserved, its allocations %v", n.GetId(), n.GetAllocated(), sums[n.GetId()])
+		}
+	}
+	return nil
+}

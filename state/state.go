@@ -1,0 +1,139 @@
+package state
+
+import (
+	"sync/atomic"
+
+	"github.com/hashicorp/go-memdb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/invariant"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// State is the replicated state machine. Apply and Restore must be called by
+// one goroutine at a time; View and Stats are safe for concurrent use.
+type State struct {
+	limits Limits
+	view   atomic.Pointer[View]
+
+	illegalMoves  atomic.Uint64
+	fencedReports atomic.Uint64
+
+	// The rest belongs to the goroutine that applies.
+
+	// Invariant: index of the newest applied entry, equal to the view's between
+	// batches.
+	index uint64
+	db    *memdb.MemDB
+	// The queues share their memory with the views: elements are appended and
+	// dropped at the front, never changed in place.
+	events  []*blixardv1.Event
+	changes []Change
+	floor   uint64
+	answers []*answer
+	// Invariant: byKey holds exactly the elements of answers.
+	byKey map[answerKey]*answer
+}
+
+// Stats counts what was refused since the process started.
+type Stats struct {
+	// IllegalMoves are reports that the table of moves refused.
+	IllegalMoves uint64
+	// FencedReports are reports of an epoch older than the VM's.
+	FencedReports uint64
+}
+
+// New gives an empty state at index 0.
+func New(limits Limits) *State {
+	s := &State{limits: limits}
+	s.reset()
+	s.publish()
+	return s
+}
+
+func (s *State) reset() {
+	db, err := memdb.NewMemDB(schema())
+	if err != nil {
+		panic(err) // the schema is a constant
+	}
+	s.index, s.floor, s.db = 0, 0, db
+	s.events, s.changes, s.answers = nil, nil, nil
+	s.byKey = map[answerKey]*answer{}
+}
+
+// View gives the state after the newest applied batch.
+func (s *State) View() *View { return s.view.Load() }
+
+// Stats gives the counters.
+func (s *State) Stats() Stats {
+	return Stats{IllegalMoves: s.illegalMoves.Load(), FencedReports: s.fencedReports.Load()}
+}
+
+// Apply carries out the commands of entries, whose indexes must go up from the
+// newest applied one, and gives the result of each. A command is carried out
+// wholly or not at all; a refused one changes nothing but what is remembered for
+// its idempotency key. Views see all of the batch or nothing of it.
+//
+// A command that this version does not know stops the process: to leave it out
+// would part this replica from the others.
+func (s *State) Apply(entries []Entry) []Result {
+	if len(entries) == 0 {
+		return nil
+	}
+	b := newBatch(s)
+	results := make([]Result, len(entries))
+	for i := range entries {
+		e := &entries[i]
+		if e.Index <= s.index {
+			invariant.Fail("apply index %d after %d: was the log cut or replayed twice?", e.Index, s.index)
+		}
+		s.index = e.Index
+		if e.Command == nil {
+			results[i] = Result{Index: e.Index}
+			continue
+		}
+		b.begin(e.Index, e.Command)
+		results[i] = b.once(e.Command)
+	}
+	b.commit()
+	s.publish()
+	return results
+}
+
+func (s *State) publish() {
+	s.view.Store(&View{
+		index:   s.index,
+		limits:  s.limits,
+		db:      s.db.Snapshot(),
+		events:  s.events,
+		changes: s.changes,
+		floor:   s.floor,
+		answers: s.answers,
+	})
+}
+
+// run carries out one command.
+func (b *batch) run(cmd *blixardv1.Command) Result {
+	switch c := cmd.GetChange().(type) {
+	case *blixardv1.Command_LabelVm:
+		return b.labelVM(c.LabelVm)
+	case *blixardv1.Command_CreateVm:
+		return b.createVM(c.CreateVm)
+	case *blixardv1.Command_SetVmDesired:
+		return b.setVMDesired(c.SetVmDesired)
+	case *blixardv1.Command_DeleteVm:
+		return b.deleteVM(c.DeleteVm)
+	case *blixardv1.Command_Place:
+		return b.place(c.Place)
+	case *blixardv1.Command_Report:
+		return b.report(c.Report)
+	case *blixardv1.Command_RegisterNode:
+		return b.registerNode(c.RegisterNode)
+	case *blixardv1.Command_SetVmReason:
+		return b.setVMReason(c.SetVmReason)
+	}
+	invariant.Fail("entry %d holds a command this version does not know: was it written by a newer one?", b.index)
+	return Result{}
+}
+
+func refused(index uint64, p *problem.Error) Result { return Result{Index: index, Problem: p} }

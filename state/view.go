@@ -1,0 +1,135 @@
+package state
+
+import (
+	"sort"
+
+	"github.com/hashicorp/go-memdb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// View is the state as one log index left it. It never changes, costs nothing
+// to keep briefly, and is safe for concurrent use. All objects it gives are
+// shared and read-only.
+type View struct {
+	index   uint64
+	limits  Limits
+	db      *memdb.MemDB
+	events  []*blixardv1.Event
+	changes []Change
+	// floor: the changes of this index and all before it are no longer complete.
+	floor   uint64
+	answers []*answer
+}
+
+// Index of the newest entry that is in the view.
+func (v *View) Index() uint64 { return v.index }
+
+// Limits the state was made with.
+func (v *View) Limits() Limits { return v.limits }
+
+// VM finds a VM by its id or name; nil when there is none.
+func (v *View) VM(ref string) *blixardv1.VM {
+	txn := v.db.Txn(false)
+	if vm := first[blixardv1.VM](txn, tableVM, indexID, ref); vm != nil {
+		return vm
+	}
+	return first[blixardv1.VM](txn, tableVM, indexName, ref)
+}
+
+// VMs gives at most limit VMs whose name comes after the given one, in the order
+// of names; a limit of 0 or less means all. The name of the last one continues
+// the list.
+func (v *View) VMs(after string, limit int) []*blixardv1.VM {
+	it, err := v.db.Txn(false).LowerBound(tableVM, indexName, after)
+	if err != nil {
+		panic(err)
+	}
+	var vms []*blixardv1.VM
+	for raw := it.Next(); raw != nil; raw = it.Next() {
+		vm := raw.(*blixardv1.VM)
+		if vm.GetName() == after {
+			continue
+		}
+		vms = append(vms, vm)
+		if len(vms) == limit {
+			break
+		}
+	}
+	return vms
+}
+
+// Allocation finds an allocation by its id; nil when there is none.
+func (v *View) Allocation(id string) *blixardv1.Allocation {
+	return first[blixardv1.Allocation](v.db.Txn(false), tableAllocation, indexID, id)
+}
+
+// Allocations gives all allocations, ordered by id.
+func (v *View) Allocations() []*blixardv1.Allocation {
+	return all[blixardv1.Allocation](v.db.Txn(false), tableAllocation, indexID)
+}
+
+// AllocationsOfVM gives the allocations of a VM, by its id, ordered by their id.
+func (v *View) AllocationsOfVM(vmID string) []*blixardv1.Allocation {
+	return all[blixardv1.Allocation](v.db.Txn(false), tableAllocation, indexVM, vmID)
+}
+
+// AllocationsOfNode gives the allocations on a node, by its id, ordered by their
+// id.
+func (v *View) AllocationsOfNode(nodeID string) []*blixardv1.Allocation {
+	return all[blixardv1.Allocation](v.db.Txn(false), tableAllocation, indexNode, nodeID)
+}
+
+// Node finds a node by its id or name; nil when there is none.
+func (v *View) Node(ref string) *blixardv1.Node {
+	txn := v.db.Txn(false)
+	if n := first[blixardv1.Node](txn, tableNode, indexID, ref); n != nil {
+		return n
+	}
+	return first[blixardv1.Node](txn, tableNode, indexName, ref)
+}
+
+// Nodes gives all nodes, ordered by name.
+func (v *View) Nodes() []*blixardv1.Node {
+	return all[blixardv1.Node](v.db.Txn(false), tableNode, indexName)
+}
+
+// Events gives the newest kept events about object, by its id or name, oldest
+// first; an empty object means all. limit bounds them; 0 or less means all kept.
+func (v *View) Events(object string, limit int) []*blixardv1.Event {
+	if object == "" {
+		if limit > 0 && limit < len(v.events) {
+			return v.events[len(v.events)-limit:]
+		}
+		return v.events
+	}
+	var found []*blixardv1.Event
+	for i := len(v.events) - 1; i >= 0; i-- {
+		e := v.events[i]
+		if e.GetObjectId() != object && e.GetObjectName() != object {
+			continue
+		}
+		found = append(found, e)
+		if len(found) == limit {
+			break
+		}
+	}
+	for i, j := 0, len(found)-1; i < j; i, j = i+1, j-1 {
+		found[i], found[j] = found[j], found[i]
+	}
+	return found
+}
+
+// ChangesAfter gives every change after index, in the order of the log. When
+// changes after index are no longer kept, or index is of another history, it
+// gives a Conflict "watch.compacted": list again and go on from the list's index.
+func (v *View) ChangesAfter(index uint64) ([]Change, error) {
+	if index < v.floor || index > v.index {
+		return nil, problem.New(problem.Conflict, "watch.compacted",
+			"changes after index %d are not kept: they are known from %d to %d", index, v.floor, v.index).
+			WithHint("list the objects again and watch from the index of the list")
+	}
+	i := sort.Search(len(v.changes), func(i int) bool { return v.changes[i].Index > index })
+	return v.changes[i:], nil
+}
