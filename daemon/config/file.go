@@ -73,9 +73,26 @@ func parseFile(path string, data []byte) (layer, error) {
 		if slices.Contains(known, key) || inside(key, known) {
 			continue
 		}
-		wrong = append(wrong, unknown(where(key), key, known))
+		wrong = append(wrong, unknownInFile(where(key), key, known))
+		// The rest is checked without it, so that all that is wrong is told at once.
+		ko.Delete(key)
 	}
 	return l, errors.Join(wrong...)
+}
+
+// unknownInFile is unknown, but for the name of a table used as a key.
+func unknownInFile(where, key string, known []string) error {
+	if !isTable(key) {
+		return unknown(where, key, known)
+	}
+	var inTable []string
+	for _, k := range known {
+		if strings.HasPrefix(k, key+".") {
+			inTable = append(inTable, k)
+		}
+	}
+	return problem.New(problem.Invalid, "config.unknown_key", "%s: %s is a table, not a key", where, key).
+		WithHint("its keys are %s", strings.Join(inTable, ", "))
 }
 
 // writtenKeys gives the keys of the file in order, empty tables left out.
@@ -138,10 +155,23 @@ func keyLines(data []byte) map[string]int {
 			table = name
 			record(lines, table, line)
 		case unstable.KeyValue:
-			record(lines, append(slices.Clone(table), name...), line)
+			recordValue(lines, append(slices.Clone(table), name...), line, data, e)
 		}
 	}
 	return lines
+}
+
+// recordValue keeps the line of a key and of those in its inline tables.
+func recordValue(lines map[string]int, name []string, line int, data []byte, e *unstable.Node) {
+	record(lines, name, line)
+	if e.Value().Kind != unstable.InlineTable {
+		return
+	}
+	it := e.Value().Children()
+	for it.Next() {
+		inner, line := dotted(data, it.Node())
+		recordValue(lines, append(slices.Clone(name), inner...), line, data, it.Node())
+	}
 }
 
 // record keeps the line of a key, and of the tables around it when they have
