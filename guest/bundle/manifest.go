@@ -1,5 +1,7 @@
 package bundle
 
+import "strconv"
+
 // FormatVersion is the version of manifest.json written by this build. A bundle of a higher one is
 // refused: it was written by a newer blixard.
 const FormatVersion = 1
@@ -31,6 +33,8 @@ type Kernel struct {
 	// Cmdline is the kernel command line without the VM's own arguments (the token of the guest's
 	// channel, the devices), which the driver adds behind it.
 	Cmdline string
+	// CmdlineTCG is what comes in addition under emulation; see CommandLineTCG.
+	CmdlineTCG string
 	// ACPI is whether the machine needs ACPI tables for this kernel to find its devices.
 	ACPI bool
 	// Console is the device of the guest's console: ConsoleVirtio or ConsoleSerial.
@@ -52,4 +56,24 @@ type Image struct {
 	Command    []string
 	Env        []string
 	WorkingDir string
+}
+
+// CommandLine gives the command line for a machine with hardware virtualization.
+func (k Kernel) CommandLine() string { return k.Cmdline }
+
+// CommandLineTCG gives the command line for an emulated machine whose host counts tscKHz thousand
+// time stamp cycles a second ([github.com/blixard/blixard/guest/kernel.HostTSCKHz]). An emulated
+// guest reads the host's time stamp counter, and is told its rate rather than left to calibrate it:
+// that calibration takes time, sometimes fails and leaves a clock of 10 ms steps, and on a stock
+// kernel sometimes hangs. Zero leaves the calibration to the guest. Never use this line under KVM:
+// the guest takes the rate from KVM there.
+func (k Kernel) CommandLineTCG(tscKHz uint32) string {
+	line := k.Cmdline
+	if k.CmdlineTCG != "" {
+		line += " " + k.CmdlineTCG
+	}
+	if tscKHz != 0 {
+		line += " tsc_early_khz=" + strconv.FormatUint(uint64(tscKHz), 10)
+	}
+	return line
 }
