@@ -51,6 +51,8 @@ type Client struct {
 	path string
 	// timeout of unary calls.
 	timeout time.Duration
+	// given is the first connection until gRPC took it.
+	given atomic.Pointer[net.Conn]
 	// dialed is how the newest connection attempt ended.
 	dialed atomic.Pointer[dialResult]
 }
@@ -74,12 +76,11 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	// The connection that proved that somebody listens is the one gRPC uses.
-	var given atomic.Pointer[net.Conn]
-	given.Store(&first)
+	c.given.Store(&first)
 	c.conn, err = grpc.NewClient("passthrough:///localhost",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			if first := given.Swap(nil); first != nil {
+			if first := c.given.Swap(nil); first != nil {
 				return *first, nil
 			}
 			return c.dial(ctx)
@@ -114,7 +115,13 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 }
 
 // Close ends the connection and all calls on it.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	err := c.conn.Close()
+	if first := c.given.Swap(nil); first != nil {
+		_ = (*first).Close()
+	}
+	return err
+}
 
 // Addr is the address of the node in the form that Dial takes.
 func (c *Client) Addr() string { return "unix:" + c.path }
