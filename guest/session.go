@@ -2,7 +2,6 @@ package guest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -156,10 +155,7 @@ func (c *calls) close() {
 // send writes the request. It fails as Invalid/guest.too_large before anything was sent when the
 // request is above MaxControl.
 func (c *calls) send(req wire.Request) error {
-	b, err := json.Marshal(req)
-	if err != nil {
-		return problem.New(problem.Internal, CodeProtocol, "guest: encode %s", req.Method).WithCause(err)
-	}
+	b := req.Encode()
 	if len(b) > wire.MaxControl {
 		return problem.New(problem.Invalid, CodeTooLarge, "guest: %s takes %d bytes, at most %d",
 			req.Method, len(b), wire.MaxControl).WithHint("shorten the arguments or the environment")
@@ -170,27 +166,23 @@ func (c *calls) send(req wire.Request) error {
 	return nil
 }
 
-// response reads the guest's answer, cleaned, or the problem in it.
+// response reads the guest's answer or the problem in it.
 func (c *calls) response() (wire.Response, error) {
-	var r wire.Response
 	t, p, err := c.frames.Next()
 	if err != nil {
-		return r, c.s.explain(c.ctx, err)
+		return wire.Response{}, c.s.explain(c.ctx, err)
 	}
 	if t != wire.FrameResponse {
-		return r, protocolError(fmt.Errorf("frame of type %d instead of an answer", t))
+		return wire.Response{}, protocolError(fmt.Errorf("frame of type %d instead of an answer", t))
 	}
-	if err := json.Unmarshal(p, &r); err != nil {
+	r, err := wire.DecodeResponse(p)
+	if err != nil {
 		return wire.Response{}, protocolError(err)
 	}
 	if r.Problem != nil {
-		r.Problem.Clean()
 		return wire.Response{}, fromWire(r.Problem)
 	}
-	if r.Status != nil {
-		r.Status.Clean()
-	}
-	return r, nil
+	return *r, nil
 }
 
 // explain makes a problem of an error of a stream.
@@ -283,14 +275,12 @@ func (s *Session) readEvents() error {
 		if t != wire.FrameEvent {
 			return fmt.Errorf("%w: frame of type %d among the events", wire.ErrGuestProtocol, t)
 		}
-		var e Event
-		if err := json.Unmarshal(p, &e); err != nil {
+		e, err := wire.DecodeEvent(p)
+		if err != nil {
 			return fmt.Errorf("%w: %w", wire.ErrGuestProtocol, err)
 		}
-		e.Kind = EventKind(wire.CleanText(string(e.Kind), wire.MaxIDLen))
-		e.Status.Clean()
 		select {
-		case s.events <- e:
+		case s.events <- *e:
 		case <-s.mux.CloseChan():
 			return io.EOF
 		}

@@ -3,7 +3,6 @@ package guest
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -151,13 +150,12 @@ func (s *Stream) Recv() (Frame, error) {
 		}
 		return Frame{Kind: Gap, Lost: int64(binary.BigEndian.Uint64(p) & math.MaxInt64)}, nil
 	case wire.FrameExit:
-		f := Frame{Kind: Ended}
-		if err := json.Unmarshal(p, &f.Exit); err != nil {
+		x, err := wire.DecodeExit(p)
+		if err != nil {
 			return Frame{}, protocolError(err)
 		}
-		f.Exit.Clean()
-		s.end = &f
-		return f, nil
+		s.end = &Frame{Kind: Ended, Exit: *x}
+		return *s.end, nil
 	}
 	return Frame{}, protocolError(fmt.Errorf("frame of type %d among the output", t))
 }

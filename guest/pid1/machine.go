@@ -4,6 +4,7 @@ package pid1
 
 import (
 	"errors"
+	"reflect"
 	"sync"
 	"syscall"
 	"time"
@@ -95,14 +96,10 @@ func (m *machine) state() (wire.Status, <-chan struct{}) {
 
 // configure accepts the first configuration and ones equal to it.
 func (m *machine) configure(cfg *wire.BootConfig) (wire.Status, error) {
-	digest, err := wire.DigestConfig(cfg)
-	if err != nil {
-		return wire.Status{}, err
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.cfg != nil {
-		if m.status.ConfigDigest != digest {
+		if !reflect.DeepEqual(m.cfg, cfg) {
 			return wire.Status{}, &wire.Problem{
 				Kind: wire.KindConflict, Code: "guest.configured",
 				Message: "this boot was configured otherwise", Hint: "reboot the VM to change its configuration",
@@ -114,7 +111,6 @@ func (m *machine) configure(cfg *wire.BootConfig) (wire.Status, error) {
 		return wire.Status{}, p
 	}
 	m.cfg = cfg
-	m.status.ConfigDigest = digest
 	m.status.ConfigUS = m.since()
 	close(m.configured)
 	return m.status, nil

@@ -3,7 +3,6 @@
 package pid1
 
 import (
-	"encoding/json"
 	"errors"
 	"sync"
 	"time"
@@ -53,11 +52,7 @@ func (c *call) frame(t wire.FrameType, p []byte) error {
 }
 
 func (c *call) respond(r wire.Response) error {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	return c.frame(wire.FrameResponse, b)
+	return c.frame(wire.FrameResponse, r.Encode())
 }
 
 // refuse answers with a problem; errors that are none become internal ones.
@@ -78,12 +73,12 @@ func (s *server) handle(stream *yamux.Stream) {
 		return
 	}
 	stream.SetReadDeadline(time.Time{})
-	var req wire.Request
-	if err := json.Unmarshal(p, &req); err != nil {
+	req, err := wire.DecodeRequest(p)
+	if err != nil {
 		c.refuse(&wire.Problem{Kind: wire.KindInvalid, Code: "guest.request", Message: wire.CleanText(err.Error(), wire.MaxMessage)})
 		return
 	}
-	if err := s.dispatch(c, &req); err != nil {
+	if err := s.dispatch(c, req); err != nil {
 		c.refuse(err)
 	}
 }
@@ -171,8 +166,8 @@ func (s *server) events(c *call) {
 		default:
 			kind = wire.EventStatus
 		}
-		b, err := json.Marshal(wire.Event{Kind: kind, Status: st})
-		if err != nil || c.frame(wire.FrameEvent, b) != nil {
+		v := wire.Event{Kind: kind, Status: st}
+		if c.frame(wire.FrameEvent, v.Encode()) != nil {
 			return
 		}
 		kind = ""

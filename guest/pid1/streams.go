@@ -4,7 +4,6 @@ package pid1
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"sync"
 	"syscall"
 	"time"
@@ -90,9 +89,7 @@ func (s *server) abandon(run *running) {
 func (c *call) alive() bool { return c.frame(wire.FrameStdout, nil) == nil }
 
 func (s *server) sendExit(c *call, exit wire.Exit) {
-	if b, err := json.Marshal(exit); err == nil {
-		c.frame(wire.FrameExit, b)
-	}
+	c.frame(wire.FrameExit, exit.Encode())
 }
 
 // input carries out a caller's frames until the caller is gone or breaks the protocol.

@@ -2,7 +2,6 @@ package wire
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,7 @@ import (
 // FrameType says what a frame's payload is. The values travel and never change.
 type FrameType byte
 
-// Types of frames. Control frames carry JSON of at most MaxControl bytes; data frames raw bytes of
+// Types of frames. Control frames carry messages of at most MaxControl bytes; data frames raw bytes of
 // at most MaxData; the rest a few bytes.
 const (
 	FrameRequest  FrameType = 1 // Request, the host's first frame on a stream
@@ -118,15 +117,6 @@ func WriteFrame(w io.Writer, t FrameType, payload []byte) error {
 	}
 	_, err = w.Write(b)
 	return err
-}
-
-// WriteJSON writes v as one control frame.
-func WriteJSON(w io.Writer, t FrameType, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return WriteFrame(w, t, b)
 }
 
 // ResizePayload and ParseResize are the payload of FrameResize.

@@ -1,9 +1,6 @@
 package wire
 
 import (
-	"encoding/hex"
-	"encoding/json"
-	"hash/fnv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -28,32 +25,32 @@ const (
 
 // Request begins every stream. Only the field of its method is set.
 type Request struct {
-	Method Method         `json:"method"`
-	Config *BootConfig    `json:"config,omitempty"`
-	Exec   *ExecRequest   `json:"exec,omitempty"`
-	Attach *AttachRequest `json:"attach,omitempty"`
+	Method Method
+	Config *BootConfig
+	Exec   *ExecRequest
+	Attach *AttachRequest
 	// GraceMS of Stop and Reboot is the time between the stop signal and SIGKILL.
-	GraceMS int64 `json:"grace_ms,omitempty"`
+	GraceMS int64
 	// TimeUS of Configure is the host's time, microseconds since 1970.
-	TimeUS int64 `json:"time_us,omitempty"`
+	TimeUS int64
 }
 
 // Response answers a request.
 type Response struct {
-	Problem *Problem `json:"problem,omitempty"`
-	Status  *Status  `json:"status,omitempty"`
-	Stats   *Stats   `json:"stats,omitempty"`
-	PID     int      `json:"pid,omitempty"`
+	Problem *Problem
+	Status  *Status
+	Stats   *Stats
+	PID     int
 }
 
 // Problem says why a call was refused: the kinds and codes of internal/problem.
 type Problem struct {
-	Kind    string `json:"kind"`
-	Code    string `json:"code"`
-	Message string `json:"message"`
-	Hint    string `json:"hint,omitempty"`
+	Kind    string
+	Code    string
+	Message string
+	Hint    string
 	// ExitCode is 126 or 127 when a command could not be started.
-	ExitCode int `json:"exit_code,omitempty"`
+	ExitCode int
 }
 
 // Error makes a Problem an error within the guest.
@@ -70,18 +67,6 @@ const (
 
 // MaxIDLen bounds ids and releases that a guest reports, in bytes.
 const MaxIDLen = 128
-
-// DigestConfig names a configuration: equal ones have equal names. It is no protection against
-// forgery, for which there is no reason here.
-func DigestConfig(c *BootConfig) (string, error) {
-	b, err := json.Marshal(c)
-	if err != nil {
-		return "", err
-	}
-	h := fnv.New128a()
-	h.Write(b)
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
 
 // CleanText makes text from a guest fit to be shown: at most limit bytes of it, no control
 // characters, valid UTF-8.
@@ -100,27 +85,26 @@ func CleanText(s string, limit int) string {
 	}, s)
 }
 
-// Clean bounds and cleans what a guest said of itself, in place.
-func (s *Status) Clean() {
+// clean bounds and cleans what a guest said of itself, in place.
+func (s *Status) clean() {
 	s.Phase = Phase(CleanText(string(s.Phase), MaxIDLen))
 	s.BootID = CleanText(s.BootID, MaxIDLen)
 	s.KernelRelease = CleanText(s.KernelRelease, MaxIDLen)
-	s.ConfigDigest = CleanText(s.ConfigDigest, MaxIDLen)
 	if s.Exit != nil {
-		s.Exit.Clean()
+		s.Exit.clean()
 	}
 }
 
-// Clean bounds and cleans an exit a guest reported, in place.
-func (e *Exit) Clean() {
+// clean bounds and cleans an exit a guest reported, in place.
+func (e *Exit) clean() {
 	e.Reason = ExitReason(CleanText(string(e.Reason), MaxIDLen))
 	e.Message = CleanText(e.Message, MaxMessage)
 	e.Code &= 0xff
 	e.Signal &= 0x7f
 }
 
-// Clean bounds and cleans a guest's problem, in place.
-func (p *Problem) Clean() {
+// clean bounds and cleans a guest's problem, in place.
+func (p *Problem) clean() {
 	p.Kind = CleanText(p.Kind, MaxIDLen)
 	p.Code = CleanText(p.Code, MaxIDLen)
 	p.Message = CleanText(p.Message, MaxMessage)

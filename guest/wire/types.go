@@ -47,90 +47,88 @@ const (
 type Disk struct {
 	// Device is a path ("/dev/vda") or "serial:NAME", found by the drive's serial number in
 	// whatever order the kernel met the drives. At most 20 bytes of serial.
-	Device string `json:"device"`
+	Device string
 	// FSType is "ext4" or "erofs".
-	FSType string `json:"fs_type"`
+	FSType string
 	// Options are mount options as in fstab, comma separated; empty for none.
-	Options string `json:"options,omitempty"`
+	Options string
 }
 
 // WindowSize is a terminal's size in character cells; zero means 80 by 24.
 type WindowSize struct {
-	Columns uint16 `json:"columns"`
-	Rows    uint16 `json:"rows"`
+	Columns uint16
+	Rows    uint16
 }
 
-// BootConfig is all a guest needs to become the VM that was asked for. As JSON it may take at most
+// BootConfig is all a guest needs to become the VM that was asked for. Coded it may take at most
 // MaxControl bytes, environment included.
 type BootConfig struct {
 	// Hostname is set before the command starts; empty leaves the kernel's.
-	Hostname string `json:"hostname,omitempty"`
+	Hostname string
 	// Argv is the command with its arguments, entrypoint and command of the image merged by the
 	// host. A name without a slash is looked up in the PATH of Env. Empty only with Init.
-	Argv []string `json:"argv,omitempty"`
+	Argv []string
 	// Env is the whole environment as KEY=VALUE. PATH, HOME and (with TTY) TERM are added
 	// when they are missing.
-	Env []string `json:"env,omitempty"`
+	Env []string
 	// WorkDir is made if it is missing; empty means "/".
-	WorkDir string `json:"work_dir,omitempty"`
+	WorkDir string
 	// User is "name", "uid", "name:group" or "uid:gid"; empty means root.
-	User string `json:"user,omitempty"`
+	User string
 	// TTY runs the command on a pseudo terminal of its own: the console is a raw view of that
 	// terminal in both directions, and so is each attach. A VM whose console should be a usable
 	// shell sets it. Without TTY the command has pipes and the console only shows its output.
-	TTY bool `json:"tty,omitempty"`
+	TTY bool
 	// Size is the terminal's first size.
-	Size WindowSize `json:"size,omitzero"`
+	Size WindowSize
 	// Stdin without TTY gives the command a pipe fed by an attach with Stdin, open until that
 	// attach ends it; else its standard input is /dev/null.
-	Stdin bool `json:"stdin,omitempty"`
+	Stdin bool
 	// HoldOutput makes the command wait, once it has written ReplayBytes, until the first
 	// attach reads (at most HoldOutputLimit), so that the attach gets every byte.
-	HoldOutput bool `json:"hold_output,omitempty"`
+	HoldOutput bool
 	// StopSignal is the number of the signal Stop sends first; zero means SIGTERM.
-	StopSignal int `json:"stop_signal,omitempty"`
+	StopSignal int
 
 	// Image is the read-only root.
-	Image Disk `json:"image"`
+	Image Disk
 	// Writable is laid over Image and holds all changes; nil keeps them in memory.
-	Writable *Disk `json:"writable,omitempty"`
+	Writable *Disk
 
 	// Init gives process 1 to the image's own init (Argv, or /sbin/init when Argv is empty)
 	// while the agent goes on beside it as an ordinary process. The session ends once while
 	// the agent changes process: the host connects again. TTY, Stdin, User are ignored then.
-	Init bool `json:"init,omitempty"`
+	Init bool
 }
 
 // Status is the state of a boot; it can be asked for at any time, as often as one likes.
 type Status struct {
-	Phase Phase `json:"phase"`
+	Phase Phase
 	// BootID is the kernel's random id of this boot.
-	BootID string `json:"boot_id"`
+	BootID string
 	// KernelRelease as by uname -r.
-	KernelRelease string `json:"kernel_release"`
+	KernelRelease string
 	// InitStartUS is the kernel's uptime when init began, in microseconds.
-	InitStartUS int64 `json:"init_start_us"`
+	InitStartUS int64
 	// ConfigUS, ReadyUS: microseconds from init's begin to the arrival of the boot
 	// configuration and to the start of the command; zero before.
-	ConfigUS int64 `json:"config_us,omitempty"`
-	ReadyUS  int64 `json:"ready_us,omitempty"`
-	// ConfigDigest names the configuration that was accepted (DigestConfig).
-	ConfigDigest string `json:"config_digest,omitempty"`
+	ConfigUS int64
+	ReadyUS  int64
 	// Exit is set in PhaseExited.
-	Exit *Exit `json:"exit,omitempty"`
+	Exit *Exit
 }
 
 // Exit is how a boot ended.
 type Exit struct {
-	Reason ExitReason `json:"reason"`
+	Reason ExitReason
 	// Code is the main command's exit code, 128+n if signal n ended it, 125..127 if it never ran.
-	Code int `json:"code"`
+	Code int
 	// Signal is the signal that ended the command, or zero.
-	Signal int `json:"signal,omitempty"`
+	Signal int
 	// Requested is true if Stop or Reboot of the host brought it about.
-	Requested bool `json:"requested,omitempty"`
+	Requested bool
 	// Message says in words what failed, for codes 125 to 127; at most MaxMessage bytes.
-	Message string `json:"message,omitempty"`
+	Message string
 }
 
 // EventKind says what happened. Unknown kinds must be ignored.
@@ -146,50 +144,50 @@ const (
 // Event is one change together with the state after it. Events are not kept for absent hosts:
 // the first event of a session carries what they would have said.
 type Event struct {
-	Kind   EventKind `json:"kind"`
-	Status Status    `json:"status"`
+	Kind   EventKind
+	Status Status
 }
 
 // ExecRequest starts a further process in a running guest.
 type ExecRequest struct {
-	Argv    []string `json:"argv"`
-	Env     []string `json:"env,omitempty"` // added to the main command's environment
-	WorkDir string   `json:"work_dir,omitempty"`
-	User    string   `json:"user,omitempty"` // as in BootConfig
+	Argv    []string
+	Env     []string // added to the main command's environment
+	WorkDir string
+	User    string // as in BootConfig
 	// TTY gives it a pseudo terminal of Size, its own session and one merged output.
-	TTY  bool       `json:"tty,omitempty"`
-	Size WindowSize `json:"size,omitzero"`
+	TTY  bool
+	Size WindowSize
 	// Stdin opens its standard input; else that is /dev/null (or a silent terminal).
-	Stdin bool `json:"stdin,omitempty"`
+	Stdin bool
 }
 
 // AttachRequest joins the main command's input and output.
 type AttachRequest struct {
 	// Stdin asks to be the writer. One attach may be it at a time; the console always is, too.
-	Stdin bool `json:"stdin,omitempty"`
+	Stdin bool
 	// Replay is how many of the last bytes of output come first, at most ReplayBytes.
-	Replay int `json:"replay,omitempty"`
+	Replay int
 	// Lossless makes the command wait for this reader; else a reader that falls more than
 	// ReplayBytes behind loses output and is told how much by a gap frame.
-	Lossless bool `json:"lossless,omitempty"`
+	Lossless bool
 	// Size, when not zero, is set on the terminal at once.
-	Size WindowSize `json:"size,omitzero"`
+	Size WindowSize
 }
 
 // Stats are figures of a running guest; sizes in bytes.
 type Stats struct {
-	MemTotal     uint64     `json:"mem_total"`
-	MemFree      uint64     `json:"mem_free"`
-	MemAvailable uint64     `json:"mem_available"`
-	Load         [3]float64 `json:"load"` // 1, 5 and 15 minutes
-	UptimeMS     uint64     `json:"uptime_ms"`
-	Processes    uint32     `json:"processes"`
-	CPUs         uint32     `json:"cpus"`
+	MemTotal     uint64
+	MemFree      uint64
+	MemAvailable uint64
+	Load         [3]float64 // 1, 5 and 15 minutes
+	UptimeMS     uint64
+	Processes    uint32
+	CPUs         uint32
 	// CPUBusyMS is the time all processors together were not idle since boot.
-	CPUBusyMS uint64 `json:"cpu_busy_ms"`
+	CPUBusyMS uint64
 	// Root is the root file system, as far as it is written to.
-	RootTotal uint64 `json:"root_total"`
-	RootFree  uint64 `json:"root_free"`
+	RootTotal uint64
+	RootFree  uint64
 }
 
 // Limits of the protocol. Each holds for both ends.
