@@ -83,6 +83,8 @@ const (
 	maxBackoff         = 5 * time.Minute
 	// exitGrace is how long a guest that said goodbye may take to end its VMM.
 	exitGrace = 10 * time.Second
+	// adoptTries before a VMM that does not let itself be adopted counts as hung.
+	adoptTries = 3
 	// actionRetry after an action failed for a reason of the host.
 	actionRetry = 2 * time.Second
 	// rebootSpacing is the least time between two starts for guest reboots, so
@@ -109,6 +111,8 @@ type instance struct {
 	exit    driver.Exit
 	// adopted is whether the executor follows the running process.
 	adopted bool
+	// adoptFailures in a row: a VMM that can't be joined is ended in the end.
+	adoptFailures int
 	// startedAt of the process and goodbyeAt of the guest, for the deadlines.
 	startedAt time.Time
 	goodbyeAt time.Time
@@ -307,6 +311,8 @@ type Done struct {
 	Exit *driver.Exit
 	// Gone: adopt found no such process.
 	Gone bool
+	// vm to follow after a start or adopt.
+	vm driver.VM
 }
 
 // ActionDone feeds the result of an action back.
@@ -345,7 +351,7 @@ func (c *Core) started(i *instance, d Done, now time.Time) {
 		i.process, i.adopted = processNone, false
 		return
 	}
-	i.process, i.adopted, i.hung = processRunning, true, false
+	i.process, i.adopted, i.hung, i.adoptFailures = processRunning, true, false, 0
 	i.startedAt = now
 	if at := d.Started.GetStartedAt(); at != nil {
 		i.startedAt = at.AsTime()
@@ -373,7 +379,11 @@ func (c *Core) removed(id string, i *instance) {
 // actionFailed puts a failed step into the status: a host's problem is told to
 // the owner and tried again.
 func (c *Core) actionFailed(i *instance, d Done, now time.Time) {
-	if i.rec == nil || d.Action.Kind == ActionAdopt {
+	if i.rec == nil {
+		return
+	}
+	if d.Action.Kind == ActionAdopt {
+		i.adoptFailures++
 		return
 	}
 	if d.Action.Kind == ActionStart || d.Action.Kind == ActionPrepare {

@@ -102,12 +102,15 @@ func (c *Core) takeSpec(i *instance) {
 // decideRunning handles an instance whose VMM process runs.
 func (c *Core) decideRunning(i *instance, want blixardv1.DesiredAllocation_Enum, now time.Time) (Action, bool) {
 	startAgain := i.rec.GetStatus().GetStartCount() < i.alloc.GetStartCount()
+	if i.adoptFailures >= adoptTries {
+		i.hung = true
+	} else if !i.adopted {
+		return Action{Kind: ActionAdopt, Record: i.rec}, true
+	}
 	switch {
 	case want == blixardv1.DesiredAllocation_stop, want == blixardv1.DesiredAllocation_remove,
 		want == blixardv1.DesiredAllocation_run && startAgain:
 		return c.stop(i)
-	case !i.adopted:
-		return Action{Kind: ActionAdopt, Record: i.rec}, true
 	case i.rec.GetStopping():
 		// A stop that a crash of the daemon interrupted is finished.
 		return c.stop(i)

@@ -1,0 +1,74 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/blixard/blixard/driver"
+	"github.com/blixard/blixard/guest"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// Place is where a VM's processes are found on this node.
+type Place struct {
+	Lane      driver.Lane
+	ProcessID string
+	LogPath   string
+}
+
+// Session gives the session with an allocation's guest. With wait it waits until
+// there is one, for as long as ctx lives; otherwise a missing one is a problem of
+// kind Unavailable. The session belongs to the agent: do not close it.
+func (a *Agent) Session(ctx context.Context, allocID string, wait bool) (*guest.Session, error) {
+	for {
+		a.mu.Lock()
+		f, changed := a.followers[allocID], a.followersChanged
+		a.mu.Unlock()
+		if f != nil {
+			f.mu.Lock()
+			s := f.current
+			changed = f.changed
+			f.mu.Unlock()
+			if s != nil {
+				return s, nil
+			}
+		}
+		if !wait {
+			return nil, problem.New(problem.Unavailable, "guest.no_session", "the guest's agent does not answer").
+				WithHint("the VM may still boot or be stopping; see `blixard vm status` and `blixard vm logs`")
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the guest: %w", ctx.Err())
+		}
+	}
+}
+
+// Drained tells that the first attacher of a VM that holds its output has read
+// everything, so that the guest may go.
+func (a *Agent) Drained(allocID string) {
+	if f := a.follower(allocID); f != nil {
+		f.drainedOnce.Do(func() { close(f.drained) })
+	}
+}
+
+// Locate gives the newest boot's process of an allocation of this node. A problem
+// of kind NotFound says that the node has nothing of it.
+func (a *Agent) Locate(allocID string) (Place, error) {
+	dir, err := a.journal.path(allocID)
+	if err != nil {
+		return Place{}, err
+	}
+	rec, err := a.journal.read(allocID)
+	if err != nil {
+		return Place{}, problem.New(problem.NotFound, "allocation.not_here", "nothing of the VM is on this node yet").
+			WithHint("see `blixard vm status` for where it is")
+	}
+	return Place{
+		Lane:      LaneOf(rec.GetAllocation().GetSpec()),
+		ProcessID: ProcessID(rec),
+		LogPath:   filepath.Join(dir, consoleLog),
+	}, nil
+}

@@ -1,0 +1,164 @@
+package leader
+
+import (
+	"slices"
+	"strings"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/scheduler"
+	"github.com/blixard/blixard/state"
+)
+
+// planVMs bounds the VMs of one plan, so that a command stays far below the size
+// of a log entry: 256 placements of some 100 bytes each.
+const planVMs = 256
+
+// View is what the leader sees. All objects are read-only.
+type View interface {
+	scheduler.View
+	VM(ref string) *blixardv1.VM
+	VMs(after string, limit int) []*blixardv1.VM
+}
+
+// Core decides what the leader proposes. It is not safe for concurrent use.
+type Core struct {
+	// newID makes the id of an allocation; it is called in a fixed order.
+	newID func() string
+	// open are the VMs to look at, and blocked those that wait for room: they are
+	// looked at again only when capacity appears.
+	open    map[string]bool
+	blocked map[string]bool
+}
+
+// NewCore makes a core that knows nothing; tell it with Reset.
+func NewCore(newID func() string) *Core {
+	return &Core{newID: newID, open: map[string]bool{}, blocked: map[string]bool{}}
+}
+
+// Reset begins anew from a view: everything is looked at again.
+func (c *Core) Reset(view View) {
+	clear(c.open)
+	clear(c.blocked)
+	for _, vm := range view.VMs("", 0) {
+		c.look(vm)
+	}
+}
+
+// Changed tells of one change of the state.
+func (c *Core) Changed(ch state.Change) {
+	switch ch.Kind {
+	case state.KindVM:
+		if ch.Deleted {
+			delete(c.open, ch.VM.GetId())
+			delete(c.blocked, ch.VM.GetId())
+			return
+		}
+		c.look(ch.VM)
+	case state.KindNode:
+		c.wake()
+	case state.KindAllocation:
+		if ch.Deleted {
+			c.wake()
+		}
+	}
+}
+
+// wake looks at the blocked VMs again, since there may be room now.
+func (c *Core) wake() {
+	for id := range c.blocked {
+		c.open[id] = true
+	}
+	clear(c.blocked)
+}
+
+// look opens a VM that may need something. One that is blocked stays so: the
+// change is the reason that was just written to it.
+func (c *Core) look(vm *blixardv1.VM) {
+	id := vm.GetId()
+	if !needsPlace(vm) {
+		delete(c.blocked, id)
+	}
+	if (needsPlace(vm) && !c.blocked[id]) || shallGo(vm) {
+		c.open[id] = true
+	}
+}
+
+func needsPlace(vm *blixardv1.VM) bool {
+	return !vm.GetDeleting() && vm.GetSpec().GetDesired() == blixardv1.DesiredState_run && vm.GetStatus().GetAllocationId() == ""
+}
+
+// shallGo reports whether a VM that is removed when it ends has ended.
+func shallGo(vm *blixardv1.VM) bool {
+	st := vm.GetStatus()
+	return !vm.GetDeleting() && vm.GetSpec().GetRemoveOnExit() && st.GetAllocationId() != "" &&
+		state.Ended(st.GetState()) && st.GetNextStartAt() == nil
+}
+
+// Decide gives the commands that are due, from the view that all changes told so
+// far led to, or a newer one. Call it again until it gives none.
+func (c *Core) Decide(view View) []*blixardv1.Command {
+	ids := make([]string, 0, len(c.open))
+	for id := range c.open {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids) // the plan must not depend on the map's order
+	var out []*blixardv1.Command
+	plan := &blixardv1.PlaceCommand{}
+	taken := map[string]*blixardv1.Resources{}
+	for _, id := range ids {
+		if len(plan.Placements) >= planVMs || len(out) >= planVMs {
+			break
+		}
+		delete(c.open, id)
+		vm := view.VM(id)
+		switch {
+		case vm == nil:
+		case shallGo(vm):
+			out = append(out, &blixardv1.Command{Change: &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{
+				Name: id, ExpectedIndex: vm.GetModifyIndex(),
+			}}})
+		case needsPlace(vm):
+			if cmd := c.place(view, vm, plan, taken); cmd != nil {
+				out = append(out, cmd)
+			}
+		}
+	}
+	if len(plan.Placements) > 0 {
+		out = append(out, &blixardv1.Command{Change: &blixardv1.Command_Place{Place: plan}})
+	}
+	return out
+}
+
+func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand, taken map[string]*blixardv1.Resources) *blixardv1.Command {
+	d := scheduler.Evaluate(view, vm, taken)
+	if d.Node != nil {
+		plan.Placements = append(plan.Placements, &blixardv1.Placement{
+			VmId: vm.GetId(), AllocationId: c.newID(), NodeId: d.Node.GetId(), VmModifyIndex: vm.GetModifyIndex(),
+		})
+		return nil
+	}
+	c.blocked[vm.GetId()] = true
+	if st := vm.GetStatus(); st.GetReason() == d.Reason && st.GetMessage() == d.Message {
+		return nil
+	}
+	return &blixardv1.Command{Change: &blixardv1.Command_SetVmReason{SetVmReason: &blixardv1.SetVMReasonCommand{
+		VmId: vm.GetId(), Reason: d.Reason, Message: d.Message,
+	}}}
+}
+
+// Refused tells that a VM's part of a plan was refused when it was applied: it is
+// looked at again.
+func (c *Core) Refused(vmID string) { c.open[vmID] = true }
+
+// String shows what waits, for scenario files.
+func (c *Core) String() string {
+	list := func(m map[string]bool) string {
+		var ids []string
+		for id := range m {
+			ids = append(ids, id)
+		}
+		slices.Sort(ids)
+		return strings.Join(ids, ",")
+	}
+	return "open=[" + list(c.open) + "] blocked=[" + list(c.blocked) + "]"
+}

@@ -1,0 +1,251 @@
+package leader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/state"
+)
+
+// cluster drives a core with the product's own state, as the run loop does.
+type cluster struct {
+	t     *testing.T
+	state *state.State
+	core  *Core
+	index uint64
+	ids   int
+}
+
+func newCluster(t *testing.T) *cluster {
+	c := &cluster{t: t, state: state.New(state.DefaultLimits())}
+	c.core = NewCore(func() string { c.ids++; return fmt.Sprintf("alloc-%d", c.ids) })
+	c.core.Reset(c.state.View())
+	return c
+}
+
+func (c *cluster) apply(cmd *blixardv1.Command) state.Result {
+	c.t.Helper()
+	before := c.index
+	c.index++
+	cmd.Time = timestamppb.New(time.Unix(int64(c.index), 0))
+	r := c.state.Apply([]state.Entry{{Index: c.index, Command: cmd}})[0]
+	changes, err := c.state.View().ChangesAfter(before)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, ch := range changes {
+		c.core.Changed(ch)
+	}
+	for _, f := range r.Refused {
+		c.core.Refused(f.VMID)
+	}
+	return r
+}
+
+// settle applies what the core decides until it is quiet, and gives how many
+// commands that took.
+func (c *cluster) settle() int {
+	c.t.Helper()
+	n := 0
+	for range 100 {
+		cmds := c.core.Decide(c.state.View())
+		if len(cmds) == 0 {
+			return n
+		}
+		for _, cmd := range cmds {
+			n++
+			c.apply(cmd)
+		}
+	}
+	c.t.Fatalf("the leader does not come to rest: %s", c.core)
+	return 0
+}
+
+func (c *cluster) node(name string, memoryMiB uint64) {
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
+		NodeId: "node-" + name, Name: name, Incarnation: 1,
+		Fingerprint: &blixardv1.NodeFingerprint{
+			Capacity: &blixardv1.Resources{Vcpus: 4, MemoryMib: memoryMiB, DiskBytes: 1 << 40},
+			Images:   []string{"busybox"}, Kernels: []string{"own"},
+		},
+	}}})
+}
+
+func (c *cluster) create(name string, change func(*blixardv1.VMSpec)) {
+	spec := &blixardv1.VMSpec{Image: "busybox", Vcpus: 1, MemoryMib: 256, DiskBytes: 1 << 30, Desired: blixardv1.DesiredState_run}
+	if change != nil {
+		change(spec)
+	}
+	r := c.apply(&blixardv1.Command{Change: &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
+		Id: "id-" + name, Name: name, Spec: spec,
+	}}})
+	if r.Problem != nil {
+		c.t.Fatal(r.Problem)
+	}
+}
+
+func (c *cluster) report(vm string, change func(*blixardv1.VMStatus), removed bool) {
+	c.t.Helper()
+	st := c.state.View().VM(vm).GetStatus()
+	next := proto.CloneOf(st)
+	if change != nil {
+		change(next)
+	}
+	r := c.apply(&blixardv1.Command{Change: &blixardv1.Command_Report{Report: &blixardv1.ReportCommand{
+		NodeId: "node-a", Reports: []*blixardv1.AllocationReport{{AllocationId: st.GetAllocationId(), Epoch: st.GetEpoch(), Status: next, Removed: removed}},
+	}}})
+	if r.Problem != nil {
+		c.t.Fatal(r.Problem)
+	}
+}
+
+func (c *cluster) wantNode(vm, node, reason string) {
+	c.t.Helper()
+	st := c.state.View().VM(vm).GetStatus()
+	if st.GetNode() != node || reason != "" && st.GetReason() != reason {
+		c.t.Fatalf("VM %s is on %q (%s: %s), want %q (%s)", vm, st.GetNode(), st.GetReason(), st.GetMessage(), node, reason)
+	}
+}
+
+func TestVMWaitsForANodeThenRuns(t *testing.T) {
+	c := newCluster(t)
+	c.create("web", nil)
+	c.settle()
+	c.wantNode("web", "", "no_nodes")
+	c.node("a", 4096)
+	c.settle()
+	c.wantNode("web", "a", "placed")
+}
+
+func TestBlockedVMIsPlacedWhenRoomAppears(t *testing.T) {
+	c := newCluster(t)
+	c.node("a", 400)
+	c.create("one", nil)
+	c.create("two", nil)
+	c.settle()
+	c.wantNode("one", "a", "")
+	c.wantNode("two", "", "no_capacity")
+	// Blocked, it costs nothing until something changes.
+	if n := c.settle(); n != 0 {
+		t.Fatalf("%d commands without a reason", n)
+	}
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{Name: "one"}}})
+	c.report("one", nil, true)
+	c.settle()
+	c.wantNode("two", "a", "")
+}
+
+func TestStoppedOrDeletedVMIsNotPlaced(t *testing.T) {
+	c := newCluster(t)
+	c.create("a", nil)
+	c.create("b", nil)
+	c.settle()
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_SetVmDesired{SetVmDesired: &blixardv1.SetVMDesiredCommand{
+		Name: "a", Desired: blixardv1.DesiredState_stop,
+	}}})
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{Name: "b"}}})
+	c.node("a", 4096)
+	c.settle()
+	c.wantNode("a", "", "")
+	if vm := c.state.View().VM("b"); vm != nil {
+		t.Fatalf("b is still there: %v", vm)
+	}
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_SetVmDesired{SetVmDesired: &blixardv1.SetVMDesiredCommand{
+		Name: "a", Desired: blixardv1.DesiredState_run,
+	}}})
+	c.settle()
+	c.wantNode("a", "a", "placed")
+}
+
+func TestRemoveOnExit(t *testing.T) {
+	c := newCluster(t)
+	c.node("a", 4096)
+	c.create("job", func(s *blixardv1.VMSpec) { s.RemoveOnExit = true })
+	c.settle()
+	c.report("job", func(s *blixardv1.VMStatus) { s.State = blixardv1.AllocationState_running }, false)
+	c.report("job", func(s *blixardv1.VMStatus) {
+		s.State = blixardv1.AllocationState_failed
+		s.NextStartAt = timestamppb.New(time.Unix(1e9, 0))
+	}, false)
+	c.settle()
+	if c.state.View().VM("job").GetDeleting() {
+		t.Fatal("deleted although a restart is due")
+	}
+	c.report("job", func(s *blixardv1.VMStatus) {
+		s.State = blixardv1.AllocationState_failed
+		s.NextStartAt = nil
+	}, false)
+	c.settle()
+	if !c.state.View().VM("job").GetDeleting() {
+		t.Fatal("not deleted after its end")
+	}
+	c.report("job", nil, true)
+	if c.state.View().VM("job") != nil {
+		t.Fatal("still there after its removal")
+	}
+}
+
+// A new leader, which knows nothing but a view, decides the same.
+func TestResetFindsWhatIsOpen(t *testing.T) {
+	c := newCluster(t)
+	for k := range planVMs + 10 {
+		c.create(fmt.Sprintf("vm-%03d", k), func(s *blixardv1.VMSpec) { s.MemoryMib = 64 })
+	}
+	c.node("a", 1<<20)
+	c.node("b", 1<<20)
+	fresh := NewCore(c.core.newID)
+	fresh.Reset(c.state.View())
+	c.core = fresh
+	c.settle()
+	placed := 0
+	for _, vm := range c.state.View().VMs("", 0) {
+		if vm.GetStatus().GetNode() != "" {
+			placed++
+		}
+	}
+	if want := 4 * int(state.DefaultLimits().VCPUOvercommit) * 2; placed != min(want, planVMs+10) {
+		t.Fatalf("%d placed, want %d", placed, min(want, planVMs+10))
+	}
+	if !slices.Contains([]string{"a", "b"}, c.state.View().VM("vm-000").GetStatus().GetNode()) {
+		t.Fatal("not on a or b")
+	}
+}
+
+type rounds struct {
+	n   int
+	err error
+}
+
+func (r *rounds) ReadIndex(context.Context) (uint64, error) { r.n++; return 1, r.err }
+
+func TestLeaseNeedsAQuorumRound(t *testing.T) {
+	r := &rounds{}
+	l := &Leases{Replica: r, TTL: 10 * time.Second}
+	for _, tc := range []struct {
+		asked, want time.Duration
+	}{{0, 10 * time.Second}, {2 * time.Second, 2 * time.Second}, {5 * time.Minute, 5 * time.Minute}} {
+		before := r.n
+		got, err := l.Grant(t.Context(), "node-a", tc.asked)
+		if err != nil || got != tc.want || r.n != before+1 {
+			t.Errorf("Grant(%v) = %v, %v after %d rounds", tc.asked, got, err, r.n-before)
+		}
+	}
+	for _, bad := range []time.Duration{time.Second, time.Hour, -1} {
+		if _, err := l.Grant(t.Context(), "node-a", bad); !problem.HasCode(err, "lease.ttl") {
+			t.Errorf("Grant(%v): %v", bad, err)
+		}
+	}
+	r.err = errors.New("no quorum")
+	if _, err := l.Grant(t.Context(), "node-a", 0); !errors.Is(err, r.err) {
+		t.Errorf("without a quorum: %v", err)
+	}
+}

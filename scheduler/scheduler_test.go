@@ -1,0 +1,99 @@
+package scheduler
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/state"
+)
+
+type view struct{ nodes []*blixardv1.Node }
+
+func (v view) Index() uint64            { return 7 }
+func (v view) Limits() state.Limits     { return state.DefaultLimits() }
+func (v view) Nodes() []*blixardv1.Node { return v.nodes }
+
+func node(name string, memory, used uint64) *blixardv1.Node {
+	return &blixardv1.Node{
+		Id: "id-" + name, Name: name, State: blixardv1.NodeState_ready,
+		Fingerprint: &blixardv1.NodeFingerprint{Images: []string{"busybox"}, Kernels: []string{"own", "debian"}},
+		Allocatable: &blixardv1.Resources{Vcpus: 8, MemoryMib: memory, DiskBytes: 100 << 30},
+		Allocated:   &blixardv1.Resources{MemoryMib: used},
+	}
+}
+
+func vm(change func(*blixardv1.VMSpec)) *blixardv1.VM {
+	s := &blixardv1.VMSpec{Image: "busybox", Vcpus: 1, MemoryMib: 256, DiskBytes: 1 << 30}
+	if change != nil {
+		change(s)
+	}
+	return &blixardv1.VM{Id: "vm-1", Name: "a", Spec: s}
+}
+
+func TestEvaluate(t *testing.T) {
+	down := node("down", 9000, 0)
+	down.State = blixardv1.NodeState_down
+	for _, tc := range []struct {
+		name    string
+		nodes   []*blixardv1.Node
+		vm      *blixardv1.VM
+		node    string
+		reason  string
+		message string
+	}{
+		{name: "most free memory", nodes: []*blixardv1.Node{node("a", 4000, 2000), node("b", 3000, 0)}, vm: vm(nil), node: "b"},
+		{name: "equal by name", nodes: []*blixardv1.Node{node("b", 3000, 0), node("a", 3000, 0)}, vm: vm(nil), node: "a"},
+		{name: "none", vm: vm(nil), reason: ReasonNoNodes, message: "no node is known"},
+		{name: "down", nodes: []*blixardv1.Node{down}, vm: vm(nil), reason: ReasonNoNodes, message: "node down is down"},
+		{name: "image", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Image = "nope" }),
+			reason: ReasonNoImage, message: `no image "nope" (it has busybox)`},
+		{name: "kernel", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Kernel = "nope" }),
+			reason: ReasonNoKernel, message: `no kernel "nope" (it has own, debian)`},
+		{name: "memory", nodes: []*blixardv1.Node{node("a", 100, 0)}, vm: vm(nil), reason: ReasonNoCapacity, message: "memory: 100 MiB free"},
+		{name: "vcpus", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Vcpus = 9 }),
+			reason: ReasonNoCapacity, message: "vcpus: 8 free, 9 needed"},
+		{name: "disk", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.DiskBytes = 1 << 40 }),
+			reason: ReasonNoCapacity, message: "disk: 102400 MiB free"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d := Evaluate(view{tc.nodes}, tc.vm, map[string]*blixardv1.Resources{})
+			if d.Node.GetName() != tc.node || d.Reason != tc.reason || !strings.Contains(d.Message, tc.message) {
+				t.Fatalf("got node %q, %q, %q", d.Node.GetName(), d.Reason, d.Message)
+			}
+		})
+	}
+}
+
+func TestExplainIsBounded(t *testing.T) {
+	var nodes []*blixardv1.Node
+	for k := range 40 {
+		nodes = append(nodes, node(fmt.Sprintf("n%02d", k), 10, 0))
+	}
+	d := Evaluate(view{nodes}, vm(nil), map[string]*blixardv1.Resources{})
+	if !strings.HasSuffix(d.Message, "and 35 more") {
+		t.Fatalf("message %q", d.Message)
+	}
+}
+
+// A plan of many VMs never gives out more than there is.
+func TestPlanNeverOverfills(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var nodes []*blixardv1.Node
+		for k := range rapid.IntRange(1, 5).Draw(t, "nodes") {
+			nodes = append(nodes, node(fmt.Sprint("n", k), rapid.Uint64Range(0, 3000).Draw(t, "memory"), 0))
+		}
+		v, taken := view{nodes}, map[string]*blixardv1.Resources{}
+		for range rapid.IntRange(1, 40).Draw(t, "vms") {
+			Evaluate(v, vm(func(s *blixardv1.VMSpec) { s.MemoryMib = rapid.Uint32Range(64, 900).Draw(t, "guest") }), taken)
+		}
+		for _, n := range nodes {
+			if used := taken[n.GetId()]; used.GetMemoryMib() > n.GetAllocatable().GetMemoryMib() {
+				t.Fatalf("node %s: %d MiB of %d", n.GetName(), used.GetMemoryMib(), n.GetAllocatable().GetMemoryMib())
+			}
+		}
+	})
+}
