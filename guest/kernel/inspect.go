@@ -2,9 +2,12 @@ package kernel
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"io"
+	"os"
 
 	"github.com/blixard/blixard/internal/problem"
 )
@@ -190,4 +193,16 @@ func firstWord(b []byte) string {
 		}
 	}
 	return ""
+}
+
+// digestFile gives the SHA-256 of a file in hex, and its length.
+func digestFile(path string) (sum string, size int64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", 0, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	size, err = io.Copy(h, f)
+	return hex.EncodeToString(h.Sum(nil)), size, err
 }
