@@ -21,9 +21,10 @@
 // # Order of duties
 //
 // The core (core.go) is a plain struct driven by calls; it has no goroutine, no
-// clock and no disk, and a simulator can drive it. run.go adds three goroutines:
-// the loop that owns the core, the appender that owns the log, and the applier
-// that owns the state. [Replica.Close] waits for all of them.
+// clock and no disk, and a simulator can drive it. run.go adds four goroutines:
+// the loop that owns the core, the appender that owns the log, the applier that
+// owns the state, and the one that writes snapshots. [Replica.Close] waits for all
+// of them.
 //
 // A disk that is full makes the replica refuse changes until there is room
 // again, by itself; the changes that were under way stay under way. A write or
@@ -33,17 +34,3 @@
 // It is not a place for sockets (peer carries messages), for the format on disk
 // (wal), or for what a command means (state).
 package replica
-
-// The exported calls, each documented at its definition:
-//
-//	Open(ctx, Config) (*Replica, error)                    replays before it returns
-//	(*Replica) Propose(ctx, *Command) (state.Result, error)
-//	(*Replica) ProposeAsync(*Command, func(state.Result, error))
-//	(*Replica) ReadIndex(ctx) (uint64, error)
-//	(*Replica) WaitApplied(ctx, index) error
-//	(*Replica) Read(ctx) (*state.View, error)              linearizable
-//	(*Replica) View() *state.View                          stale, no waiting
-//	(*Replica) Subscribe(after uint64) *Subscription       Next(ctx) ([]state.Change, uint64, error)
-//	(*Replica) Status() Status; Stats() state.Stats
-//	(*Replica) Done() <-chan struct{}; Err() error         a fatal failure
-//	(*Replica) Close() error

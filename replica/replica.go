@@ -2,9 +2,16 @@ package replica
 
 import (
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
+	"github.com/blixard/blixard/wal"
 )
 
 // The defaults of [Config].
@@ -14,7 +21,26 @@ const (
 	// of silence, a leader speaks ten times in that.
 	electionTicks  = 10
 	heartbeatTicks = 1
+	// snapshotEntries: a restart replays at most that many, and twice the bytes of
+	// a snapshot, in well under a second.
+	snapshotEntries = 100_000
 )
+
+// The limits of what is under way.
+const (
+	// commandBytesMax bounds one encoded command. The largest are reports of 1,024
+	// allocations of some 500 bytes.
+	commandBytesMax = 1 << 20
+	// underWayBytesMax bounds the encoded commands between Propose and their
+	// answer: 32 of the largest, or 100,000 usual ones.
+	underWayBytesMax = 32 << 20
+)
+
+// Sender carries messages to peers. Send must not block and may lose messages;
+// Raft repeats what matters. It is called by several goroutines.
+type Sender interface {
+	Send(messages []*raftpb.Message)
+}
 
 // Config of a replica. Dir and NodeID are needed.
 type Config struct {
@@ -30,14 +56,20 @@ type Config struct {
 	Limits state.Limits
 	// Logger; nil means slog.Default().
 	Logger *slog.Logger
+	// Sender of messages to peers; nil while there are none.
+	Sender Sender
 	// Tick is Raft's unit of time; 0 means 100 ms.
 	Tick time.Duration
 	// Now gives the time that is put into commands which carry none; nil means
 	// time.Now.
 	Now func() time.Time
-	// SnapshotEntries is how many entries are applied between snapshots; 0 means
-	// 100,000.
+	// SnapshotEntries is how many entries are applied between snapshots at least;
+	// 0 means 100,000.
 	SnapshotEntries uint64
+	// SegmentBytes of the log's files; 0 means what suits the file system.
+	SegmentBytes int64
+	// Hook as in [wal.Config], for tests of crashes and failing disks.
+	Hook func(point string) error
 }
 
 // Status of a replica, for people and metrics.
@@ -55,4 +87,140 @@ type Status struct {
 	SnapshotIndex uint64
 	// StorageFull is set while changes are refused for lack of space.
 	StorageFull bool
+}
+
+// Replica is a running participant. Its methods are safe for concurrent use.
+type Replica struct {
+	config  Config
+	logger  *slog.Logger
+	log     *wal.Log
+	storage *raft.MemoryStorage
+	state   *state.State
+	conf    *raftpb.ConfState
+
+	core      *core // of the loop
+	proposals *mailbox[*proposal]
+	reads     *mailbox[read]
+	messages  *mailbox[*raftpb.Message]
+	appends   *mailbox[*raftpb.Message]
+	applies   *mailbox[applyTask]
+	snapshots chan snapshotRequest
+
+	// Of the applier.
+	appliedTerm   uint64
+	sinceSnapshot uint64
+
+	// underWay bytes of commands between Propose and their answer.
+	underWay           atomic.Int64
+	term, commit, lead atomic.Uint64
+	snapshotBytes      atomic.Int64
+	changed            broadcast
+
+	running  sync.WaitGroup
+	stopping chan struct{}
+	done     chan struct{}
+
+	mu      sync.Mutex
+	err     error // why it failed
+	stopped bool
+	failed  bool
+}
+
+// Done is closed when the replica cannot go on; Err then says why.
+func (r *Replica) Done() <-chan struct{} { return r.done }
+
+// Err is why the replica failed; nil while it has not.
+func (r *Replica) Err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// fail stops the replica for good.
+func (r *Replica) fail(err error) {
+	r.mu.Lock()
+	first := !r.failed && !r.stopped
+	if first {
+		r.failed, r.err = true, err
+	}
+	r.mu.Unlock()
+	if !first {
+		return
+	}
+	r.logger.Error("the replica stops", "err", err)
+	close(r.done)
+	r.stop()
+}
+
+// stop ends the goroutines.
+func (r *Replica) stop() {
+	r.mu.Lock()
+	first := !r.stopped
+	r.stopped = true
+	r.mu.Unlock()
+	if first {
+		close(r.stopping)
+	}
+}
+
+// stopError is what callers are told once the replica stops.
+func (r *Replica) stopError() error {
+	p := problem.New(problem.Unavailable, "replica.stopped", "the node's replica has stopped").
+		WithHint("see the daemon's log; start the daemon again")
+	if err := r.Err(); err != nil {
+		return p.WithCause(err)
+	}
+	return p
+}
+
+// Close stops the replica, waits for its goroutines and lets go of the
+// directory. Changes under way are answered with "change.unknown".
+func (r *Replica) Close() error {
+	r.stop()
+	r.running.Wait()
+	return r.log.Close()
+}
+
+// Status gives the figures of the moment.
+func (r *Replica) Status() Status {
+	lead := r.lead.Load()
+	return Status{
+		ClusterID: r.log.ClusterID(), Term: r.term.Load(), Commit: r.commit.Load(), Applied: r.View().Index(),
+		Leader: lead == r.core.id, LeaderID: lead, LogBytes: r.log.Bytes(), SnapshotIndex: r.log.SnapshotIndex(),
+		StorageFull: r.log.Full(),
+	}
+}
+
+// Stats gives the state's counters.
+func (r *Replica) Stats() state.Stats { return r.state.Stats() }
+
+// View gives the state as it is here, which may be behind the cluster's: see
+// Read.
+func (r *Replica) View() *state.View { return r.state.View() }
+
+// broadcast wakes everyone who waits.
+type broadcast struct {
+	mu      sync.Mutex
+	ch      chan struct{}
+	waiting bool
+}
+
+// wait gives a channel that the next broadcast closes.
+func (b *broadcast) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	b.waiting = true
+	return b.ch
+}
+
+func (b *broadcast) broadcast() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.waiting {
+		close(b.ch)
+		b.ch, b.waiting = nil, false
+	}
 }

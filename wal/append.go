@@ -115,11 +115,7 @@ func (l *Log) fail(err error) error {
 }
 
 func (l *Log) setFull(full bool) {
-	l.mu.Lock()
-	changed := l.full != full
-	l.full = full
-	l.mu.Unlock()
-	if !changed {
+	if l.full.Swap(full) == full {
 		return
 	}
 	if full {
@@ -131,11 +127,7 @@ func (l *Log) setFull(full bool) {
 
 // Full tells whether there is no reserve: new changes should be refused, while
 // those under way still have the rest of the newest segment.
-func (l *Log) Full() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.full
-}
+func (l *Log) Full() bool { return l.full.Load() }
 
 // Reserve tries to get the reserve back when the disk was full, and tells
 // whether it is there. It belongs to the goroutine that appends.

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/raft/v3/raftpb"
 )
@@ -123,8 +124,9 @@ type Log struct {
 	// segments on disk, oldest first; the last is the one being written.
 	segments  []segment
 	snapshots []*raftpb.SnapshotMetadata // whole ones, newest first
-	full      bool
 	closed    bool
+
+	full atomic.Bool
 }
 
 // hook announces a step.

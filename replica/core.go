@@ -1,0 +1,288 @@
+package replica
+
+import (
+	"encoding/binary"
+	"log/slog"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/invariant"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/state"
+)
+
+const (
+	// messageBytesMax bounds one message of entries to a peer.
+	messageBytesMax = 1 << 20
+	// applyBytesMax bounds the entries of one apply batch that Raft gives out.
+	applyBytesMax = 8 << 20
+	// inflightMessagesMax to a peer that has not answered.
+	inflightMessagesMax = 256
+	// readRetryTicks: a quorum round that got no answer in that time is begun
+	// again; one second.
+	readRetryTicks = 10
+)
+
+// proposal is a change between its proposer and the state.
+type proposal struct {
+	cmd  *blixardv1.Command
+	data []byte
+	// done is called once, and must not block.
+	done func(state.Result, error)
+	// index and term are set once the entry is in the log.
+	index, term uint64
+}
+
+// read waits for an index from which a read is linearizable. done is called
+// once, and must not block.
+type read struct{ done func(uint64, error) }
+
+// applyTask is a run of committed entries for the applier, in order.
+type applyTask struct {
+	entries []*raftpb.Entry
+	// proposals has one element for each entry: the proposal of this process, or
+	// nil.
+	proposals []*proposal
+	responses []*raftpb.Message
+}
+
+// effects is what the core wants done. Appends and applies are carried out in
+// order, and the responses they carry are given back to Step when they are.
+type effects struct {
+	appends []*raftpb.Message
+	applies []applyTask
+	send    []*raftpb.Message
+	// answers are calls that tell waiting proposers and readers.
+	answers []func()
+}
+
+// core is the replica without goroutines, clock or disk: calls go in, effects
+// come out.
+type core struct {
+	id uint64
+	rn *raft.RawNode
+
+	// fresh proposals were given to Raft and have no index yet.
+	fresh []*proposal
+	// Invariant: pending is in the order of index, which goes up by one where the
+	// term is the same.
+	pending []*proposal
+
+	// waiting reads have no round yet; asked ones share the round of that number.
+	waiting, asked []read
+	round          uint64
+	sinceAsked     int
+
+	term, commit, lead uint64
+	// ownTerm is the newest term in which an entry was committed: before that, a
+	// leader does not know which entries were committed before it.
+	ownTerm uint64
+}
+
+type coreConfig struct {
+	id      uint64
+	storage raft.Storage
+	applied uint64
+	logger  *slog.Logger
+}
+
+func newCore(c coreConfig) (*core, error) {
+	rn, err := raft.NewRawNode(&raft.Config{
+		ID:                        c.id,
+		ElectionTick:              electionTicks,
+		HeartbeatTick:             heartbeatTicks,
+		Storage:                   c.storage,
+		Applied:                   c.applied,
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             messageBytesMax,
+		MaxCommittedSizePerReady:  applyBytesMax,
+		MaxUncommittedEntriesSize: 2 * underWayBytesMax,
+		MaxInflightMsgs:           inflightMessagesMax,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		DisableProposalForwarding: true,
+		Logger:                    raftLogger{c.logger},
+	})
+	if err != nil {
+		return nil, err
+	}
+	hs, _, err := c.storage.InitialState()
+	if err != nil {
+		return nil, err
+	}
+	return &core{id: c.id, rn: rn, term: hs.GetTerm(), commit: hs.GetCommit()}, nil
+}
+
+func notLeader(lead uint64) error {
+	if lead == raft.None {
+		return problem.New(problem.Unavailable, "replica.no_leader", "the cluster has no leader now").
+			WithHint("try again in a few seconds; without a majority of its voters the cluster changes nothing")
+	}
+	return problem.New(problem.NotLeader, "replica.not_leader", "replica %d leads", lead)
+}
+
+// campaign asks for votes now instead of after the election timeout.
+func (c *core) campaign() error { return c.rn.Campaign() }
+
+// tick moves Raft's clock.
+func (c *core) tick() {
+	c.rn.Tick()
+	if len(c.asked) == 0 {
+		return
+	}
+	if c.sinceAsked++; c.sinceAsked >= readRetryTicks {
+		c.waiting = append(c.asked, c.waiting...)
+		c.asked = nil
+	}
+}
+
+// step takes messages of peers and the responses of the own appender and
+// applier.
+func (c *core) step(messages []*raftpb.Message) {
+	for _, m := range messages {
+		// What Raft does not want (a message of a former peer, a late answer) it
+		// drops.
+		_ = c.rn.Step(m)
+	}
+}
+
+// propose gives proposals to Raft. ready must follow.
+func (c *core) propose(proposals []*proposal, e *effects) {
+	if len(proposals) == 0 {
+		return
+	}
+	invariant.That(len(c.fresh) == 0, "%d proposals were given to Raft without a Ready", len(c.fresh))
+	err := raft.ErrProposalDropped
+	if c.lead == c.id {
+		entries := make([]*raftpb.Entry, len(proposals))
+		for i, p := range proposals {
+			entries[i] = &raftpb.Entry{Type: raftpb.EntryNormal.Enum(), Data: p.data}
+		}
+		err = c.rn.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: &c.id, Entries: entries})
+	}
+	if err == nil {
+		c.fresh = proposals
+		return
+	}
+	refusal := notLeader(c.lead)
+	if c.lead == c.id {
+		refusal = overloaded()
+	}
+	for _, p := range proposals {
+		e.answers = append(e.answers, func() { p.done(state.Result{}, refusal) })
+	}
+}
+
+// read adds readers. All that wait when a round begins share it; at most one
+// round is on its way.
+func (c *core) read(reads []read) { c.waiting = append(c.waiting, reads...) }
+
+// askRead begins a round for the reads that wait.
+func (c *core) askRead() {
+	if len(c.waiting) == 0 || len(c.asked) > 0 {
+		return
+	}
+	if c.lead == raft.None || c.lead == c.id && c.ownTerm != c.term {
+		return // a later tick tries again
+	}
+	c.asked, c.waiting = c.waiting, nil
+	c.sinceAsked = 0
+	c.round++
+	c.rn.ReadIndex(binary.LittleEndian.AppendUint64(nil, c.round))
+}
+
+// ready collects what Raft wants done until it wants nothing more.
+func (c *core) ready(e *effects) {
+	c.askRead()
+	for c.rn.HasReady() {
+		rd := c.rn.Ready()
+		if rd.SoftState != nil {
+			c.lead = rd.SoftState.Lead
+		}
+		if !raft.IsEmptyHardState(rd.HardState) {
+			c.term, c.commit = rd.HardState.GetTerm(), rd.HardState.GetCommit()
+		}
+		c.index(rd.Entries)
+		for _, s := range rd.ReadStates {
+			c.answerReads(s, e)
+		}
+		for _, m := range rd.Messages {
+			switch m.GetTo() {
+			case raft.LocalAppendThread:
+				e.appends = append(e.appends, m)
+			case raft.LocalApplyThread:
+				e.applies = append(e.applies, c.applyTask(m, e))
+			default:
+				e.send = append(e.send, m)
+			}
+		}
+		c.askRead()
+	}
+	invariant.That(len(c.fresh) == 0, "%d proposals were taken by Raft and are not in its log", len(c.fresh))
+}
+
+// index notes where in the log the fresh proposals are: they are the newest
+// entries.
+func (c *core) index(entries []*raftpb.Entry) {
+	if len(c.fresh) == 0 || len(entries) == 0 {
+		return
+	}
+	n := len(entries) - len(c.fresh)
+	invariant.That(n >= 0, "%d proposals were taken by Raft and %d entries came out", len(c.fresh), len(entries))
+	for i, p := range c.fresh {
+		p.index, p.term = entries[n+i].GetIndex(), entries[n+i].GetTerm()
+		p.data = nil
+	}
+	c.pending = append(c.pending, c.fresh...)
+	c.fresh = nil
+}
+
+func (c *core) answerReads(s raft.ReadState, e *effects) {
+	if len(s.RequestCtx) != 8 || binary.LittleEndian.Uint64(s.RequestCtx) != c.round {
+		return // of a round that was begun again
+	}
+	index := s.Index
+	for _, r := range c.asked {
+		e.answers = append(e.answers, func() { r.done(index, nil) })
+	}
+	c.asked = nil
+}
+
+// applyTask finds the proposers of committed entries. A proposal whose place in
+// the log was taken by another leader's entry was certainly not carried out.
+func (c *core) applyTask(m *raftpb.Message, e *effects) applyTask {
+	entries := m.GetEntries()
+	t := applyTask{entries: entries, proposals: make([]*proposal, len(entries)), responses: m.GetResponses()}
+	done := 0
+	for i, entry := range entries {
+		c.ownTerm = entry.GetTerm()
+		for done < len(c.pending) && c.pending[done].index <= entry.GetIndex() {
+			p := c.pending[done]
+			done++
+			if p.index == entry.GetIndex() && p.term == entry.GetTerm() {
+				t.proposals[i] = p
+				continue
+			}
+			lead := c.lead
+			e.answers = append(e.answers, func() { p.done(state.Result{}, notLeader(lead)) })
+		}
+	}
+	clear(c.pending[:done])
+	if c.pending = c.pending[done:]; len(c.pending) == 0 {
+		c.pending = nil
+	}
+	return t
+}
+
+// stop gives up everything that waits.
+func (c *core) stop(err error, e *effects) {
+	for _, p := range append(c.pending, c.fresh...) {
+		e.answers = append(e.answers, func() { p.done(state.Result{}, unknown(err)) })
+	}
+	for _, r := range append(c.waiting, c.asked...) {
+		e.answers = append(e.answers, func() { r.done(0, err) })
+	}
+	c.pending, c.fresh, c.waiting, c.asked = nil, nil, nil, nil
+}

@@ -1,0 +1,362 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/invariant"
+	"github.com/blixard/blixard/state"
+	"github.com/blixard/blixard/wal"
+)
+
+const (
+	// syncBytesMax bounds what is joined into one frame and fsync, well below what
+	// a frame may hold.
+	syncBytesMax = 16 << 20
+	// fullRetryInterval between looks whether a full disk has space again.
+	fullRetryInterval = 250 * time.Millisecond
+	// entriesKept behind a snapshot, in memory, for peers that are a little late.
+	entriesKept = 1000
+	// snapshotGrowth: the log grows to that many times the last snapshot's size
+	// before the next, so that writing snapshots stays a small part of all writing.
+	snapshotGrowth = 2
+)
+
+// loop owns the core.
+func (r *Replica) loop() {
+	defer r.running.Done()
+	ticker := time.NewTicker(r.config.Tick)
+	defer ticker.Stop()
+	var proposals []*proposal
+	var reads []read
+	var messages []*raftpb.Message
+	for {
+		select {
+		case <-r.stopping:
+			r.stopCore()
+			return
+		case <-ticker.C:
+			r.core.tick()
+		case <-r.proposals.wake:
+		case <-r.reads.wake:
+		case <-r.messages.wake:
+		}
+		var e effects
+		messages = r.messages.take(messages)
+		r.core.step(messages)
+		if reads = r.reads.take(reads); len(reads) > 0 {
+			r.core.read(reads)
+		}
+		proposals = r.proposals.take(nil)
+		r.core.propose(proposals, &e)
+		r.core.ready(&e)
+		r.carryOut(&e)
+	}
+}
+
+// carryOut hands effects to those who do them.
+func (r *Replica) carryOut(e *effects) {
+	r.term.Store(r.core.term)
+	r.commit.Store(r.core.commit)
+	r.lead.Store(r.core.lead)
+	if len(e.appends) > 0 {
+		r.appends.put(e.appends...)
+	}
+	if len(e.applies) > 0 && !r.applies.put(e.applies...) {
+		r.refuse(e.applies)
+	}
+	if len(e.send) > 0 && r.config.Sender != nil {
+		r.config.Sender.Send(e.send)
+	}
+	for _, answer := range e.answers {
+		answer()
+	}
+}
+
+// stopCore answers everything that waits in the loop.
+func (r *Replica) stopCore() {
+	err := r.stopError()
+	var e effects
+	for _, p := range r.proposals.close() {
+		p.done(state.Result{}, err)
+	}
+	for _, rd := range r.reads.close() {
+		rd.done(0, err)
+	}
+	r.messages.close()
+	r.core.stop(err, &e)
+	for _, answer := range e.answers {
+		answer()
+	}
+}
+
+// appender owns the appending half of the log: it joins all waiting batches into
+// one fsync.
+func (r *Replica) appender() {
+	defer r.running.Done()
+	var batches []*raftpb.Message
+	for {
+		var retry <-chan time.Time
+		var timer *time.Timer
+		if r.log.Full() {
+			timer = time.NewTimer(fullRetryInterval)
+			retry = timer.C
+		}
+		select {
+		case <-r.stopping:
+			r.appends.close()
+			if timer != nil {
+				timer.Stop()
+			}
+			return
+		case <-retry:
+			r.log.Reserve()
+		case <-r.appends.wake:
+			if timer != nil {
+				timer.Stop()
+			}
+			batches = r.appends.take(batches)
+			if !r.append(batches) {
+				r.appends.close()
+				return
+			}
+		}
+	}
+}
+
+// append makes batches durable, in frames of a bounded size, and answers Raft.
+// It gives false when the replica stops.
+func (r *Replica) append(batches []*raftpb.Message) bool {
+	for len(batches) > 0 {
+		n, size := 0, 0
+		answers := 0
+		for n < len(batches) && (n == 0 || size < syncBytesMax) {
+			m := batches[n]
+			for _, e := range m.GetEntries() {
+				size += len(e.GetData())
+			}
+			r.log.Append(hardState(m), m.GetEntries())
+			answers += len(m.GetResponses())
+			n++
+		}
+		// Without an answer nobody relies on it: it goes with the next frame.
+		if answers > 0 && !r.sync() {
+			return false
+		}
+		for _, m := range batches[:n] {
+			if err := r.storage.Append(m.GetEntries()); err != nil {
+				invariant.Fail("keep appended entries: %v", err)
+			}
+		}
+		for _, m := range batches[:n] {
+			r.respond(m.GetResponses())
+		}
+		batches = batches[n:]
+	}
+	return true
+}
+
+// hardState of an append message, nil when it has none.
+func hardState(m *raftpb.Message) *raftpb.HardState {
+	if m.Term == nil && m.Vote == nil && m.Commit == nil {
+		return nil
+	}
+	return &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
+}
+
+// sync waits until the appended batches are durable, however long the disk is
+// full. It gives false when the replica stops.
+func (r *Replica) sync() bool {
+	for {
+		err := r.log.Sync()
+		if err == nil {
+			return true
+		}
+		if !errors.Is(err, wal.ErrFull) {
+			r.fail(err)
+			return false
+		}
+		timer := time.NewTimer(fullRetryInterval)
+		select {
+		case <-timer.C:
+			r.log.Reserve()
+		case <-r.stopping:
+			timer.Stop()
+			return false
+		}
+	}
+}
+
+// respond gives responses to the loop, and those for peers to the sender.
+func (r *Replica) respond(responses []*raftpb.Message) {
+	own := responses[:0:0]
+	var others []*raftpb.Message
+	for _, m := range responses {
+		if m.GetTo() == r.core.id {
+			own = append(own, m)
+		} else {
+			others = append(others, m)
+		}
+	}
+	if len(others) > 0 && r.config.Sender != nil {
+		r.config.Sender.Send(others)
+	}
+	r.messages.put(own...)
+}
+
+// applier owns the state.
+func (r *Replica) applier() {
+	defer r.running.Done()
+	var tasks []applyTask
+	for {
+		select {
+		case <-r.stopping:
+			r.refuse(r.applies.close())
+			return
+		case <-r.applies.wake:
+		}
+		tasks = r.applies.take(tasks)
+		r.apply(tasks)
+		for _, t := range tasks {
+			r.messages.put(t.responses...)
+		}
+		r.maybeSnapshot()
+	}
+}
+
+func (r *Replica) refuse(tasks []applyTask) {
+	err := r.stopError()
+	for _, t := range tasks {
+		for _, p := range t.proposals {
+			if p != nil {
+				p.done(state.Result{}, unknown(err))
+			}
+		}
+	}
+}
+
+// apply carries out committed entries as one batch and answers their proposers.
+func (r *Replica) apply(tasks []applyTask) {
+	n := 0
+	for _, t := range tasks {
+		n += len(t.entries)
+	}
+	entries := make([]state.Entry, 0, n)
+	for _, t := range tasks {
+		for i, e := range t.entries {
+			entries = append(entries, decode(e, t.proposals[i]))
+			r.appliedTerm = e.GetTerm()
+		}
+	}
+	results := r.state.Apply(entries)
+	r.sinceSnapshot += uint64(n)
+	r.changed.broadcast()
+	i := 0
+	for _, t := range tasks {
+		for _, p := range t.proposals {
+			if p != nil {
+				p.done(results[i], nil)
+			}
+			i++
+		}
+	}
+}
+
+// decode gives the command of an entry. That of an own proposal is still here:
+// it is what the entry's bytes were made of.
+func decode(e *raftpb.Entry, p *proposal) state.Entry {
+	if p != nil {
+		return state.Entry{Index: e.GetIndex(), Command: p.cmd}
+	}
+	if e.GetType() != raftpb.EntryNormal {
+		invariant.Fail("entry %d changes the membership, which this version cannot: was it written by a newer one?", e.GetIndex())
+	}
+	if len(e.GetData()) == 0 {
+		return state.Entry{Index: e.GetIndex()}
+	}
+	cmd := &blixardv1.Command{}
+	if err := proto.Unmarshal(e.GetData(), cmd); err != nil {
+		invariant.Fail("entry %d is no command: %v: was it written by a newer version?", e.GetIndex(), err)
+	}
+	return state.Entry{Index: e.GetIndex(), Command: cmd}
+}
+
+// maybeSnapshot asks for a snapshot when the log has grown enough since the last
+// and none is being written.
+func (r *Replica) maybeSnapshot() {
+	if r.sinceSnapshot < r.config.SnapshotEntries || r.log.Bytes() < snapshotGrowth*r.snapshotBytes.Load() {
+		return
+	}
+	select {
+	case r.snapshots <- snapshotRequest{r.state.View(), r.appliedTerm}:
+		r.sinceSnapshot = 0
+	default:
+	}
+}
+
+type snapshotRequest struct {
+	view *state.View
+	term uint64
+}
+
+// snapshotter writes snapshots, one at a time, beside everything else.
+func (r *Replica) snapshotter() {
+	defer r.running.Done()
+	for {
+		select {
+		case <-r.stopping:
+			return
+		case req := <-r.snapshots:
+			err := r.snapshot(req)
+			switch {
+			case errors.Is(err, wal.ErrFull):
+				r.logger.Warn("no space for a snapshot: the log is kept", "index", req.view.Index(), "err", err)
+			case err != nil:
+				r.fail(err)
+				return
+			}
+		}
+	}
+}
+
+func (r *Replica) snapshot(req snapshotRequest) error {
+	index := req.view.Index()
+	meta := &raftpb.SnapshotMetadata{Index: &index, Term: &req.term, ConfState: r.conf}
+	var bytes int64
+	err := r.log.SaveSnapshot(meta, func(w io.Writer) error {
+		c := &counter{w: w}
+		defer func() { bytes = c.n }()
+		return req.view.WriteSnapshot(c)
+	})
+	if err != nil {
+		return err
+	}
+	r.snapshotBytes.Store(bytes)
+	if _, err := r.storage.CreateSnapshot(index, r.conf, nil); err != nil {
+		return fmt.Errorf("note snapshot of index %d: %w", index, err)
+	}
+	if first, err := r.storage.FirstIndex(); err == nil && index > first+entriesKept {
+		if err := r.storage.Compact(index - entriesKept); err != nil {
+			return fmt.Errorf("compact entries to %d: %w", index-entriesKept, err)
+		}
+	}
+	r.logger.Debug("snapshot", "index", index, "bytes", bytes)
+	return nil
+}
+
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += int64(n)
+	return n, err
+}
