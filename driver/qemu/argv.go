@@ -36,6 +36,11 @@ const (
 	cmdlineBytesMax = 2048 - 8*48
 )
 
+// consolePath is the pty that the Spawner gave as standard input. It is opened as
+// a "pipe" and not as "stdio", because that one sets the terminal to turn each
+// newline into two bytes.
+const consolePath = "/proc/self/fd/0"
+
 // sandbox confines QEMU by seccomp: no new privileges, no child processes, no
 // change of its own limits.
 const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -67,7 +72,7 @@ func argv(program, accelerator string, cfg driver.Config) ([]string, error) {
 	a = append(a,
 		"-chardev", "socket,id=qmp,server=on,wait=off,fd="+strconv.Itoa(qmpFD),
 		"-mon", "chardev=qmp,mode=control",
-		"-chardev", "stdio,id=console,signal=off",
+		"-chardev", "pipe,id=console,path="+consolePath,
 	)
 	if cfg.Console == consoleSerial {
 		a = append(a, "-serial", "chardev:console")

@@ -225,19 +225,25 @@ func (v *vm) awaitStart(ctx context.Context) error {
 	}
 }
 
-// Connect implements driver.VM. QEMU serves one connection at a time; a further
-// one waits in the socket's queue.
+// Connect implements driver.VM. QEMU serves one connection at a time; one further
+// waits in the socket's queue, and more wait here.
 func (v *vm) Connect(ctx context.Context) (net.Conn, error) {
-	select {
-	case <-v.ended:
-		return nil, v.gone()
-	default:
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for delay := retryFirst; ; delay = min(2*delay, retryMost) {
+		select {
+		case <-v.ended:
+			return nil, v.gone()
+		default:
+		}
+		conn, err := unixsocket.Dial(ctx, filepath.Join(v.dir, agentSocket))
+		if err == nil {
+			return conn, nil
+		}
+		if !errors.Is(err, unix.EAGAIN) || !pause(ctx, delay) {
+			return nil, problem.New(problem.Unavailable, "driver.channel", "the guest's channel of %s", v.process.GetProcessId()).WithCause(err)
+		}
 	}
-	conn, err := unixsocket.Dial(ctx, filepath.Join(v.dir, agentSocket))
-	if err != nil {
-		return nil, problem.New(problem.Unavailable, "driver.channel", "the guest's channel of %s", v.process.GetProcessId()).WithCause(err)
-	}
-	return conn, nil
 }
 
 // PowerButton implements driver.VM.
