@@ -113,7 +113,8 @@ func (s *Console) send(m *blixardv1.AttachConsoleRequest) error {
 	return nil
 }
 
-// Close ends the session; a Recv in progress fails.
+// Close ends the session; a Recv in progress fails, and input that was written
+// just before may be lost.
 func (s *Console) Close() error {
 	s.cancel()
 	return nil

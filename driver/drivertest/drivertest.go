@@ -16,7 +16,7 @@ import (
 
 // Timeout bounds each wait of the suite, which should be short; the machine may
 // be busy.
-const Timeout = 60 * time.Second
+const Timeout = 20 * time.Second
 
 // Harness is what a driver's test brings along.
 type Harness struct {

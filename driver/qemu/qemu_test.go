@@ -114,7 +114,8 @@ func tinyHarness(acpi bool) drivertest.Harness {
 	}
 	h.End = func(t *testing.T, cfg driver.Config, s driver.Spawner, _ driver.VM) {
 		expectConsole(t, s.(*supervisor.Client), cfg, "xyz", drivertest.TinyHello+"xyz")
-		expectConsole(t, s.(*supervisor.Client), cfg, "r", "")
+		// The session lasts until the machine has ended.
+		expectConsole(t, s.(*supervisor.Client), cfg, "r", drivertest.TinyHello+"xyz"+toTheEnd)
 	}
 	h.Broken = []drivertest.Broken{
 		{Name: "kernel missing", Kind: problem.NotFound, Break: func(c *driver.Config) { c.Kernel += "x" }},
@@ -130,6 +131,9 @@ func tinyHarness(acpi bool) drivertest.Harness {
 	}
 	return h
 }
+
+// toTheEnd at the end of what is expected is the end of the console.
+const toTheEnd = "\x00"
 
 // expectConsole joins a console, says something and reads what it then shows from
 // the beginning.
@@ -156,7 +160,7 @@ func expectConsole(t *testing.T, c *supervisor.Client, cfg driver.Config, say, w
 		}
 		got.Write(o.Data)
 	}
-	if !strings.HasPrefix(got.String(), want) {
+	if !strings.HasPrefix(got.String(), strings.TrimSuffix(want, toTheEnd)) {
 		t.Fatalf("console %q, want %q", got.String(), want)
 	}
 }
