@@ -65,7 +65,7 @@ func (r *reaper) startCommand(c command) (*running, error) {
 	if c.dir == "" {
 		c.dir = "/"
 	}
-	if err := os.MkdirAll(c.dir, 0o755); err != nil {
+	if err := makeDir(c.dir); err != nil {
 		return nil, startProblem(wire.KindInvalid, wire.CodeNotExecutable, "working directory: %v", err)
 	}
 	path, err := lookPath(c.argv[0], envValue(c.env, "PATH"), c.dir)
@@ -246,8 +246,8 @@ func lookPath(name, path, dir string) (string, error) {
 			d = dir + "/" + d
 		}
 		full := d + "/" + name
-		info, err := os.Stat(full)
-		if err != nil || info.IsDir() {
+		var st unix.Stat_t
+		if unix.Stat(full, &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			continue
 		}
 		if unix.Access(full, unix.X_OK) == nil {

@@ -18,10 +18,10 @@ const modulesList = "/blixard/modules"
 // loadModules loads the modules of a list. A module that is there already is no error; one that can't be
 // loaded does not stop the others, since a machine may lack the device for it.
 func loadModules(list string) error {
-	b, err := os.ReadFile(list)
-	if errors.Is(err, os.ErrNotExist) {
+	if !exists(list) {
 		return nil
 	}
+	b, err := os.ReadFile(list)
 	if err != nil {
 		return err
 	}

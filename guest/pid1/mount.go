@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -52,7 +51,7 @@ func splitOptions(options string) (flags uintptr, data string) {
 
 // mountAt makes dir and mounts on it.
 func mountAt(source, dir, fstype string, flags uintptr, data string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := makeDir(dir); err != nil {
 		return err
 	}
 	if err := unix.Mount(source, dir, fstype, flags, data); err != nil {
@@ -76,14 +75,13 @@ func mountMore() {
 	mountAt("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5")
 	mountAt("shm", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777")
 	mountAt("mqueue", "/dev/mqueue", "mqueue", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
-	if _, err := os.Stat("/sys/fs/cgroup"); err == nil {
+	if exists("/sys/fs/cgroup") {
 		mountAt("cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "nsdelegate")
 	}
-	for link, target := range map[string]string{
-		"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
-	} {
-		os.Symlink(target, link)
-	}
+	unix.Symlink("/proc/self/fd", "/dev/fd")
+	unix.Symlink("/proc/self/fd/0", "/dev/stdin")
+	unix.Symlink("/proc/self/fd/1", "/dev/stdout")
+	unix.Symlink("/proc/self/fd/2", "/dev/stderr")
 }
 
 // findDevice gives the path of a drive, once it is there.
@@ -94,10 +92,8 @@ func findDevice(device string, limit time.Duration) (string, error) {
 		if serial, ok := strings.CutPrefix(device, serialWord); ok {
 			path = bySerial(sysBlock, serial)
 		}
-		if path != "" {
-			if _, err := os.Stat(path); err == nil {
-				return path, nil
-			}
+		if path != "" && exists(path) {
+			return path, nil
 		}
 		if time.Since(begin) > limit {
 			return "", fmt.Errorf("drive %s did not appear within %s", device, limit)
@@ -108,14 +104,9 @@ func findDevice(device string, limit time.Duration) (string, error) {
 
 // bySerial finds the drive whose serial number is serial.
 func bySerial(dir, serial string) string {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return ""
-	}
-	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(dir, e.Name(), "serial"))
-		if err == nil && strings.TrimRight(string(b), "\x00\n ") == serial {
-			return "/dev/" + e.Name()
+	for _, name := range listSmall(dir) {
+		if strings.TrimRight(readLine(dir+"/"+name+"/serial"), "\x00 ") == serial {
+			return "/dev/" + name
 		}
 	}
 	return ""
@@ -132,19 +123,19 @@ func mountDisk(d wire.Disk, dir string, flags uintptr) error {
 
 // root is the root of the VM after the switch, with what is needed to leave it cleanly.
 type root struct {
-	data  *os.File // the writable disk's mount
-	old   *os.File // the initramfs
-	disks bool     // data is a drive
+	data  int  // the writable disk's mount
+	old   int  // the initramfs
+	disks bool // data is a drive
 }
 
 // buildRoot mounts the image, lays the writable disk or memory over it, and makes that the root of
 // this process and all mounts.
 func buildRoot(cfg *wire.BootConfig) (*root, error) {
-	old, err := os.Open("/")
-	if err != nil {
+	r := &root{disks: cfg.Writable != nil}
+	var err error
+	if r.old, err = openDir("/"); err != nil {
 		return nil, err
 	}
-	r := &root{old: old, disks: cfg.Writable != nil}
 	if err := mountDisk(cfg.Image, imageDir, unix.MS_RDONLY); err != nil {
 		return nil, err
 	}
@@ -159,10 +150,19 @@ func buildRoot(cfg *wire.BootConfig) (*root, error) {
 	if err := mountOverlay(); err != nil {
 		return nil, err
 	}
-	if r.data, err = os.Open(dataDir); err != nil {
+	if r.data, err = openDir(dataDir); err != nil {
 		return nil, err
 	}
 	return r, switchRoot()
+}
+
+// openDir opens a directory for as long as the machine lives.
+func openDir(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
 }
 
 // mountOverlay lays dataDir over imageDir at rootDir. The root directory's own mode and owner come from
@@ -173,14 +173,14 @@ func mountOverlay() error {
 	if err := unix.Stat(imageDir, &st); err != nil {
 		return err
 	}
-	if err := os.Mkdir(upper, 0o755); err == nil {
+	if err := unix.Mkdir(upper, 0o755); err == nil {
 		unix.Chown(upper, int(st.Uid), int(st.Gid))
 		unix.Chmod(upper, st.Mode&0o7777)
-	} else if !errors.Is(err, os.ErrExist) {
-		return err
+	} else if err != unix.EEXIST {
+		return &os.PathError{Op: "mkdir", Path: upper, Err: err}
 	}
-	if err := os.Mkdir(work, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
+	if err := unix.Mkdir(work, 0o700); err != nil && err != unix.EEXIST {
+		return &os.PathError{Op: "mkdir", Path: work, Err: err}
 	}
 	return mountAt("blixard", rootDir, "overlay", 0, "lowerdir="+imageDir+",upperdir="+upper+",workdir="+work)
 }
@@ -188,7 +188,7 @@ func mountOverlay() error {
 // switchRoot moves the kernel's file systems into rootDir and rootDir to the root.
 func switchRoot() error {
 	for _, dir := range []string{"/dev", "/proc", "/sys"} {
-		if err := os.MkdirAll(rootDir+dir, 0o755); err != nil {
+		if err := makeDir(rootDir + dir); err != nil {
 			return err
 		}
 		if err := unix.Mount(dir, rootDir+dir, "", unix.MS_MOVE, ""); err != nil {
@@ -215,7 +215,7 @@ func (r *root) clean() error {
 	}
 	err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 	if r.disks {
-		path := fmt.Sprintf("/proc/self/fd/%d", r.data.Fd())
+		path := fmt.Sprintf("/proc/self/fd/%d", r.data)
 		err = errors.Join(err, unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	}
 	return err
@@ -224,12 +224,12 @@ func (r *root) clean() error {
 // forget frees the initramfs, which nothing can reach any more but the open file of it.
 func (r *root) forget() {
 	var fs unix.Statfs_t
-	if unix.Fstatfs(int(r.old.Fd()), &fs) != nil || (fs.Type != unix.RAMFS_MAGIC && fs.Type != unix.TMPFS_MAGIC) {
+	if unix.Fstatfs(r.old, &fs) != nil || (fs.Type != unix.RAMFS_MAGIC && fs.Type != unix.TMPFS_MAGIC) {
 		return
 	}
 	var st unix.Stat_t
-	if unix.Fstat(int(r.old.Fd()), &st) == nil {
-		removeBelow(int(r.old.Fd()), st.Dev)
+	if unix.Fstat(r.old, &st) == nil {
+		removeBelow(r.old, st.Dev)
 	}
 }
 

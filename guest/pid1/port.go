@@ -5,7 +5,6 @@ package pid1
 import (
 	"io"
 	"os"
-	"strings"
 	"syscall"
 	"time"
 
@@ -23,25 +22,20 @@ const (
 
 // findPort returns the device of the port called name below dir, or "".
 func findPort(dir, name string) string {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return ""
-	}
-	for _, e := range entries {
-		b, err := os.ReadFile(dir + "/" + e.Name() + "/name")
-		if err == nil && strings.TrimSpace(string(b)) == name {
-			return "/dev/" + e.Name()
+	for _, p := range listSmall(dir) {
+		if readLine(dir+"/"+p+"/name") == name {
+			return "/dev/" + p
 		}
 	}
 	return ""
 }
 
-// waitPort waits for the channel's port and opens it.
-func waitPort() (*os.File, error) {
+// waitPort waits for the channel's port and returns its device.
+func waitPort() string {
 	begin := time.Now()
 	for {
 		if path := findPort(portsDir, wire.PortName); path != "" {
-			return os.OpenFile(path, os.O_RDWR, 0)
+			return path
 		}
 		if time.Since(begin) < portPatience {
 			time.Sleep(portPoll)

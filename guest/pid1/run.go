@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
 	"syscall"
 	"time"
 
@@ -54,10 +53,17 @@ func runInit() {
 	m := newMachine(k, k.reap, con, since, wire.Status{
 		BootID: readLine("/proc/sys/kernel/random/boot_id"), KernelRelease: release(), InitStartUS: begin,
 	})
-	go k.loadModules()
-	go serveChannel(m, con)
 	go k.watchSignals(m)
+	if exists(modulesList) {
+		go k.loadModules()
+	} else {
+		close(k.loaded)
+	}
+	// A built-in driver has found the port by now; a module will.
+	first := findPort(portsDir, wire.PortName)
+	go serveChannel(m, con, first)
 	mountMore()
+	loopbackUp()
 	close(k.more)
 	m.live()
 }
@@ -70,14 +76,17 @@ func openConsole() *console {
 	return &console{f: os.NewFile(uintptr(fd), "/dev/console")}
 }
 
-// serveChannel opens the port and answers hosts for ever.
-func serveChannel(m *machine, con *console) {
+// serveChannel opens the port, once it is there, and answers hosts for ever.
+func serveChannel(m *machine, con *console, path string) {
 	token, err := wire.TokenFromCmdline(readLine("/proc/cmdline"))
 	if err != nil {
 		con.say("the kernel command line has no %s: this machine can't be reached", wire.CmdlineKey)
 		return
 	}
-	f, err := waitPort()
+	if path == "" {
+		path = waitPort()
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		con.say("open the channel: %v", err)
 		return
@@ -94,13 +103,6 @@ func serveChannel(m *machine, con *console) {
 	con.say("the channel broke: %v", c.run())
 }
 
-// readLine is the first line of a small file, or "".
-func readLine(path string) string {
-	b, _ := os.ReadFile(path)
-	line, _, _ := strings.Cut(string(b), "\n")
-	return line
-}
-
 func release() string {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
@@ -114,7 +116,7 @@ type kernel struct {
 	con    *console
 	reap   *reaper
 	loaded chan struct{} // closed when the modules are in
-	more   chan struct{} // closed when mountMore is done
+	more   chan struct{} // closed when all is there that needs no configuration
 	root   *root
 }
 
@@ -149,7 +151,6 @@ func (k *kernel) buildRoot(cfg *wire.BootConfig) error {
 			return os.NewSyscallError("sethostname", err)
 		}
 	}
-	loopbackUp()
 	var err error
 	k.root, err = buildRoot(cfg)
 	return err

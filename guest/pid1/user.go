@@ -24,8 +24,11 @@ type account struct {
 }
 
 // lookupUser finds "name", "uid", "name:group" or "uid:gid" in the files of an image below root. Empty
-// is root. Numbers need no entry; names do.
+// is root, looked up nowhere. Numbers need no entry; names do.
 func lookupUser(root, spec string) (account, error) {
+	if spec == "" {
+		return account{name: "root", home: "/root"}, nil
+	}
 	user, group, hasGroup := strings.Cut(spec, ":")
 	if user == "" {
 		user = "0"

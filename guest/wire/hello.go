@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 )
@@ -51,13 +50,27 @@ var errHello = errors.New("wire: malformed hello")
 // Append adds the bytes to send to dst.
 func (h Hello) Append(dst []byte) []byte {
 	dst = append(dst, Escape, helloByte)
-	return fmt.Appendf(dst, "%s %d.%d %s %x\n", helloWord, h.Major, h.Minor, h.Token, h.Nonce[:])
+	dst = append(dst, helloWord...)
+	dst = appendVersion(append(dst, ' '), h.Major, h.Minor)
+	dst = hex.AppendEncode(append(dst, ' '), h.Token[:])
+	dst = hex.AppendEncode(append(dst, ' '), h.Nonce[:])
+	return append(dst, '\n')
 }
 
 // Append adds the bytes to send to dst. BootID must be without spaces.
 func (r Reply) Append(dst []byte) []byte {
 	dst = append(dst, Escape, replyByte)
-	return fmt.Appendf(dst, "%s %d.%d %x %s\n", replyWord, r.Major, r.Minor, r.Nonce[:], r.BootID)
+	dst = append(dst, replyWord...)
+	dst = appendVersion(append(dst, ' '), r.Major, r.Minor)
+	dst = hex.AppendEncode(append(dst, ' '), r.Nonce[:])
+	dst = append(append(dst, ' '), r.BootID...)
+	return append(dst, '\n')
+}
+
+// appendVersion is without fmt, whose first use costs an emulated guest some milliseconds.
+func appendVersion(dst []byte, major, minor int) []byte {
+	dst = strconv.AppendInt(dst, int64(major), 10)
+	return strconv.AppendInt(append(dst, '.'), int64(minor), 10)
 }
 
 // Bye is what a guest writes between two frames when it ends a session on its own.
