@@ -1,0 +1,145 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/blixard/blixard/auth"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// agentMethods may be called by the daemon's own user only: they speak for a
+// node.
+const agentMethods = "/blixard.v1.AgentService/"
+
+// authorize refuses callers that no rule allows.
+func (s *Server) authorize(ctx context.Context, method string) (auth.Caller, error) {
+	id, err := s.cfg.Policy.Check(ctx)
+	if err != nil {
+		return auth.Caller{}, err
+	}
+	if strings.HasPrefix(method, agentMethods) && id.UID != uint32(os.Geteuid()) {
+		return auth.Caller{}, problem.New(problem.Denied, "auth.agent_only", "%s is for the agents of nodes", method).
+			WithHint("use the commands of `blixard vm`")
+	}
+	return id, nil
+}
+
+type identityKey struct{}
+
+// actor names the caller for events.
+func actor(ctx context.Context) string {
+	id, _ := ctx.Value(identityKey{}).(auth.Caller)
+	return id.Actor()
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	defer s.guard(info.FullMethod, &err)
+	id, err := s.authorize(ctx, info.FullMethod)
+	if err != nil {
+		return nil, problem.From(err)
+	}
+	if err := s.validate(req); err != nil {
+		return nil, err
+	}
+	resp, err = next(context.WithValue(ctx, identityKey{}, id), req)
+	if err != nil {
+		return nil, problem.From(err)
+	}
+	return resp, nil
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer s.guard(info.FullMethod, &err)
+	id, err := s.authorize(ss.Context(), info.FullMethod)
+	if err != nil {
+		return problem.From(err)
+	}
+	ctx, cancel := s.streamContext(context.WithValue(ss.Context(), identityKey{}, id))
+	defer cancel()
+	if err := next(srv, &checkedStream{ServerStream: ss, ctx: ctx, server: s}); err != nil {
+		select {
+		case <-s.quit:
+			return problem.New(problem.Unavailable, "node.stopping", "the node is stopping").WithHint("connect again when it is back")
+		default:
+		}
+		return problem.From(err)
+	}
+	return nil
+}
+
+// guard turns a fault of ours into an answer and a log line with its stack; the
+// daemon and its other calls go on.
+func (s *Server) guard(method string, err *error) {
+	if r := recover(); r != nil {
+		s.log.Error("a call failed by a fault of blixard", "method", method, "fault", r, "stack", string(debug.Stack()))
+		*err = problem.New(problem.Internal, "internal", "%s failed by a fault of blixard", method).
+			WithHint("see the daemon's log, and report it")
+	}
+}
+
+// checkedStream validates every message it receives.
+type checkedStream struct {
+	grpc.ServerStream
+	ctx    context.Context
+	server *Server
+}
+
+// Context ends with the stream or the server.
+func (c *checkedStream) Context() context.Context { return c.ctx }
+
+// RecvMsg receives and validates.
+func (c *checkedStream) RecvMsg(m any) error {
+	if err := c.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return c.server.validate(m)
+}
+
+// validate checks a message against the rules of the API.
+func (s *Server) validate(req any) error {
+	m, ok := req.(proto.Message)
+	if !ok {
+		return problem.New(problem.Internal, "internal", "the request is no message")
+	}
+	err := s.check.Validate(m)
+	if err == nil {
+		return nil
+	}
+	var v *protovalidate.ValidationError
+	if !errors.As(err, &v) || len(v.Violations) == 0 {
+		return problem.New(problem.Internal, "server.rules", "a rule of the API failed").WithCause(err)
+	}
+	// The first violation names the code; the others are told too, up to a limit.
+	first := v.Violations[0].Proto
+	code := "request.invalid"
+	if id := first.GetRuleId(); ruleIsOurs(id) {
+		code = id
+	}
+	var parts []string
+	for k, one := range v.Violations {
+		if k == violationsMax {
+			break
+		}
+		part := protovalidate.FieldPathString(one.Proto.GetField()) + ": " + one.Proto.GetMessage()
+		parts = append(parts, part)
+	}
+	return problem.New(problem.Invalid, code, "%s", strings.Join(parts, "; ")).
+		WithHint("correct the request; nothing was changed")
+}
+
+// violationsMax of one request are told.
+const violationsMax = 5
+
+// ruleIsOurs tells the codes that the API's own rules have from the names of
+// protovalidate's built-in ones.
+func ruleIsOurs(id string) bool {
+	return strings.HasPrefix(id, "vm.") || strings.HasPrefix(id, "name.")
+}

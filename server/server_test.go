@@ -1,0 +1,469 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/auth"
+	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/driver"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/unixsocket"
+	"github.com/blixard/blixard/leader"
+	"github.com/blixard/blixard/replica"
+	"github.com/blixard/blixard/server"
+	"github.com/blixard/blixard/supervisor"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// noConsoles is a node whose supervisors do not run.
+type noConsoles struct{}
+
+func (noConsoles) Console(context.Context, driver.Lane, string, bool, bool) (*supervisor.Console, error) {
+	return nil, problem.New(problem.NotFound, "process.unknown", "no such process")
+}
+
+func (noConsoles) Info(context.Context, driver.Lane) (*blixardv1.GetInfoResponse, error) {
+	return nil, errors.New("no supervisor")
+}
+
+// world is a server on a real replica behind a real socket.
+type world struct {
+	t      *testing.T
+	client *client.Client
+	server *server.Server
+	socket string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	dir := t.TempDir()
+	log := slog.New(slog.DiscardHandler)
+	r, err := replica.Open(t.Context(), replica.Config{Dir: filepath.Join(dir, "raft"), NodeID: "node-a", Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, socket: filepath.Join(dir, "s")}
+	w.server, err = server.New(server.Config{
+		NodeID: "node-a", Version: "test", DataDir: dir, Socket: w.socket, Replica: r,
+		Leases:   &leader.Leases{Replica: r, TTL: 10 * time.Second},
+		Consoles: noConsoles{}, Policy: auth.NewPolicy("blixard"), Logger: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := unixsocket.Listen(w.socket, 0o666)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served, led := make(chan error, 1), make(chan error, 1)
+	go func() { served <- w.server.Serve(l) }()
+	go func() { led <- leader.Run(ctx, leader.Config{Name: "a", Replica: r, Logger: log}) }()
+	if w.client, err = client.Dial(t.Context(), client.Config{Addr: "unix:" + w.socket}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = w.client.Close()
+		stop, done := context.WithTimeout(context.Background(), 5*time.Second)
+		defer done()
+		w.server.Stop(stop)
+		cancel()
+		if err := errors.Join(<-served, <-led, r.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+func (w *world) register() {
+	w.t.Helper()
+	_, err := w.client.Agents().Register(w.t.Context(), &blixardv1.RegisterRequest{
+		NodeId: "node-a", Name: "a", Incarnation: 1,
+		Fingerprint: &blixardv1.NodeFingerprint{
+			Capacity: &blixardv1.Resources{Vcpus: 2, MemoryMib: 4096, DiskBytes: 1 << 40},
+			Images:   []string{"busybox"}, Kernels: []string{"own", "debian"},
+		},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) create(name string) *blixardv1.VM {
+	w.t.Helper()
+	resp, err := w.client.VMs().CreateVM(w.t.Context(), &blixardv1.CreateVMRequest{Name: name, Spec: &blixardv1.VMSpec{Image: "busybox"}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return resp.GetVm()
+}
+
+func TestLifeOfAVMThroughTheAPI(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	w.register()
+	allocs, err := w.client.Agents().WatchAllocations(ctx, &blixardv1.WatchAllocationsRequest{NodeId: "node-a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	watch, err := w.client.VMs().WatchVMs(ctx, &blixardv1.WatchVMsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := watch.Recv(); err != nil || !m.GetSynced() {
+		t.Fatalf("first message %v, %v", m, err)
+	}
+	vm := w.create("web")
+	if s := vm.GetSpec(); s.GetVcpus() != 1 || s.GetMemoryMib() != 256 || s.GetDiskBytes() != 1<<30 ||
+		s.GetRestart().GetMode() != blixardv1.RestartMode_on_failure || s.GetOnNodeLoss() != blixardv1.NodeLossPolicy_replace {
+		t.Fatalf("the spec is not completed: %v", s)
+	}
+	var a *blixardv1.Allocation
+	for a == nil {
+		m, err := allocs.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a = m.GetAllocation()
+	}
+	_, err = w.client.Agents().Report(ctx, &blixardv1.ReportRequest{NodeId: "node-a", Reports: []*blixardv1.AllocationReport{{
+		AllocationId: a.GetId(), Epoch: a.GetEpoch(), Status: &blixardv1.VMStatus{State: blixardv1.AllocationState_running, BootId: "b"},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		m, err := watch.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.GetVm().GetStatus().GetState() == blixardv1.AllocationState_running {
+			break
+		}
+	}
+	if _, err := w.client.VMs().StopVM(ctx, &blixardv1.StopVMRequest{Name: "web", Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := allocs.Recv(); err != nil {
+		t.Fatal(err)
+	} else if m.GetAllocation().GetDesired() == blixardv1.DesiredAllocation_stop && !m.GetAllocation().GetForceStop() {
+		t.Fatal("force got lost")
+	}
+	got, err := w.client.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: vm.GetId()})
+	if err != nil || got.GetVm().GetSpec().GetDesired() != blixardv1.DesiredState_stop {
+		t.Fatalf("%v, %v", got, err)
+	}
+	for _, call := range []func() error{
+		func() error {
+			_, err := w.client.VMs().StartVM(ctx, &blixardv1.StartVMRequest{Name: "web"})
+			return err
+		},
+		func() error {
+			_, err := w.client.VMs().RestartVM(ctx, &blixardv1.RestartVMRequest{Name: "web"})
+			return err
+		},
+		func() error {
+			_, err := w.client.VMs().DeleteVM(ctx, &blixardv1.DeleteVMRequest{Name: "web"})
+			return err
+		},
+		func() error {
+			_, err := w.client.Agents().Report(ctx, &blixardv1.ReportRequest{NodeId: "node-a", Reports: []*blixardv1.AllocationReport{{
+				AllocationId: a.GetId(), Epoch: a.GetEpoch(), Removed: true,
+			}}})
+			return err
+		},
+	} {
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.client.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: "web"}); !problem.HasCode(err, "vm.not_found") {
+		t.Fatalf("after its removal: %v", err)
+	}
+	events, err := w.client.Events().ListEvents(ctx, &blixardv1.ListEventsRequest{Object: "web"})
+	if err != nil || len(events.GetEvents()) < 5 || events.GetEvents()[0].GetKind() != "vm.created" || !strings.HasPrefix(events.GetEvents()[0].GetActor(), "user:") {
+		t.Fatalf("events %v, %v", events, err)
+	}
+	ew, err := w.client.Events().WatchEvents(ctx, &blixardv1.WatchEventsRequest{Object: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; ; n++ {
+		m, err := ew.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.GetSynced() {
+			if n != len(events.GetEvents()) {
+				t.Fatalf("the watch brought %d events, the list %d", n, len(events.GetEvents()))
+			}
+			break
+		}
+	}
+}
+
+func TestRefusalsChangeNothing(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	w.register()
+	w.create("taken")
+	before, err := w.client.VMs().ListVMs(ctx, &blixardv1.ListVMsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := func(change func(*blixardv1.VMSpec)) *blixardv1.VMSpec {
+		s := &blixardv1.VMSpec{Image: "busybox"}
+		if change != nil {
+			change(s)
+		}
+		return s
+	}
+	for _, tc := range []struct {
+		name string
+		vm   string
+		spec *blixardv1.VMSpec
+		kind problem.Kind
+		code string
+		says string
+	}{
+		{"name taken", "taken", spec(nil), problem.Conflict, "vm.name_taken", "taken"},
+		{"odd name", "Web_1", spec(nil), problem.Invalid, "name.invalid", "name"},
+		{"path as name", "../x", spec(nil), problem.Invalid, "name.invalid", "name"},
+		{"long name", strings.Repeat("a", 64), spec(nil), problem.Invalid, "name.invalid", "name"},
+		{"unknown image", "a", spec(func(s *blixardv1.VMSpec) { s.Image = "nope" }), problem.NotFound, "image.unknown", "nope"},
+		{"unknown kernel", "a", spec(func(s *blixardv1.VMSpec) { s.Kernel = "nope" }), problem.NotFound, "kernel.unknown", "nope"},
+		{"too many CPUs", "a", spec(func(s *blixardv1.VMSpec) { s.Vcpus = 65 }), problem.Invalid, "request.invalid", "vcpus"},
+		{"tiny memory", "a", spec(func(s *blixardv1.VMSpec) { s.MemoryMib = 1 }), problem.Invalid, "vm.memory_range", "64MiB"},
+		{"absurd memory", "a", spec(func(s *blixardv1.VMSpec) { s.MemoryMib = 4e9 }), problem.Invalid, "vm.memory_range", "1TiB"},
+		{"more memory than the node", "a", spec(func(s *blixardv1.VMSpec) { s.MemoryMib = 100000 }), problem.NoCapacity, "vm.too_large", "memory"},
+		{"tiny disk", "a", spec(func(s *blixardv1.VMSpec) { s.DiskBytes = 1 }), problem.Invalid, "vm.disk_range", "16MiB"},
+		{"no spec", "a", nil, problem.Invalid, "request.invalid", "spec"},
+		{"bad variable", "a", spec(func(s *blixardv1.VMSpec) { s.Env = []*blixardv1.EnvVar{{Name: "A=B"}} }), problem.Invalid, "request.invalid", "env"},
+	} {
+		_, err := w.client.VMs().CreateVM(ctx, &blixardv1.CreateVMRequest{Name: tc.vm, Spec: tc.spec})
+		p := problem.From(err)
+		if p == nil || p.Kind != tc.kind || p.Code != tc.code || !strings.Contains(p.Message, tc.says) || p.Hint == "" {
+			t.Errorf("%s: %+v", tc.name, p)
+		}
+	}
+	for name, err := range map[string]error{
+		"get":   second(w.client.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: "none"})),
+		"start": second(w.client.VMs().StartVM(ctx, &blixardv1.StartVMRequest{Name: "none"})),
+		"stop":  second(w.client.VMs().StopVM(ctx, &blixardv1.StopVMRequest{Name: "none"})),
+		"label": second(w.client.VMs().LabelVM(ctx, &blixardv1.LabelVMRequest{Name: "none"})),
+		"stats": second(w.client.VMs().Stats(ctx, &blixardv1.StatsRequest{Name: "none"})),
+	} {
+		if err == nil {
+			t.Errorf("%s of a VM that is not there: %v", name, err)
+		}
+	}
+	_, err = w.client.VMs().StopVM(ctx, &blixardv1.StopVMRequest{Name: "taken", ExpectedIndex: 1})
+	if !problem.HasCode(err, "vm.index_mismatch") {
+		t.Errorf("compare and set: %v", err)
+	}
+	after, err := w.client.VMs().ListVMs(ctx, &blixardv1.ListVMsRequest{})
+	if err != nil || len(after.GetVms()) != len(before.GetVms()) || after.GetVms()[0].GetSpec().GetDesired() != blixardv1.DesiredState_run {
+		t.Fatalf("something changed: %v, %v", after, err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestPagesAndIdempotency(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	key := client.NewKey()
+	var first string
+	for range 3 {
+		resp, err := w.client.VMs().CreateVM(ctx, &blixardv1.CreateVMRequest{IdempotencyKey: key, Name: "same", Spec: &blixardv1.VMSpec{Image: "x"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == "" {
+			first = resp.GetVm().GetId()
+		}
+		if resp.GetVm().GetId() != first {
+			t.Fatalf("the same key made %s and %s", first, resp.GetVm().GetId())
+		}
+	}
+	var names []string
+	for range 6 {
+		resp, err := w.client.VMs().CreateVM(ctx, &blixardv1.CreateVMRequest{Spec: &blixardv1.VMSpec{Image: "busybox"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, resp.GetVm().GetName())
+	}
+	names = append(names, "same")
+	slices.Sort(names)
+	var got []string
+	for token := ""; ; {
+		resp, err := w.client.VMs().ListVMs(ctx, &blixardv1.ListVMsRequest{PageSize: 3, PageToken: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, vm := range resp.GetVms() {
+			got = append(got, vm.GetName())
+		}
+		if token = resp.GetNextPageToken(); token == "" {
+			break
+		}
+	}
+	if !slices.Equal(got, names) {
+		t.Fatalf("pages gave %v, want %v", got, names)
+	}
+}
+
+func TestLabelStream(t *testing.T) {
+	w := newWorld(t)
+	vm := w.create("a")
+	stream, err := w.client.VMs().LabelVMs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 3000 // more than fit in flight
+	go func() {
+		for k := range n {
+			name := "a"
+			if k%100 == 7 {
+				name = "none"
+			}
+			if stream.Send(&blixardv1.LabelVMsRequest{Sequence: uint64(k), Change: &blixardv1.LabelVMRequest{
+				Name: name, Labels: map[string]string{"k": strings.Repeat("x", k%50)},
+			}}) != nil {
+				return
+			}
+		}
+		_ = stream.CloseSend()
+	}()
+	seen, refused := map[uint64]bool{}, 0
+	var newest uint64
+	for {
+		a, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[a.GetSequence()] = true
+		if a.GetProblem() != nil {
+			refused++
+		}
+		newest = max(newest, a.GetModifyIndex())
+	}
+	if len(seen) != n || refused != n/100 {
+		t.Fatalf("%d answers, %d refused", len(seen), refused)
+	}
+	got, err := w.client.VMs().GetVM(t.Context(), &blixardv1.GetVMRequest{Name: vm.GetId()})
+	if err != nil || got.GetVm().GetModifyIndex() != newest {
+		t.Fatalf("index %d, the last answer said %d, %v", got.GetVm().GetModifyIndex(), newest, err)
+	}
+	resp, err := w.client.VMs().LabelVM(t.Context(), &blixardv1.LabelVMRequest{Name: "a", ExpectedIndex: newest, Labels: map[string]string{"a": "b"}})
+	if err != nil || resp.GetModifyIndex() <= newest {
+		t.Fatalf("%v, %v", resp, err)
+	}
+}
+
+// post is what curl --unix-socket does.
+func (w *world) post(path, body, contentType string) (int, map[string]any) {
+	w.t.Helper()
+	hc := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return unixsocket.Dial(ctx, w.socket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, "http://x"+path, strings.NewReader(body))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", contentType)
+	resp, err := hc.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var m map[string]any
+	if err := json.Unmarshal(bytes.TrimSpace(b), &m); err != nil {
+		w.t.Fatalf("%s: %d %q: %v", path, resp.StatusCode, b, err)
+	}
+	return resp.StatusCode, m
+}
+
+func TestPlainCurl(t *testing.T) {
+	w := newWorld(t)
+	w.create("web")
+	code, m := w.post("/blixard.v1.VMService/ListVMs", "{}", "application/x-www-form-urlencoded")
+	vms, _ := m["vms"].([]any)
+	if code != 200 || len(vms) != 1 || vms[0].(map[string]any)["name"] != "web" {
+		t.Fatalf("%d %v", code, m)
+	}
+	code, m = w.post("/blixard.v1.VMService/GetVM", `{"name":"none"}`, "application/json")
+	if code != 404 || m["code"] != "not_found" {
+		t.Fatalf("%d %v", code, m)
+	}
+	if code, m = w.post("/blixard.v1.VMService/GetVM", `{"nome":"a"}`, "application/json"); code != 400 {
+		t.Fatalf("unknown field: %d %v", code, m)
+	}
+}
+
+func TestStatusAndLease(t *testing.T) {
+	w := newWorld(t)
+	w.register()
+	st, err := w.client.Nodes().GetStatus(t.Context(), &blixardv1.GetStatusRequest{})
+	if err != nil || !st.GetLeader() || st.GetNode().GetName() != "a" || st.GetVersion() != "test" {
+		t.Fatalf("%v, %v", st, err)
+	}
+	nodes, err := w.client.Nodes().ListNodes(t.Context(), &blixardv1.ListNodesRequest{})
+	if err != nil || len(nodes.GetNodes()) != 1 {
+		t.Fatalf("%v, %v", nodes, err)
+	}
+	lease, err := w.client.Agents().RenewLease(t.Context(), &blixardv1.RenewLeaseRequest{NodeId: "node-a"})
+	if err != nil || lease.GetTtl().AsDuration() != 10*time.Second {
+		t.Fatalf("%v, %v", lease, err)
+	}
+	// What needs the agent says that it is not up.
+	_, err = w.client.VMs().Stats(t.Context(), &blixardv1.StatsRequest{Name: "x"})
+	if !problem.HasCode(err, "node.starting") {
+		t.Fatalf("without an agent: %v", err)
+	}
+}
+
+// Streams end when the server stops, with a problem that says so.
+func TestStopEndsStreams(t *testing.T) {
+	w := newWorld(t)
+	watch, err := w.client.VMs().WatchVMs(t.Context(), &blixardv1.WatchVMsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	w.server.Stop(ctx)
+	if _, err := watch.Recv(); !problem.Is(err, problem.Unavailable) {
+		t.Fatalf("the stream ended with %v", err)
+	}
+}

@@ -1,0 +1,350 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/state"
+)
+
+// Defaults of a spec; a stored spec is always complete.
+const (
+	defaultVCPUs       = 1
+	defaultMemoryMiB   = 256
+	defaultDiskBytes   = 1 << 30
+	defaultMaxRestarts = 5
+	defaultPageSize    = 1000
+)
+
+// vmService is VMService; see the .proto for its contract.
+type vmService struct {
+	blixardv1.UnimplementedVMServiceServer
+	*Server
+}
+
+// newID makes an id: 80 bits of randomness never meet twice.
+func newID(prefix string) string {
+	return prefix + strings.ToLower(rand.Text()[:16])
+}
+
+// propose fills what a command carries beside its change.
+func (s *Server) propose(ctx context.Context, key string, cmd *blixardv1.Command) (state.Result, error) {
+	if key != "" {
+		// Keys of different callers never meet.
+		cmd.Key = key
+	}
+	cmd.Actor = actor(ctx)
+	cmd.Time = timestamppb.Now()
+	r, err := s.cfg.Replica.Propose(ctx, cmd)
+	if err != nil {
+		return state.Result{}, err
+	}
+	if r.Problem != nil {
+		return state.Result{}, r.Problem
+	}
+	return r, nil
+}
+
+func (s vmService) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest) (*blixardv1.CreateVMResponse, error) {
+	spec := proto.CloneOf(req.GetSpec())
+	fillDefaults(spec)
+	if err := checkPossible(s.cfg.Replica.View(), spec); err != nil {
+		return nil, err
+	}
+	name := req.GetName()
+	if name == "" {
+		name = randomName(spec.GetImage())
+	}
+	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
+		Id: newID("vm-"), Name: name, Spec: spec, Labels: req.GetLabels(),
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.CreateVMResponse{Vm: r.VM}, nil
+}
+
+// randomName makes a name from the image's, for VMs whose owner gave none.
+func randomName(image string) string {
+	base := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return -1
+	}, strings.ToLower(image))
+	if base == "" {
+		base = "guest"
+	}
+	return base[:min(len(base), 24)] + "-" + strings.ToLower(rand.Text()[:5])
+}
+
+func fillDefaults(s *blixardv1.VMSpec) {
+	if s.Vcpus == 0 {
+		s.Vcpus = defaultVCPUs
+	}
+	if s.MemoryMib == 0 {
+		s.MemoryMib = defaultMemoryMiB
+	}
+	if s.DiskBytes == 0 {
+		s.DiskBytes = defaultDiskBytes
+	}
+	if s.Desired == blixardv1.DesiredState_unspecified {
+		s.Desired = blixardv1.DesiredState_run
+	}
+	if s.OnNodeLoss == blixardv1.NodeLossPolicy_unspecified {
+		s.OnNodeLoss = blixardv1.NodeLossPolicy_replace
+	}
+	if s.Restart == nil {
+		s.Restart = &blixardv1.RestartPolicy{}
+	}
+	if s.Restart.Mode == blixardv1.RestartMode_unspecified {
+		s.Restart.Mode = blixardv1.RestartMode_on_failure
+	}
+	if s.Restart.MaxRestarts == 0 {
+		s.Restart.MaxRestarts = defaultMaxRestarts
+	}
+	if s.Restart.Backoff == nil {
+		s.Restart.Backoff = &durationpb.Duration{Seconds: 1}
+	}
+}
+
+// checkPossible refuses what no known node could ever run, so that a typing
+// mistake is an error at once and not a VM that waits. With no node known yet
+// nothing can be said.
+func checkPossible(view *state.View, spec *blixardv1.VMSpec) error {
+	nodes := view.Nodes()
+	if len(nodes) == 0 {
+		return nil
+	}
+	more := view.Limits().Reservation(spec)
+	var images, kernels []string
+	var fits, most = false, uint64(0)
+	short := ""
+	for _, n := range nodes {
+		images = append(images, n.GetFingerprint().GetImages()...)
+		kernels = append(kernels, n.GetFingerprint().GetKernels()...)
+		most = max(most, n.GetAllocatable().GetMemoryMib())
+		s, ok := state.Fits(n.GetAllocatable(), &blixardv1.Resources{}, more)
+		if ok {
+			fits = true
+		} else {
+			short = s
+		}
+	}
+	if !slices.Contains(images, spec.GetImage()) {
+		return problem.New(problem.NotFound, "image.unknown", "no node has an image %q", spec.GetImage()).
+			WithHint("images there are: %s", sortedList(images))
+	}
+	if k := spec.GetKernel(); k != "" && !slices.Contains(kernels, k) {
+		return problem.New(problem.NotFound, "kernel.unknown", "no node has a kernel %q", k).
+			WithHint("kernels there are: %s; leave it out for the node's preferred one", sortedList(kernels))
+	}
+	if !fits {
+		p := problem.New(problem.NoCapacity, "vm.too_large", "no node is large enough for the VM: %s is short", short)
+		if short == "memory" {
+			return p.WithHint("the largest node can give %d MiB to VMs, and this one needs %d MiB with its hypervisor", most, more.GetMemoryMib())
+		}
+		return p.WithHint("give the VM less, or add a larger node")
+	}
+	return nil
+}
+
+func sortedList(s []string) string {
+	s = slices.Clone(s)
+	slices.Sort(s)
+	return strings.Join(slices.Compact(s), ", ")
+}
+
+func notFound(name string) error {
+	return problem.New(problem.NotFound, "vm.not_found", "there is no VM %q", name).WithHint("see `blixard vm list`")
+}
+
+func (s vmService) GetVM(ctx context.Context, req *blixardv1.GetVMRequest) (*blixardv1.GetVMResponse, error) {
+	view, err := s.cfg.Replica.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	vm := view.VM(req.GetName())
+	if vm == nil {
+		return nil, notFound(req.GetName())
+	}
+	return &blixardv1.GetVMResponse{Vm: vm, Index: view.Index()}, nil
+}
+
+func (s vmService) ListVMs(ctx context.Context, req *blixardv1.ListVMsRequest) (*blixardv1.ListVMsResponse, error) {
+	view, err := s.cfg.Replica.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	size := int(req.GetPageSize())
+	if size == 0 {
+		size = defaultPageSize
+	}
+	vms := view.VMs(req.GetPageToken(), size+1)
+	resp := &blixardv1.ListVMsResponse{Vms: vms, Index: view.Index()}
+	if len(vms) > size {
+		resp.Vms = vms[:size]
+		resp.NextPageToken = vms[size-1].GetName()
+	}
+	return resp, nil
+}
+
+// setDesired is the common part of start, stop and restart.
+func (s vmService) setDesired(ctx context.Context, key string, c *blixardv1.SetVMDesiredCommand) (*blixardv1.VM, error) {
+	r, err := s.propose(ctx, key, &blixardv1.Command{Change: &blixardv1.Command_SetVmDesired{SetVmDesired: c}})
+	return r.VM, err
+}
+
+func (s vmService) StartVM(ctx context.Context, req *blixardv1.StartVMRequest) (*blixardv1.StartVMResponse, error) {
+	vm, err := s.setDesired(ctx, req.GetIdempotencyKey(), &blixardv1.SetVMDesiredCommand{
+		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), Desired: blixardv1.DesiredState_run,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.StartVMResponse{Vm: vm}, nil
+}
+
+func (s vmService) StopVM(ctx context.Context, req *blixardv1.StopVMRequest) (*blixardv1.StopVMResponse, error) {
+	vm, err := s.setDesired(ctx, req.GetIdempotencyKey(), &blixardv1.SetVMDesiredCommand{
+		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), Desired: blixardv1.DesiredState_stop,
+		Force: req.GetForce(), TimeoutMs: req.GetTimeout().AsDuration().Milliseconds(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.StopVMResponse{Vm: vm}, nil
+}
+
+func (s vmService) RestartVM(ctx context.Context, req *blixardv1.RestartVMRequest) (*blixardv1.RestartVMResponse, error) {
+	vm, err := s.setDesired(ctx, req.GetIdempotencyKey(), &blixardv1.SetVMDesiredCommand{
+		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), Desired: blixardv1.DesiredState_run, StartAgain: true,
+		Force: req.GetForce(), TimeoutMs: req.GetTimeout().AsDuration().Milliseconds(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.RestartVMResponse{Vm: vm}, nil
+}
+
+func (s vmService) DeleteVM(ctx context.Context, req *blixardv1.DeleteVMRequest) (*blixardv1.DeleteVMResponse, error) {
+	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{
+		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(),
+		Force: req.GetForce(), TimeoutMs: req.GetTimeout().AsDuration().Milliseconds(),
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.DeleteVMResponse{Vm: r.VM}, nil
+}
+
+func labelCommand(ctx context.Context, req *blixardv1.LabelVMRequest) *blixardv1.Command {
+	return &blixardv1.Command{
+		Key: req.GetIdempotencyKey(), Actor: actor(ctx), Time: timestamppb.Now(),
+		Change: &blixardv1.Command_LabelVm{LabelVm: &blixardv1.LabelVMCommand{
+			Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), Labels: req.GetLabels(),
+		}},
+	}
+}
+
+func (s vmService) LabelVM(ctx context.Context, req *blixardv1.LabelVMRequest) (*blixardv1.LabelVMResponse, error) {
+	r, err := s.cfg.Replica.Propose(ctx, labelCommand(ctx, req))
+	if err != nil {
+		return nil, err
+	}
+	if r.Problem != nil {
+		return nil, r.Problem
+	}
+	return &blixardv1.LabelVMResponse{ModifyIndex: r.VM.GetModifyIndex()}, nil
+}
+
+// labelsInFlight bounds the changes of one stream that wait for their answer; a
+// client that sends more waits.
+const labelsInFlight = 1024
+
+func (s vmService) LabelVMs(stream blixardv1.VMService_LabelVMsServer) error {
+	ctx := stream.Context()
+	answers := make(chan *blixardv1.LabelVMsResponse, labelsInFlight)
+	slots := make(chan struct{}, labelsInFlight)
+	sent := make(chan error, 1)
+	go func() {
+		var err error
+		for a := range answers {
+			if err == nil {
+				err = stream.Send(a)
+			}
+			<-slots
+		}
+		sent <- err
+	}()
+	recvErr := s.receiveLabels(ctx, stream, slots, answers)
+	for range cap(slots) {
+		slots <- struct{}{} // every answer is out
+	}
+	close(answers)
+	if err := <-sent; err != nil {
+		return err
+	}
+	return recvErr
+}
+
+func (s vmService) receiveLabels(ctx context.Context, stream blixardv1.VMService_LabelVMsServer, slots chan struct{}, answers chan<- *blixardv1.LabelVMsResponse) error {
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			return endOfStream(err)
+		}
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		seq := req.GetSequence()
+		s.cfg.Replica.ProposeAsync(labelCommand(ctx, req.GetChange()), func(r state.Result, err error) {
+			a := &blixardv1.LabelVMsResponse{Sequence: seq}
+			switch {
+			case err != nil:
+				a.Problem = problem.From(err).Proto()
+			case r.Problem != nil:
+				a.Problem = r.Problem.Proto()
+			default:
+				a.ModifyIndex = r.VM.GetModifyIndex()
+			}
+			answers <- a // never blocks: it has a place for every slot
+		})
+	}
+}
+
+// hereOnly gives the allocation of a VM that is on this node.
+func (s *Server) hereOnly(view *state.View, name string) (*blixardv1.VM, *blixardv1.Allocation, error) {
+	vm := view.VM(name)
+	if vm == nil {
+		return nil, nil, notFound(name)
+	}
+	a := view.Allocation(vm.GetStatus().GetAllocationId())
+	if a == nil {
+		return vm, nil, problem.New(problem.Unavailable, "vm.not_placed", "VM %q is on no node: %s", vm.GetName(), waitingText(vm)).
+			WithHint("see `blixard vm status %s`", vm.GetName())
+	}
+	if a.GetNodeId() != s.cfg.NodeID {
+		return vm, nil, problem.New(problem.Unavailable, "vm.elsewhere", "VM %q is on node %s", vm.GetName(), vm.GetStatus().GetNode()).
+			WithHint("ask that node")
+	}
+	return vm, a, nil
+}
+
+func waitingText(vm *blixardv1.VM) string {
+	if m := vm.GetStatus().GetMessage(); m != "" {
+		return m
+	}
+	return fmt.Sprint(vm.GetStatus().GetState())
+}

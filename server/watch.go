@@ -1,0 +1,202 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/state"
+)
+
+// endOfStream makes nil of a client that has said all.
+func endOfStream(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// changes calls each with every batch of changes after index until it fails.
+func (s *Server) changes(ctx context.Context, index uint64, each func([]state.Change, uint64) error) error {
+	sub := s.cfg.Replica.Subscribe(index)
+	defer sub.Close()
+	for {
+		list, at, err := sub.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if err := each(list, at); err != nil {
+			return err
+		}
+	}
+}
+
+func (s vmService) WatchVMs(req *blixardv1.WatchVMsRequest, stream blixardv1.VMService_WatchVMsServer) error {
+	ctx := stream.Context()
+	view, err := s.cfg.Replica.Read(ctx)
+	if err != nil {
+		return err
+	}
+	index := req.GetAfterIndex()
+	id := ""
+	if req.GetName() != "" {
+		vm := view.VM(req.GetName())
+		if vm == nil && index == 0 {
+			return notFound(req.GetName())
+		}
+		id = vm.GetId()
+	}
+	if index == 0 {
+		index = view.Index()
+		for _, vm := range view.VMs("", 0) {
+			if id != "" && vm.GetId() != id {
+				continue
+			}
+			if err := stream.Send(&blixardv1.WatchVMsResponse{Index: index, Vm: vm}); err != nil {
+				return err
+			}
+		}
+	}
+	if err := stream.Send(&blixardv1.WatchVMsResponse{Index: index, Synced: true}); err != nil {
+		return err
+	}
+	return s.changes(ctx, index, func(list []state.Change, _ uint64) error {
+		for _, c := range list {
+			if c.Kind != state.KindVM || req.GetName() != "" && c.VM.GetId() != id && c.VM.GetName() != req.GetName() && c.VM.GetId() != req.GetName() {
+				continue
+			}
+			if err := stream.Send(&blixardv1.WatchVMsResponse{Index: c.Index, Vm: c.VM, Deleted: c.Deleted}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// eventService is EventService; see the .proto for its contract.
+type eventService struct {
+	blixardv1.UnimplementedEventServiceServer
+	*Server
+}
+
+func (s eventService) ListEvents(ctx context.Context, req *blixardv1.ListEventsRequest) (*blixardv1.ListEventsResponse, error) {
+	view, err := s.cfg.Replica.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	limit := int(req.GetLimit())
+	if limit == 0 {
+		limit = defaultPageSize
+	}
+	return &blixardv1.ListEventsResponse{Events: view.Events(req.GetObject(), limit), Index: view.Index()}, nil
+}
+
+func (s eventService) WatchEvents(req *blixardv1.WatchEventsRequest, stream blixardv1.EventService_WatchEventsServer) error {
+	ctx := stream.Context()
+	view, err := s.cfg.Replica.Read(ctx)
+	if err != nil {
+		return err
+	}
+	index := req.GetAfterIndex()
+	if index == 0 {
+		index = view.Index()
+		for _, e := range view.Events(req.GetObject(), 0) {
+			if err := stream.Send(&blixardv1.WatchEventsResponse{Event: e}); err != nil {
+				return err
+			}
+		}
+	}
+	if err := stream.Send(&blixardv1.WatchEventsResponse{Synced: true}); err != nil {
+		return err
+	}
+	return s.changes(ctx, index, func(list []state.Change, _ uint64) error {
+		for _, c := range list {
+			if c.Kind != state.KindEvent {
+				continue
+			}
+			if o := req.GetObject(); o != "" && c.Event.GetObjectName() != o && c.Event.GetObjectId() != o {
+				continue
+			}
+			if err := stream.Send(&blixardv1.WatchEventsResponse{Event: c.Event}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// agentService is AgentService; see the .proto for its contract.
+type agentService struct {
+	blixardv1.UnimplementedAgentServiceServer
+	*Server
+}
+
+func (s agentService) Register(ctx context.Context, req *blixardv1.RegisterRequest) (*blixardv1.RegisterResponse, error) {
+	r, err := s.propose(ctx, "", &blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
+		NodeId: req.GetNodeId(), Name: req.GetName(), Fingerprint: req.GetFingerprint(), Incarnation: req.GetIncarnation(),
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.RegisterResponse{Node: r.Node}, nil
+}
+
+func (s agentService) WatchAllocations(req *blixardv1.WatchAllocationsRequest, stream blixardv1.AgentService_WatchAllocationsServer) error {
+	ctx := stream.Context()
+	view, err := s.cfg.Replica.Read(ctx)
+	if err != nil {
+		return err
+	}
+	for _, a := range view.AllocationsOfNode(req.GetNodeId()) {
+		if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: view.Index(), Allocation: a}); err != nil {
+			return err
+		}
+	}
+	if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: view.Index(), Synced: true}); err != nil {
+		return err
+	}
+	return s.changes(ctx, view.Index(), func(list []state.Change, _ uint64) error {
+		for _, c := range list {
+			if c.Kind != state.KindAllocation || c.Allocation.GetNodeId() != req.GetNodeId() {
+				continue
+			}
+			if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: c.Index, Allocation: c.Allocation, Removed: c.Deleted}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s agentService) Report(ctx context.Context, req *blixardv1.ReportRequest) (*blixardv1.ReportResponse, error) {
+	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_Report{Report: &blixardv1.ReportCommand{
+		NodeId: req.GetNodeId(), Reports: req.GetReports(),
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range r.Refused {
+		s.log.Warn("a report was refused", "alloc", f.AllocationID, "code", f.Problem.Code, "err", f.Problem)
+	}
+	return &blixardv1.ReportResponse{Index: r.Index}, nil
+}
+
+func (s agentService) RenewLease(ctx context.Context, req *blixardv1.RenewLeaseRequest) (*blixardv1.RenewLeaseResponse, error) {
+	var asked time.Duration
+	if req.GetTtl() != nil {
+		asked = req.GetTtl().AsDuration()
+	}
+	ttl, err := s.cfg.Leases.Grant(ctx, req.GetNodeId(), asked)
+	if err != nil {
+		return nil, err
+	}
+	if ttl <= 0 {
+		return nil, problem.New(problem.Fenced, "lease.refused", "node %s gets no lease", req.GetNodeId())
+	}
+	return &blixardv1.RenewLeaseResponse{Ttl: durationpb.New(ttl)}, nil
+}
