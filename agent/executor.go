@@ -157,7 +157,7 @@ func (a *Agent) driverConfig(rec *blixardv1.AllocationRecord) (driver.Config, er
 		MemoryMiB:    orDefault(spec.GetMemoryMib(), defaultMemoryMiB),
 		Kernel:       k.Path,
 		Initramfs:    k.InitramfsPath,
-		Cmdline:      k.Cmdline + " " + token.KernelArg(),
+		Cmdline:      a.commandLine(k) + " " + token.KernelArg(),
 		ACPI:         k.ACPI,
 		Console:      k.Console,
 		Drives:       []driver.Drive{{Path: img.Path, ReadOnly: true}, {Path: filepath.Join(dir, rootDisk)}},
@@ -167,6 +167,14 @@ func (a *Agent) driverConfig(rec *blixardv1.AllocationRecord) (driver.Config, er
 		Metadata:     map[string]string{"vm": alloc.GetVmName(), "boots": strconv.FormatUint(rec.GetBoots(), 10)},
 	}
 	return cfg, nil
+}
+
+// commandLine is the kernel's, with what an emulated machine must be told.
+func (a *Agent) commandLine(k bundle.Kernel) string {
+	if a.cfg.Fingerprint.GetAccelerator() == driver.AcceleratorTCG {
+		return k.CommandLineTCG(a.cfg.TSCKHz)
+	}
+	return k.CommandLine()
 }
 
 func orDefault(v, def uint32) uint32 {

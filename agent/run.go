@@ -52,6 +52,8 @@ type Config struct {
 	Incarnation uint64
 	Logger      *slog.Logger
 	Limits      Limits
+	// TSCKHz is the rate of the host's time stamp counter, told to emulated guests.
+	TSCKHz      uint32
 	LogBytesMax uint64
 	LogFilesMax uint32
 }

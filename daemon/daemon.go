@@ -1,0 +1,260 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/blixard/blixard/agent"
+	"github.com/blixard/blixard/auth"
+	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/daemon/config"
+	"github.com/blixard/blixard/disk"
+	"github.com/blixard/blixard/driver"
+	"github.com/blixard/blixard/driver/qemu"
+	"github.com/blixard/blixard/guest/bundle"
+	"github.com/blixard/blixard/guest/kernel"
+	"github.com/blixard/blixard/internal/boottime"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/unixsocket"
+	"github.com/blixard/blixard/leader"
+	"github.com/blixard/blixard/replica"
+	"github.com/blixard/blixard/server"
+	"github.com/blixard/blixard/supervisor"
+)
+
+// Options of a daemon. All fields but Ready are needed.
+type Options struct {
+	Config  config.Config
+	Version string
+	// Executable is this program, which the supervisors run too.
+	Executable string
+	Logger     *slog.Logger
+	// Ready, when set, is called once the node answers.
+	Ready func()
+}
+
+// node is the parts of a running daemon.
+type node struct {
+	opts    Options
+	cfg     config.Config
+	log     *slog.Logger
+	data    *dataDir
+	replica *replica.Replica
+	super   *supervisor.Client
+	server  *server.Server
+	client  *client.Client
+	agent   *agent.Agent
+}
+
+// Run runs a node until ctx ends or the node can't go on. VMs go on running
+// either way, and the next Run takes them up again. Errors that a person can mend
+// carry a problem.
+func Run(ctx context.Context, opts Options) (err error) {
+	n := &node{opts: opts, cfg: opts.Config, log: opts.Logger}
+	defer func() { err = errors.Join(err, n.close()) }()
+	if n.data, err = openDataDir(n.cfg.DataDir); err != nil {
+		return err
+	}
+	b, err := openBundle(ctx, n.cfg, opts.Executable)
+	if err != nil {
+		return err
+	}
+	drv, info, err := n.probe(ctx)
+	if err != nil {
+		return err
+	}
+	n.log.Info("hypervisor found", "driver", info.Name, "version", info.Version, "accelerator", info.Accelerator, "why", info.AcceleratorReason)
+	if n.replica, err = replica.Open(ctx, replica.Config{
+		Dir: n.data.join(raftDir), NodeID: n.data.id.NodeID, Logger: n.log,
+	}); err != nil {
+		return err
+	}
+	l, err := n.listen()
+	if err != nil {
+		return err
+	}
+	return n.serve(ctx, l, drv, info, b)
+}
+
+// probe asks QEMU who it is and finds the accelerator.
+func (n *node) probe(ctx context.Context) (driver.Driver, driver.Info, error) {
+	n.super = supervisor.NewClient(supervisor.ClientConfig{Executable: n.opts.Executable, Dir: n.data.join(supervisorDir)})
+	drv := qemu.New(qemu.Config{Program: n.cfg.QEMU.Path, Spawner: n.super, Log: n.log})
+	info, err := drv.Probe(ctx)
+	return drv, info, err
+}
+
+func (n *node) listen() (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(n.cfg.Socket), 0o755); err != nil {
+		return nil, problem.New(problem.Invalid, "socket.unusable", "the directory of the socket %s can't be made", n.cfg.Socket).WithCause(err).
+			WithHint("choose another with --socket")
+	}
+	// Everyone may connect; who may ask anything is decided by the peer's
+	// credentials, so that others get an answer that says why.
+	return unixsocket.Listen(n.cfg.Socket, 0o666)
+}
+
+// serve starts what needs the socket, and waits for the end.
+func (n *node) serve(ctx context.Context, l net.Listener, drv driver.Driver, info driver.Info, b *bundle.Bundle) error {
+	var err error
+	n.server, err = server.New(server.Config{
+		NodeID: n.data.id.NodeID, Version: n.opts.Version, DataDir: n.cfg.DataDir, Socket: n.cfg.Socket,
+		Replica: n.replica, Leases: &leader.Leases{Replica: n.replica, TTL: n.cfg.Lease.TTL},
+		Consoles: n.super, Policy: auth.NewPolicy(n.cfg.AdminGroup), Logger: n.log,
+	})
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	part := func(name string, run func() error) {
+		wg.Go(func() {
+			if err := run(); err != nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	part("server", func() error { return n.server.Serve(l) })
+	part("leader", func() error {
+		return leader.Run(life, leader.Config{Name: n.cfg.Node.Name, Replica: n.replica, Logger: n.log})
+	})
+	err = n.startAgent(ctx, drv, info, b)
+	if err == nil {
+		part("agent", func() error { return n.agent.Run(life) })
+		if n.opts.Ready != nil {
+			n.opts.Ready()
+		}
+		n.log.Info("the node is up", "node", n.cfg.Node.Name, "id", n.data.id.NodeID, "socket", n.cfg.Socket)
+		err = n.wait(ctx, life)
+	}
+	n.shutDown(ctx.Err() != nil)
+	cancel(nil)
+	return err
+}
+
+// wait returns nil when ctx ended, and else why the node can't go on.
+func (n *node) wait(ctx, life context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-n.replica.Done():
+		return n.replica.Err()
+	case <-life.Done():
+		return context.Cause(life)
+	}
+}
+
+// shutDown ends the API. Before a planned end the node asks for one long lease,
+// so that exclusive VMs outlive the daemon's restart.
+func (n *node) shutDown(planned bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.ShutdownTimeout)
+	defer cancel()
+	if planned && n.agent != nil {
+		if err := n.agent.ExtendLease(ctx, n.cfg.Lease.Restart); err != nil {
+			n.log.Warn("no long lease before the restart; exclusive VMs end with the present one", "left", n.agent.LeaseLeft(), "err", err)
+		}
+	}
+	n.log.Info("the node is stopping; its VMs go on running")
+	n.server.Stop(ctx)
+	for _, lane := range []driver.Lane{driver.LaneShared, driver.LaneExclusive} {
+		// One without VMs is not needed any more; one with VMs refuses.
+		if err := n.super.Shutdown(ctx, lane); err != nil && !problem.Is(err, problem.Conflict) && !problem.Is(err, problem.NotFound) {
+			n.log.Warn("the supervisor does not answer", "lane", lane, "err", err)
+		}
+	}
+}
+
+func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.Info, b *bundle.Bundle) error {
+	fp, err := fingerprint(n.cfg, info, n.opts.Version, b.KernelNames(), b.ImageNames())
+	if err != nil {
+		return err
+	}
+	if n.client, err = client.Dial(ctx, client.Config{Addr: "unix:" + n.cfg.Socket}); err != nil {
+		return err
+	}
+	n.agent, err = agent.New(ctx, agent.Config{
+		NodeID: n.data.id.NodeID, NodeName: n.cfg.Node.Name, Incarnation: n.data.id.Incarnation,
+		Dir: n.data.join(vmsDir), Driver: drv, Spawner: n.super, Leases: leases{n.super}, Bundle: b,
+		Disks: disk.NewRoots(n.data.join(templatesDir)), Cluster: n.client.Agents(), Fingerprint: fp, Logger: n.log,
+		Limits:      agent.Limits{ReadyTimeout: n.cfg.Boot.ReadyTimeout, BootTries: n.cfg.Boot.Tries},
+		TSCKHz:      kernel.HostTSCKHz(),
+		LogBytesMax: uint64(n.cfg.Console.LogSize), LogFilesMax: n.cfg.Console.LogFiles,
+	})
+	if err != nil {
+		return err
+	}
+	n.server.SetLocal(n.agent)
+	// The first VM shall not wait for its supervisor.
+	if _, err := n.super.Start(ctx, driver.LaneShared); err != nil {
+		return err
+	}
+	return nil
+}
+
+// leases hands deadlines to the exclusive lane's supervisor.
+type leases struct{ c *supervisor.Client }
+
+// Renew pushes the kernel's deadline forward.
+func (l leases) Renew(ctx context.Context, deadline boottime.Instant) error {
+	_, err := l.c.Renew(ctx, deadline)
+	return err
+}
+
+// close frees what is held, in the opposite order of its making.
+func (n *node) close() error {
+	var errs []error
+	if n.client != nil {
+		errs = append(errs, n.client.Close())
+	}
+	if n.super != nil {
+		errs = append(errs, n.super.Close())
+	}
+	if n.replica != nil {
+		errs = append(errs, n.replica.Close())
+	}
+	if n.server != nil {
+		errs = append(errs, ignoreAbsent(os.Remove(n.cfg.Socket)))
+	}
+	if n.data != nil {
+		errs = append(errs, n.data.close())
+	}
+	return errors.Join(errs...)
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// bundleTimeout bounds the opening and checking of a bundle.
+const bundleTimeout = 30 * time.Second
+
+// openBundle finds the guest bundle: the configured one, else one beside the
+// program, else the one in the cache.
+func openBundle(ctx context.Context, cfg config.Config, executable string) (*bundle.Bundle, error) {
+	_, cancel := context.WithTimeout(ctx, bundleTimeout)
+	defer cancel()
+	dirs := config.BundleDirs(cfg, executable)
+	for _, dir := range dirs {
+		b, err := bundle.Open(dir)
+		if err == nil {
+			return b, nil
+		}
+		if !problem.Is(err, problem.NotFound) {
+			return nil, err
+		}
+	}
+	return nil, problem.New(problem.NotFound, "bundle.missing", "no guest bundle in %v", dirs).
+		WithHint("make one with `blixard bundle build`, or name one with --bundle-dir")
+}
