@@ -76,6 +76,13 @@ func badAddr(addr, reason string) error {
 		WithHint("write unix:PATH or https://HOST:PORT")
 }
 
+// LocalSocket is the socket that Dial chooses when no address is given, the
+// environment left aside.
+func LocalSocket() string {
+	s, _ := localSocket(localpath.Current())
+	return s
+}
+
 // localSocket chooses among the local sockets: the first that is there, or the
 // first of all, so that the error names it.
 func localSocket(user localpath.User) (string, error) {

@@ -19,6 +19,9 @@ import (
 	"github.com/blixard/blixard/internal/units"
 )
 
+// OriginDefault is the origin of settings that nobody set.
+const OriginDefault = "default"
+
 // envPrefix begins the environment variables that are settings.
 const envPrefix = "BLIXARD_"
 
@@ -155,7 +158,7 @@ func defaults(src Source) layer {
 	for _, k := range keys {
 		values[k.Name] = k.Default(src.Host)
 	}
-	return layer{values: flat(values), origin: func(string) string { return "default" }, dir: src.Dir}
+	return layer{values: flat(values), origin: func(string) string { return OriginDefault }, dir: src.Dir}
 }
 
 // flat makes a layer of dotted keys.

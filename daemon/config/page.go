@@ -67,6 +67,9 @@ func (k Key) ValueKind() string {
 	return strings.TrimPrefix(kindWord(k.field(&Config{})), "a ")
 }
 
+// IsPath is whether the value is a path.
+func (k Key) IsPath() bool { return k.path }
+
 // exampleFile writes all keys with values that Load takes: the defaults, and
 // root's paths.
 func exampleFile() string {

@@ -1,0 +1,253 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/process"
+	"github.com/blixard/blixard/internal/units"
+)
+
+func (a *app) nodeCommand() *cobra.Command {
+	return noun("node", "Run the node on this host, and see how it is", []string{"nodes"},
+		a.nodeStartCommand(), a.nodeStatusCommand(), a.nodeStopCommand(), a.nodeListCommand())
+}
+
+func (a *app) nodeListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the nodes of the cluster", Args: exactly(),
+		Example: "  blixard node list\n  blixard node list -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.Nodes().ListNodes(ctx, &blixardv1.ListNodesRequest{})
+				if err != nil {
+					return err
+				}
+				raw, err := list("nodes", resp.GetNodes())
+				if err != nil {
+					return err
+				}
+				return a.print(raw, func() error { return a.nodeTable(resp.GetNodes()) })
+			})
+		},
+	}
+}
+
+func (a *app) nodeTable(nodes []*blixardv1.Node) error {
+	t := &table{header: []string{"NAME", "STATE", "CPUS", "MEMORY", "DRIVER", "ACCELERATOR", "VERSION"}, shrink: []int{6, 0}}
+	for _, n := range nodes {
+		f := n.GetFingerprint()
+		t.add(n.GetName(), n.GetState().String(),
+			fmt.Sprintf("%d/%d", n.GetAllocated().GetVcpus(), n.GetAllocatable().GetVcpus()),
+			mib(n.GetAllocated().GetMemoryMib())+"/"+mib(n.GetAllocatable().GetMemoryMib()),
+			strings.TrimSpace(f.GetDriver()+" "+f.GetDriverVersion()), f.GetAccelerator(), f.GetBlixardVersion())
+	}
+	return a.writeTable(t)
+}
+
+func mib(n uint64) string { return (units.Size(n) * units.MiB).Human() }
+
+func (a *app) nodeStatusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show how the node is", Args: exactly(),
+		Long:    "Show how the node is that answers: which accelerator it uses and why, what is free, its log and its supervisors.",
+		Example: "  blixard node status\n  blixard node status -o json | jq -r .node.fingerprint.acceleratorReason",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				st, err := c.Nodes().GetStatus(ctx, &blixardv1.GetStatusRequest{})
+				if err != nil {
+					return err
+				}
+				return a.print(st, func() error { return a.facts(nodeFacts(st)) })
+			})
+		},
+	}
+}
+
+func nodeFacts(st *blixardv1.GetStatusResponse) [][2]string {
+	n, f := st.GetNode(), st.GetNode().GetFingerprint()
+	var vms []string
+	for _, state := range slices.Sorted(maps.Keys(st.GetVmsByState())) {
+		vms = append(vms, fmt.Sprintf("%d %s", st.GetVmsByState()[state], state))
+	}
+	if len(vms) == 0 {
+		vms = []string{"none"}
+	}
+	role := "follows"
+	if st.GetLeader() {
+		role = "leads"
+	}
+	rows := [][2]string{
+		{"Node", n.GetName() + " (" + n.GetId() + ")"},
+		{"State", n.GetState().String()},
+		{"Version", st.GetVersion()},
+		{"Process", fmt.Sprintf("%d, up %s", st.GetPid(), since(st.GetStartedAt()))},
+		{"Data", st.GetDataDir()},
+		{"Socket", st.GetSocket()},
+		{"Driver", strings.TrimSpace(f.GetDriver() + " " + f.GetDriverVersion())},
+		{"Accelerator", f.GetAccelerator() + ": " + f.GetAcceleratorReason()},
+		{"Kernels", strings.Join(f.GetKernels(), ", ")},
+		{"Images", strings.Join(f.GetImages(), ", ")},
+		{"VMs", strings.Join(vms, ", ")},
+		{"CPUs", fmt.Sprintf("%d of %d given", n.GetAllocated().GetVcpus(), n.GetAllocatable().GetVcpus())},
+		{"Memory", fmt.Sprintf("%s of %s given", mib(n.GetAllocated().GetMemoryMib()), mib(n.GetAllocatable().GetMemoryMib()))},
+		{"Log", fmt.Sprintf("%s, term %d, committed %d, applied %d", role, st.GetTerm(), st.GetCommitIndex(), st.GetAppliedIndex())},
+	}
+	for _, s := range st.GetSupervisors() {
+		text := fmt.Sprintf("process %d, up %s, %d VMs", s.GetPid(), since(s.GetStartedAt()), s.GetProcesses())
+		if s.GetLeaseLeft() != nil {
+			text += ", lease for " + units.HumanDuration(s.GetLeaseLeft().AsDuration())
+		}
+		rows = append(rows, [2]string{"Supervisor " + s.GetLane(), text})
+	}
+	for _, notice := range st.GetNotices() {
+		rows = append(rows, [2]string{"Notice", notice})
+	}
+	return rows
+}
+
+func (a *app) nodeStopCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "stop", Short: "Stop the node on this host; its VMs run on", Args: exactly(),
+		Long:    "Stop the daemon on this host and wait for its end. Its VMs run on, and the next `blixard node start` takes them up again.",
+		Example: "  blixard vm stop $(blixard vm list -q)\n  blixard node stop",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withClient(cmd.Context(), a.stopNode)
+		},
+	}
+}
+
+// stopNode sends SIGTERM to the daemon that answers. The process is named beyond
+// doubt before it is asked a second time who it is, so that the signal can't
+// reach a stranger.
+func (a *app) stopNode(ctx context.Context, c *client.Client) error {
+	first, err := c.Nodes().GetStatus(ctx, &blixardv1.GetStatusRequest{})
+	if err != nil {
+		return err
+	}
+	id, err := process.Identify(int(first.GetPid()))
+	if err != nil {
+		return notHere(err)
+	}
+	h, err := process.Open(id)
+	if err != nil {
+		return notHere(err)
+	}
+	defer func() { _ = h.Close() }()
+	again, err := c.Nodes().GetStatus(ctx, &blixardv1.GetStatusRequest{})
+	if err != nil {
+		return err
+	}
+	if again.GetPid() != first.GetPid() {
+		return problem.New(problem.Conflict, "node.restarted", "the node was restarted meanwhile").WithHint("repeat the command")
+	}
+	if err := h.Signal(unix.SIGTERM); err != nil {
+		return problem.New(problem.Denied, "node.stop", "process %d can't be told to stop", first.GetPid()).WithCause(err).
+			WithHint("run the command as the user who started the node")
+	}
+	p := a.progress("node " + first.GetNode().GetName() + " is stopping")
+	defer p.stop()
+	ctx, cancel := a.waiting(ctx)
+	defer cancel()
+	if err := h.Wait(ctx); err != nil {
+		return problem.New(problem.Unavailable, "deadline", "process %d has not ended yet", first.GetPid()).
+			WithHint("wait longer with --timeout, or see the daemon's log")
+	}
+	running := first.GetVmsByState()[blixardv1.AllocationState_running.String()]
+	return a.print(fields{{"node", first.GetNode().GetName()}, {"pid", strconv.Itoa(int(first.GetPid()))}}, func() error {
+		text := "stopped"
+		if running > 0 {
+			text += fmt.Sprintf("; %d VMs run on", running)
+		}
+		_, err := fmt.Fprintf(a.stdout, "%s %s\n", clean(first.GetNode().GetName()), text)
+		return err
+	})
+}
+
+func notHere(err error) error {
+	return problem.New(problem.Unavailable, "node.not_here", "the node's process is not on this host").WithCause(err).
+		WithHint("run the command on the node itself")
+}
+
+func (a *app) eventsCommand() *cobra.Command {
+	var follow bool
+	var limit uint32
+	cmd := &cobra.Command{
+		Use: "events [NAME]", Short: "Show what happened, to one VM or node or to all", Args: atMostOne("NAME"), ValidArgsFunction: a.completeVMs(1),
+		Long:    "Show the events that are kept, the newest last; with -f also those to come. With -f and -o json each event is one line.",
+		Example: "  blixard events\n  blixard events web -f\n  blixard events -o json | jq -r '.events[].kind'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			object := strings.Join(args, "")
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				if follow {
+					return a.followEvents(ctx, c, object)
+				}
+				resp, err := c.Events().ListEvents(ctx, &blixardv1.ListEventsRequest{Object: object, Limit: limit})
+				if err != nil {
+					return err
+				}
+				raw, err := list("events", resp.GetEvents())
+				if err != nil {
+					return err
+				}
+				return a.print(raw, func() error { return a.eventTable(resp.GetEvents()) })
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what comes")
+	cmd.Flags().Uint32Var(&limit, "limit", 0, "at most so many, the newest (default: 1000)")
+	return cmd
+}
+
+func (a *app) eventTable(events []*blixardv1.Event) error {
+	t := &table{header: []string{"TIME", "KIND", "OBJECT", "NODE", "BY", "MESSAGE"}, shrink: []int{5, 4, 2}}
+	for _, e := range events {
+		t.add(eventCells(e)...)
+	}
+	return a.writeTable(t)
+}
+
+func eventCells(e *blixardv1.Event) []string {
+	object := e.GetObjectName()
+	if object == "" {
+		object = e.GetObjectId()
+	}
+	message := e.GetMessage()
+	if message == "" {
+		message = e.GetReason()
+	}
+	return []string{e.GetTime().AsTime().Local().Format(time.DateTime), e.GetKind(), object, e.GetNode(), e.GetActor(), message}
+}
+
+func (a *app) followEvents(ctx context.Context, c *client.Client, object string) error {
+	for m, err := range c.WatchEvents(ctx, object) {
+		if err != nil {
+			return err
+		}
+		if m.GetEvent() == nil {
+			continue
+		}
+		if err := a.printLine(m.GetEvent(), func() error {
+			cells := eventCells(m.GetEvent())
+			for i, cell := range cells {
+				cells[i] = clean(cell)
+			}
+			_, err := fmt.Fprintln(a.stdout, strings.Join(cells, "  "))
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
