@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -24,7 +26,42 @@ import (
 // testTimeout bounds what should be immediate; the machine may be busy.
 const testTimeout = 30 * time.Second
 
+// testClient gives a client of supervisors in this process.
 func testClient(t *testing.T) (*Client, string) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, lane := range []driver.Lane{driver.LaneShared, driver.LaneExclusive} {
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() {
+			ended <- serve(ctx, Config{Lane: lane, Dir: dir, Version: "test", Log: slog.New(slog.DiscardHandler)})
+		}()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Errorf("%s lane: %v", lane, err)
+			}
+		})
+		for !listens(t.Context(), lanePaths(dir, lane)) {
+			select {
+			case err := <-ended:
+				t.Fatal(err)
+			default:
+				runtime.Gosched()
+			}
+		}
+	}
+	c := NewClient(ClientConfig{Executable: "/nonexistent", Dir: dir})
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c, dir
+}
+
+// launchingClient gives a client that launches supervisors of their own.
+func launchingClient(t *testing.T) (*Client, string) {
 	t.Helper()
 	dir := t.TempDir()
 	c := NewClient(ClientConfig{Executable: testExecutable(t), Dir: dir})
@@ -98,7 +135,7 @@ func identity(p *blixardv1.SupervisedProcess) process.Identity {
 }
 
 func TestSpawnWaitForget(t *testing.T) {
-	c, dir := testClient(t)
+	c, dir := launchingClient(t)
 	ctx := t.Context()
 	if _, err := c.Info(ctx, driver.LaneShared); !problem.Is(err, problem.NotFound) {
 		t.Fatalf("info without a supervisor: %v", err)
@@ -148,7 +185,7 @@ func TestSpawnWaitForget(t *testing.T) {
 func TestSupervisorDiesWithItsProcesses(t *testing.T) {
 	for _, lane := range []driver.Lane{driver.LaneShared, driver.LaneExclusive} {
 		t.Run(string(lane), func(t *testing.T) {
-			c, dir := testClient(t)
+			c, dir := launchingClient(t)
 			if lane == driver.LaneExclusive {
 				if _, err := c.Renew(t.Context(), boottime.Now().Add(time.Minute)); err != nil {
 					t.Fatal(err)
@@ -176,7 +213,7 @@ func TestSupervisorDiesWithItsProcesses(t *testing.T) {
 }
 
 func TestFenceKillsWhileStopped(t *testing.T) {
-	c, dir := testClient(t)
+	c, dir := launchingClient(t)
 	if _, err := c.Spawn(t.Context(), driver.LaneExclusive, request(t, "a.1", "/bin/sleep", "1000")); !problem.Is(err, problem.Fenced) {
 		t.Fatalf("without a lease: %v", err)
 	}
@@ -305,7 +342,7 @@ func TestChildSeesNothingOfTheSupervisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(leak)
-	c, _ := testClient(t)
+	c, _ := launchingClient(t)
 	look := func(id string, argv ...string) (string, *blixardv1.SpawnRequest) {
 		req := request(t, id, argv...)
 		req.Listeners, req.Env = []string{"agent", "qmp"}, []string{"A=b"}
