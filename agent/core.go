@@ -121,6 +121,8 @@ type instance struct {
 	busyForce bool
 	canceled  bool
 	retryAt   time.Time
+	// kernel is the name of the one that the process booted.
+	kernel string
 	// rung of the newest stop ladder.
 	rung string
 	// hung is set when the VMM does not answer.
@@ -252,7 +254,7 @@ func (c *Core) GuestReady(id string, boots uint64, info ReadyInfo, now time.Time
 	c.update(i, func(r *blixardv1.AllocationRecord) {
 		r.FailedBoots = 0
 		s := r.Status
-		s.BootId, s.KernelRelease = info.BootID, info.KernelRelease
+		s.BootId, s.Kernel, s.KernelRelease = info.BootID, i.kernel, info.KernelRelease
 		s.ReadyAt = timestamppb.New(now)
 		if !i.startedAt.IsZero() {
 			s.ReadyMs = uint32(max(0, now.Sub(i.startedAt).Milliseconds()))
@@ -352,7 +354,7 @@ func (c *Core) started(i *instance, d Done, now time.Time) {
 		return
 	}
 	i.process, i.adopted, i.hung, i.adoptFailures = processRunning, true, false, 0
-	i.startedAt = now
+	i.startedAt, i.kernel = now, d.Started.GetMetadata()[metaKernel]
 	if at := d.Started.GetStartedAt(); at != nil {
 		i.startedAt = at.AsTime()
 	}

@@ -222,7 +222,7 @@ func (c *Core) start(i *instance, asked bool, now time.Time) (Action, bool) {
 		s.NextStartAt, s.ExitCode, s.ReadyAt, s.FinishedAt = nil, nil, nil, nil
 		s.BootId, s.StopRung, s.ReadyMs = "", "", 0
 		s.StartedAt = timestamppb.New(now)
-		s.Kernel = r.Allocation.GetSpec().GetKernel()
+		s.Kernel, s.KernelRelease = "", ""
 		move(s, blixardv1.AllocationState_starting, "starting", "the hypervisor is starting")
 	})
 	return Action{Kind: ActionStart, Record: i.rec}, true

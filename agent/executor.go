@@ -15,6 +15,7 @@ import (
 	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/guest"
 	"github.com/blixard/blixard/guest/bundle"
+	"github.com/blixard/blixard/internal/failpoint"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -58,6 +59,7 @@ func (a *Agent) carryOut(ctx context.Context, act Action) Done {
 		done.Err = within(ctx, forgetTimeout, func(ctx context.Context) error {
 			a.unfollow(rec.GetAllocation().GetId())
 			err := a.cfg.Spawner.Forget(ctx, LaneOf(rec.GetAllocation().GetSpec()), ProcessID(rec))
+			failpoint.Hit("agent.forget.after")
 			if problem.Is(err, problem.NotFound) {
 				return nil
 			}
@@ -87,6 +89,7 @@ func (a *Agent) prepare(ctx context.Context, rec *blixardv1.AllocationRecord) er
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
 	}
+	failpoint.Hit("agent.prepare.before")
 	path := filepath.Join(dir, rootDisk)
 	if _, err := os.Lstat(path); err == nil {
 		return nil
@@ -98,6 +101,7 @@ func (a *Agent) prepare(ctx context.Context, rec *blixardv1.AllocationRecord) er
 	if err := a.cfg.Disks.CreateRoot(ctx, path, size); err != nil {
 		return fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
 	}
+	failpoint.Hit("agent.prepare.after")
 	return nil
 }
 
@@ -119,12 +123,17 @@ func (a *Agent) start(ctx context.Context, rec *blixardv1.AllocationRecord) (dri
 			return nil, err
 		}
 	}
+	failpoint.Hit("agent.start.before")
 	vm, err := a.cfg.Driver.Start(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("start vm %s: %w", rec.GetAllocation().GetVmName(), err)
 	}
+	failpoint.Hit("agent.start.after")
 	return vm, nil
 }
+
+// metaKernel of a process is the name of the kernel it booted.
+const metaKernel = "kernel"
 
 // driverConfig puts together what the driver needs, from the record and the
 // bundle alone.
@@ -164,7 +173,7 @@ func (a *Agent) driverConfig(rec *blixardv1.AllocationRecord) (driver.Config, er
 		LogPath:      filepath.Join(dir, consoleLog),
 		LogBytesMax:  a.cfg.LogBytesMax,
 		LogFilesMax:  a.cfg.LogFilesMax,
-		Metadata:     map[string]string{"vm": alloc.GetVmName(), "boots": strconv.FormatUint(rec.GetBoots(), 10)},
+		Metadata:     map[string]string{metaKernel: k.Name, "vm": alloc.GetVmName(), "boots": strconv.FormatUint(rec.GetBoots(), 10)},
 	}
 	return cfg, nil
 }
@@ -234,6 +243,7 @@ func (a *Agent) adopt(ctx context.Context, rec *blixardv1.AllocationRecord, done
 		return fmt.Errorf("adopt vm %s: %w", rec.GetAllocation().GetVmName(), err)
 	}
 	done.Started, done.vm = vm.Process(), vm
+	failpoint.Hit("agent.adopt.after")
 	return nil
 }
 
@@ -242,6 +252,7 @@ func (a *Agent) stop(ctx context.Context, act Action, done *Done) {
 	id := act.Record.GetAllocation().GetId()
 	ctx, cancel := context.WithTimeout(ctx, act.Timeout+2*killWait)
 	defer cancel()
+	failpoint.Hit("agent.stop.before")
 	f := a.follower(id)
 	if f == nil {
 		// A VMM that did not let itself be adopted.
@@ -264,6 +275,7 @@ func (a *Agent) stop(ctx context.Context, act Action, done *Done) {
 		done.Err = err
 		return
 	}
+	failpoint.Hit("agent.stop.after")
 	done.Exit, done.Rung = &exit, rung
 }
 

@@ -12,6 +12,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/guest"
+	"github.com/blixard/blixard/internal/failpoint"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -246,6 +247,7 @@ func (a *Agent) guestEvent(ctx context.Context, f *follower, s *guest.Session, e
 		_, err = s.Configure(ctx, bootConfig(f.rec, img))
 		return err
 	case guest.PhaseRunning, guest.PhaseStopping:
+		failpoint.Hit("agent.ready")
 		info := ReadyInfo{BootID: clip(st.BootID), KernelRelease: clip(st.KernelRelease)}
 		a.post(ctx, func(now time.Time) { a.core.GuestReady(f.id, f.boots, info, now) })
 	case guest.PhaseExited:
@@ -290,6 +292,7 @@ func (a *Agent) guestExited(ctx context.Context, f *follower, s *guest.Session, 
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	failpoint.Hit("agent.exit.kept")
 	return within(ctx, ackTimeout, s.AckExit)
 }
 

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/failpoint"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -63,9 +64,11 @@ func (j *journal) put(r *blixardv1.AllocationRecord) error {
 	if err != nil {
 		return fmt.Errorf("agent: encode the record of %s: %w", r.GetAllocation().GetId(), err)
 	}
+	failpoint.Hit("agent.record.before")
 	if err := renameio.WriteFile(filepath.Join(dir, recordFile), b, 0o600); err != nil {
 		return fmt.Errorf("agent: keep the record of %s: %w", r.GetAllocation().GetId(), err)
 	}
+	failpoint.Hit("agent.record.after")
 	return nil
 }
 
@@ -76,6 +79,7 @@ func (j *journal) remove(id string) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("agent.remove.before")
 	root, err := os.OpenRoot(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -101,12 +105,14 @@ func (j *journal) remove(id string) error {
 			return fmt.Errorf("agent: remove %s: %w", filepath.Join(dir, n), err)
 		}
 	}
+	failpoint.Hit("agent.remove.half")
 	if err := root.Remove(recordFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("agent: remove %s: %w", dir, err)
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("agent: remove %s: %w", dir, err)
 	}
+	failpoint.Hit("agent.remove.after")
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/failpoint"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -101,10 +102,12 @@ func (r *reporter) run(ctx context.Context) {
 func (r *reporter) send(ctx context.Context, batch []*blixardv1.AllocationReport) bool {
 	for {
 		err := within(ctx, reportTimeout, func(ctx context.Context) error {
+			failpoint.Hit("agent.report.before")
 			_, err := r.cluster.Report(ctx, &blixardv1.ReportRequest{NodeId: r.nodeID, Reports: batch})
 			return err
 		})
 		if err == nil {
+			failpoint.Hit("agent.report.after")
 			return true
 		}
 		if ctx.Err() != nil {

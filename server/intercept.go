@@ -32,10 +32,16 @@ func (s *Server) authorize(ctx context.Context, method string) (auth.Caller, err
 	return id, nil
 }
 
-type identityKey struct{}
+type (
+	identityKey struct{}
+	actorKey    struct{}
+)
 
 // actor names the caller for events.
 func actor(ctx context.Context) string {
+	if a, ok := ctx.Value(actorKey{}).(string); ok {
+		return a
+	}
 	id, _ := ctx.Value(identityKey{}).(auth.Caller)
 	return id.Actor()
 }

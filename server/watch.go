@@ -136,8 +136,13 @@ type agentService struct {
 	*Server
 }
 
+// asAgent names the agent of a node in events, whoever its user is.
+func asAgent(ctx context.Context, node string) context.Context {
+	return context.WithValue(ctx, actorKey{}, "agent:"+node)
+}
+
 func (s agentService) Register(ctx context.Context, req *blixardv1.RegisterRequest) (*blixardv1.RegisterResponse, error) {
-	r, err := s.propose(ctx, "", &blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
+	r, err := s.propose(asAgent(ctx, req.GetName()), "", &blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
 		NodeId: req.GetNodeId(), Name: req.GetName(), Fingerprint: req.GetFingerprint(), Incarnation: req.GetIncarnation(),
 	}}})
 	if err != nil {
@@ -174,7 +179,11 @@ func (s agentService) WatchAllocations(req *blixardv1.WatchAllocationsRequest, s
 }
 
 func (s agentService) Report(ctx context.Context, req *blixardv1.ReportRequest) (*blixardv1.ReportResponse, error) {
-	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_Report{Report: &blixardv1.ReportCommand{
+	name := req.GetNodeId()
+	if n := s.cfg.Replica.View().Node(name); n != nil {
+		name = n.GetName()
+	}
+	r, err := s.propose(asAgent(ctx, name), req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_Report{Report: &blixardv1.ReportCommand{
 		NodeId: req.GetNodeId(), Reports: req.GetReports(),
 	}}})
 	if err != nil {

@@ -1,0 +1,33 @@
+// Package failpoint lets a test end the process at a named point of the code, to
+// show that what a crash leaves there is finished or undone after a restart.
+//
+// Without the build tag failpoints, Hit is an empty function that the compiler
+// removes: the product has no such points. It is not a means of injecting errors:
+// those come from the real thing, a full disk or a stopped process.
+package failpoint
+
+// Points are the names of all points, in the order of a VM's life. A test that
+// walks the list fails when one of them is never reached.
+var Points = []string{
+	"agent.record.before",
+	"agent.record.after",
+	"agent.prepare.before",
+	"agent.prepare.after",
+	"agent.start.before",
+	"agent.start.after",
+	"agent.adopt.after",
+	"agent.ready",
+	"agent.report.before",
+	"agent.report.after",
+	"agent.exit.kept",
+	"agent.stop.before",
+	"agent.stop.after",
+	"agent.forget.after",
+	"agent.remove.before",
+	"agent.remove.half",
+	"agent.remove.after",
+}
+
+// Env names the variable that arms a point: "NAME", or "NAME:N" for its Nth
+// visit, counted from 1. The process kills itself there with SIGKILL.
+const Env = "BLIXARD_FAILPOINT"

@@ -1,0 +1,6 @@
+//go:build !failpoints
+
+package failpoint
+
+// Hit marks a point.
+func Hit(string) {}
