@@ -1,13 +1,65 @@
 # The front door of the project. `make help` lists what there is.
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 
 GO ?= go
 TOOL := $(GO) tool -modfile=tools/go.mod
+LINT_TOOL := $(GO) tool -modfile=tools/lint/go.mod
+VERSION ?= $(shell git describe --tags --always --dirty=-changed 2>/dev/null || echo unreleased)
+LDFLAGS := -s -w -X github.com/blixard/blixard/internal/version.text=$(VERSION)
+
+# All that is fetched or built stays below the checkout, unless a cache outside is named.
+export BLIXARD_CACHE_DIR ?= $(CURDIR)/build/cache
+
+# Seconds that soak runs for, packages that test looks at, flags for go test.
+SOAK_SECONDS ?= 600
+PKG ?= ./...
+TESTFLAGS ?=
 
 .PHONY: help
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+.PHONY: build
+build: ## Build bin/blixard and bin/blixard-guest, static
+	@mkdir -p bin
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/blixard ./cmd/blixard-guest
+
+.PHONY: bundle
+bundle: build ## Build the guest bundle beside the program, bin/bundle
+	@bin/blixard bundle build --output bin/bundle
+
+.PHONY: kernel
+kernel: build ## Build our own guest kernel into the cache, and the bundle with it
+	@bin/blixard bundle build --output bin/bundle --own-kernel build
+
+.PHONY: test
+test: bundle ## Test everything, with real VMs
+	@$(GO) test -timeout 18m -cover $(TESTFLAGS) $(PKG)
+
+.PHONY: race
+race: bundle ## Test everything under the race detector
+	@CGO_ENABLED=1 $(GO) test -race -timeout 40m $(TESTFLAGS) $(PKG)
+
+.PHONY: cover
+cover: bundle ## Write build/cover.html and print the coverage of each package
+	@mkdir -p build
+	@$(GO) test -timeout 18m -coverprofile=build/cover.out $(TESTFLAGS) $(PKG)
+	@$(GO) tool cover -html=build/cover.out -o build/cover.html
+	@$(GO) tool cover -func=build/cover.out | tail -1
+
+.PHONY: lint
+lint: build/lint ## Check form and the rules of tools/lint
+	@bad=$$(git ls-files --cached --others --exclude-standard '*.go' | grep -v '\.pb\.go$$' | xargs -r $(LINT_TOOL) gofumpt -l); \
+	if [ -n "$$bad" ]; then echo "not formatted with gofumpt:"; echo "$$bad"; exit 1; fi
+	@$(GO) vet ./...
+	@$(GO) vet -vettool=$(CURDIR)/build/lint ./...
+
+build/lint: $(wildcard tools/lint/*)
+	@mkdir -p build
+	@cd tools/lint && $(GO) build -o $(CURDIR)/build/lint .
 
 build/protovalidate:
 	@mkdir -p build
@@ -15,6 +67,32 @@ build/protovalidate:
 	@ln -sfn "$$(cd tools && $(GO) list -m -f '{{.Dir}}' github.com/bufbuild/protovalidate)/proto/protovalidate" $@
 
 .PHONY: generate
-generate: build/protovalidate ## Generate the Go code of the API
+generate: build/protovalidate ## Generate the Go code of the API, docs/CONFIGURATION.md and docs/CLI.md
 	@$(TOOL) buf lint
 	@$(TOOL) buf generate
+	@mkdir -p docs
+	@$(GO) run ./daemon/config/page > build/page.md && mv build/page.md docs/CONFIGURATION.md
+	@$(GO) run ./cli/page > build/page.md && mv build/page.md docs/CLI.md
+
+.PHONY: check-dirty
+check-dirty: generate ## Fail when generated files or go.mod are not current
+	@$(GO) mod tidy -diff
+	@cd tools/lint && $(GO) mod tidy -diff
+	@if [ -n "$$(git status --porcelain)" ]; then git status --short; git --no-pager diff; \
+	echo "generated files are not current: run make generate and commit"; exit 1; fi
+
+.PHONY: bench
+bench: bundle ## Measure: the figures of docs/PERFORMANCE.md
+	@$(GO) test -run '^$$' -bench . -benchmem -timeout 60m $(TESTFLAGS) $(PKG)
+
+.PHONY: soak
+soak: bundle ## Repeat what may fail rarely, for SOAK_SECONDS
+	@BLIXARD_TEST_SOAK_SECONDS=$(SOAK_SECONDS) $(GO) test -run Soak -count 1 -timeout 0 -v $(TESTFLAGS) $(PKG)
+
+.PHONY: demo
+demo: ## Show a real microVM from boot to deletion; installs what it needs
+	@./demo/demo.sh
+
+.PHONY: clean
+clean: ## Remove what was built; the cache stays
+	@rm -rf bin build/lint build/cover.* build/demo build/protovalidate

@@ -162,7 +162,7 @@ func (a *app) logger(cfg config.Config, w io.Writer) *slog.Logger {
 	level := levels[cfg.Log.Level]
 	_, terminal := terminalOf(w)
 	if cfg.Log.Format == "text" || cfg.Log.Format == "auto" && terminal {
-		return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly + ".000", NoColor: !a.colorful(w)}))
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly + ".000", NoColor: !a.colorful(w)}))
 	}
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 }

@@ -107,8 +107,8 @@ func TestKillAtEveryPoint(t *testing.T) {
 			// The life of a VM, as far as the daemon lives: each step again after its
 			// death, as a person would repeat it.
 			died := n.lifeUntilDeath()
-			if !died {
-				t.Fatalf("the point %s was never reached", point)
+			if ws, ok := n.cmd.ProcessState.Sys().(syscall.WaitStatus); !died || !ok || ws.Signal() != syscall.SIGKILL {
+				t.Fatalf("the point %s was never reached: died=%v, %v\n%s", point, died, n.cmd.ProcessState, n.log())
 			}
 			n.disarm()
 			n.start()

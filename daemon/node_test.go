@@ -56,11 +56,7 @@ func TestMain(m *testing.M) {
 // bundleDir is where the tests' guest bundle is.
 func bundleDir(t testing.TB) string {
 	t.Helper()
-	cache := os.Getenv("BLIXARD_CACHE_DIR")
-	if cache == "" {
-		cache = "../build/cache"
-	}
-	dir, err := filepath.Abs(filepath.Join(cache, "bundle"))
+	dir, err := filepath.Abs("../bin/bundle")
 	if err != nil {
 		t.Fatal(err)
 	}

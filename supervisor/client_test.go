@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -34,7 +33,7 @@ func testClient(t *testing.T) (*Client, string) {
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan error, 1)
 		go func() {
-			ended <- serve(ctx, Config{Lane: lane, Dir: dir, Version: "test", Log: slog.New(slog.DiscardHandler)})
+			ended <- serve(ctx, Config{Lane: lane, Dir: dir, Version: "test", Log: quiet})
 		}()
 		t.Cleanup(func() {
 			cancel()

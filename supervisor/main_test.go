@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"testing"
 
@@ -11,6 +12,9 @@ import (
 
 	"github.com/blixard/blixard/driver"
 )
+
+// quiet is a log for tests.
+var quiet = slog.New(slog.DiscardHandler)
 
 // The test binary also serves as the program of a supervisor.
 func TestMain(m *testing.M) {

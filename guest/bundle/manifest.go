@@ -35,6 +35,8 @@ type Kernel struct {
 	Cmdline string
 	// CmdlineTCG is what comes in addition under emulation; see CommandLineTCG.
 	CmdlineTCG string
+	// TickHz is how often a second the kernel's clock ticks (CONFIG_HZ); zero if unknown.
+	TickHz int
 	// ACPI is whether the machine needs ACPI tables for this kernel to find its devices.
 	ACPI bool
 	// Console is the device of the guest's console: ConsoleVirtio or ConsoleSerial.
@@ -74,6 +76,10 @@ func (k Kernel) CommandLineTCG(tscKHz uint32) string {
 	}
 	if tscKHz != 0 {
 		line += " tsc_early_khz=" + strconv.FormatUint(uint64(tscKHz), 10)
+		if k.TickHz > 0 {
+			// What a delay loop does in a tick: known, it is not measured on every further processor.
+			line += " lpj=" + strconv.FormatUint(uint64(tscKHz)*1000/uint64(k.TickHz), 10)
+		}
 	}
 	return line
 }

@@ -33,6 +33,12 @@ const (
 	recordBytesMax = 1 << 20
 )
 
+// How often a second the clocks of the kernels tick (CONFIG_HZ).
+const (
+	OwnTickHz   = 100
+	StockTickHz = 250
+)
+
 // Config says where kernels are kept and made.
 type Config struct {
 	// CacheDir is made if it is missing. It may be shared by processes and users of one group.
@@ -159,7 +165,7 @@ func readOwn(dir string) (Own, error) {
 		return Own{}, err
 	}
 	own := Own{Path: filepath.Join(dir, "vmlinux"), Version: rec.Version, Source: rec.Inputs.Source.Version, Digest: filepath.Base(dir)}
-	sum, _, err := digestFile(own.Path)
+	sum, _, err := DigestFile(own.Path)
 	if err != nil {
 		return Own{}, err
 	}
@@ -330,7 +336,7 @@ func writeRecord(in inputs, objects, done string) error {
 	if !info.PVH {
 		return errNotKernel("the kernel built has no PVH note")
 	}
-	sum, _, err := digestFile(path)
+	sum, _, err := DigestFile(path)
 	if err != nil {
 		return err
 	}

@@ -195,8 +195,8 @@ func firstWord(b []byte) string {
 	return ""
 }
 
-// digestFile gives the SHA-256 of a file in hex, and its length.
-func digestFile(path string) (sum string, size int64, err error) {
+// DigestFile gives the SHA-256 of a file in hex, and its length.
+func DigestFile(path string) (sum string, size int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", 0, err

@@ -3,9 +3,12 @@
 package pid1
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // console is the machine's console: the log of what the command writes, and, for a command with a
@@ -29,9 +32,14 @@ func (c *console) say(format string, args ...any) {
 	fmt.Fprintf(c, "blixard-guest: "+format+"\r\n", args...)
 }
 
-// join lets the console type into a terminal for as long as the machine lives.
+// join lets the console type into a terminal for as long as the machine lives. A console that is no
+// terminal itself only shows.
 func (c *console) join(run *running) error {
-	if _, err := makeRaw(c.f); err != nil {
+	_, err := makeRaw(c.f)
+	if errors.Is(err, unix.ENOTTY) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	go func() {

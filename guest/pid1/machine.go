@@ -243,8 +243,9 @@ func (m *machine) copyOutput(run *running) {
 // finishOutput waits until all output is with the console and in the readers' reach.
 func (m *machine) finishOutput() {
 	m.mu.Lock()
-	run := m.main
+	run, release := m.main, m.releaseHold
 	m.mu.Unlock()
+	release()
 	if run == nil {
 		m.out.close()
 		return

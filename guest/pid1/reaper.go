@@ -5,6 +5,8 @@ package pid1
 import (
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is a child of this init. done is closed when it has ended and status is set.
@@ -14,14 +16,19 @@ type process struct {
 	status syscall.WaitStatus
 }
 
-// reaper starts children and collects every ended process, its own and orphans. All children must be
-// started through it. Safe for concurrent use.
+// reaper starts children and collects ended ones. Safe for concurrent use.
 type reaper struct {
+	// each makes it wait for each child by itself, in a process that has other children. Otherwise
+	// collect must be called after each SIGCHLD; it takes orphans too, and all children of the
+	// process must be started here.
+	each bool
+
 	mu       sync.Mutex
 	children map[int]*process
+	wg       sync.WaitGroup // of each
 }
 
-func newReaper() *reaper { return &reaper{children: map[int]*process{}} }
+func newReaper(each bool) *reaper { return &reaper{each: each, children: map[int]*process{}} }
 
 // start runs a program. The lock is held from fork to the entry in children, so that collect never
 // meets a child that is not there yet.
@@ -34,7 +41,32 @@ func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (*pro
 	}
 	p := &process{pid: pid, done: make(chan struct{})}
 	r.children[pid] = p
+	if r.each {
+		r.wg.Go(func() { r.await(p) })
+	}
 	return p, nil
+}
+
+// await waits for one child. The child keeps its number until the lock is held, so that signal never
+// meets a stranger.
+func (r *reaper) await(p *process) {
+	for unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	syscall.Wait4(p.pid, &p.status, 0, nil)
+	delete(r.children, p.pid)
+	close(p.done)
+}
+
+// killChildren ends all children with their process groups and waits for them, with each only.
+func (r *reaper) killChildren() {
+	r.mu.Lock()
+	for pid := range r.children {
+		syscall.Kill(-pid, syscall.SIGKILL)
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
 }
 
 // collect takes every process that has ended already and reports whether no child is left at all. It is

@@ -49,7 +49,7 @@ func runInit() {
 	if mountErr != nil {
 		con.say("%v", mountErr)
 	}
-	k := &kernel{con: con, reap: newReaper(), loaded: make(chan struct{}), more: make(chan struct{})}
+	k := &kernel{con: con, reap: newReaper(false), loaded: make(chan struct{}), more: make(chan struct{})}
 	m := newMachine(k, k.reap, con, since, wire.Status{
 		BootID: readLine("/proc/sys/kernel/random/boot_id"), KernelRelease: release(), InitStartUS: begin,
 	})

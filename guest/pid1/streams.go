@@ -143,7 +143,10 @@ func (s *server) attach(c *call, req *wire.AttachRequest) error {
 	defer s.m.calls.Done()
 	r := s.m.out.attach(req.Replay, req.Lossless)
 	defer r.detach()
-	s.m.releaseHold()
+	s.m.mu.Lock()
+	release := s.m.releaseHold
+	s.m.mu.Unlock()
+	release()
 	if err := c.respond(wire.Response{PID: run.pid}); err != nil {
 		return nil
 	}

@@ -30,4 +30,4 @@ var Points = []string{
 
 // Env names the variable that arms a point: "NAME", or "NAME:N" for its Nth
 // visit, counted from 1. The process kills itself there with SIGKILL.
-const Env = "BLIXARD_FAILPOINT"
+const Env = "FAILPOINT_BLIXARD"
