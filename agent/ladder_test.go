@@ -35,7 +35,8 @@ func (v *stubVM) try(rung string) {
 	}
 }
 
-func (v *stubVM) Process() *blixardv1.SupervisedProcess         { return &blixardv1.SupervisedProcess{} }
+func (v *stubVM) Process() *blixardv1.SupervisedProcess { return &blixardv1.SupervisedProcess{} }
+
 func (v *stubVM) Connect(context.Context) (net.Conn, error)     { return nil, errors.New("no guest") }
 func (v *stubVM) Responsive(context.Context) error              { return nil }
 func (v *stubVM) Forget(context.Context) error                  { return nil }

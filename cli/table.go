@@ -55,6 +55,7 @@ func paint(on bool, color, text string) string {
 }
 
 func (a *app) outColor(color, text string) string { return paint(a.colorful(a.stdout), color, text) }
+
 func (a *app) errColor(color, text string) string { return paint(a.colorful(a.stderr), color, text) }
 
 // table is text in columns.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,8 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"crypto/rand"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"

@@ -68,14 +68,14 @@ func Connect(ctx context.Context, conn net.Conn, token Token, opts Options) (*Se
 	r := bufio.NewReaderSize(conn, readBuffer)
 	reply, err := greet(ctx, conn, r, token)
 	if err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, err
 	}
 	s := &Session{reply: reply, events: make(chan Event, eventsBuffered)}
 	s.conn = &channelConn{conn: conn, guard: wire.NewGuard(r, opts.Now), ended: s.fail}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if s.mux, err = wire.HostMux(s.conn); err != nil {
-		conn.Close()
+		_ = conn.Close()
 		s.cancel()
 		return nil, problem.New(problem.Internal, CodeConnect, "guest: start the multiplexer").WithCause(err)
 	}
@@ -88,9 +88,9 @@ func Connect(ctx context.Context, conn net.Conn, token Token, opts Options) (*Se
 // greet sends a hello and reads up to its reply.
 func greet(ctx context.Context, conn net.Conn, r *bufio.Reader, token Token) (wire.Reply, error) {
 	if deadline, ok := ctx.Deadline(); ok {
-		conn.SetDeadline(deadline)
+		_ = conn.SetDeadline(deadline)
 	}
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	hello := wire.Hello{Major: wire.VersionMajor, Minor: wire.VersionMinor, Token: token}
 	rand.Read(hello.Nonce[:])
 	_, err := conn.Write(hello.Append(nil))
@@ -108,7 +108,7 @@ func greet(ctx context.Context, conn net.Conn, r *bufio.Reader, token Token) (wi
 		return wire.Reply{}, problem.New(problem.Unavailable, CodeConnect, "guest: connect").WithCause(err).
 			WithHint("the guest may still be booting, or runs no blixard-guest: look at its console")
 	}
-	conn.SetDeadline(time.Time{})
+	_ = conn.SetDeadline(time.Time{})
 	if reply.Major != wire.VersionMajor {
 		return wire.Reply{}, problem.New(problem.Conflict, CodeVersion,
 			"guest: the agent in the guest speaks protocol %d.%d, this node %d.%d",
@@ -164,7 +164,7 @@ func (s *Session) watchEnd() {
 	defer s.wg.Done()
 	<-s.mux.CloseChan()
 	s.fail(io.EOF)
-	s.mux.Close() // waits for the multiplexer's goroutines
+	_ = s.mux.Close() // waits for the multiplexer's goroutines
 	s.cancel()
 }
 

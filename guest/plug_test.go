@@ -37,7 +37,7 @@ func socketPair(t *testing.T) (a, b net.Conn) {
 		if conns[i], err = net.FileConn(f); err != nil {
 			t.Fatal(err)
 		}
-		f.Close()
+		_ = f.Close()
 	}
 	return conns[0], conns[1]
 }
@@ -69,13 +69,13 @@ func newPlug(t *testing.T) (*plug, net.Conn) {
 			host := p.host
 			p.mu.Unlock()
 			if host != nil {
-				host.Write(buf[:n])
+				_, _ = host.Write(buf[:n])
 			}
 		}
 	})
 	t.Cleanup(func() {
 		p.unplug()
-		back.Close()
+		_ = back.Close()
 		p.wg.Wait()
 	})
 	return p, guestEnd
@@ -90,7 +90,7 @@ func (p *plug) connect(limit int) net.Conn {
 	p.host = mine
 	p.mu.Unlock()
 	if old != nil {
-		old.Close()
+		_ = old.Close()
 	}
 	p.wg.Go(func() {
 		defer mine.Close()
@@ -104,7 +104,7 @@ func (p *plug) connect(limit int) net.Conn {
 				n = min(n, limit)
 				limit -= n
 			}
-			p.back.Write(buf[:n])
+			_, _ = p.back.Write(buf[:n])
 			p.mu.Lock()
 			p.from += n
 			p.mu.Unlock()
@@ -119,7 +119,7 @@ func (p *plug) unplug() {
 	p.host = nil
 	p.mu.Unlock()
 	if host != nil {
-		host.Close()
+		_ = host.Close()
 	}
 }
 
@@ -147,7 +147,7 @@ func newWorld(t *testing.T, cfg pid1.LocalConfig) *world {
 	if w.local, err = pid1.StartLocal(conn, cfg); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { w.local.Close() })
+	t.Cleanup(func() { _ = w.local.Close() })
 	return w
 }
 
@@ -157,7 +157,7 @@ func (w *world) session(t *testing.T) *guest.Session {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() { _ = s.Close() })
 	return s
 }
 

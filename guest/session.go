@@ -142,14 +142,14 @@ func (s *Session) open(ctx context.Context) (*calls, error) {
 		return nil, s.explain(ctx, err)
 	}
 	c := &calls{s: s, ctx: ctx, stream: stream, frames: wire.NewFrameReader(stream)}
-	c.stop = context.AfterFunc(ctx, func() { stream.SetDeadline(time.Unix(1, 0)) })
+	c.stop = context.AfterFunc(ctx, func() { _ = stream.SetDeadline(time.Unix(1, 0)) })
 	return c, nil
 }
 
 func (c *calls) close() {
 	c.stop()
-	c.stream.Close()
-	c.stream.SetReadDeadline(time.Unix(1, 0)) // a reader that still waits gives up
+	_ = c.stream.Close()
+	_ = c.stream.SetReadDeadline(time.Unix(1, 0)) // a reader that still waits gives up
 }
 
 // send writes the request. It fails as Invalid/guest.too_large before anything was sent when the
@@ -255,7 +255,7 @@ func (s *Session) followEvents() {
 		err = io.EOF
 	}
 	s.fail(err)
-	s.mux.Close()
+	_ = s.mux.Close()
 }
 
 func (s *Session) readEvents() error {

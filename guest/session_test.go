@@ -48,7 +48,7 @@ func TestBootOfACommand(t *testing.T) {
 	if !problem.HasCode(s.Err(), guest.CodeSessionOver) {
 		t.Errorf("Err: %v", s.Err())
 	}
-	w.local.Close()
+	_ = w.local.Close()
 	if got := console.String(); got != "out\nerr\n" && got != "err\nout\n" {
 		t.Errorf("console %q", got)
 	}
@@ -152,21 +152,31 @@ func TestEnds(t *testing.T) {
 		ask  func(*testing.T, *world, *guest.Session)
 		want guest.Exit
 	}{
-		"stop": {polite, func(t *testing.T, w *world, s *guest.Session) { check(t, s.Stop(testContext(t), time.Hour)) },
-			guest.Exit{Reason: guest.ExitCommand, Code: 5, Requested: true}},
-		"stop without grace": {stubborn, func(t *testing.T, w *world, s *guest.Session) { check(t, s.Stop(testContext(t), 0)) },
-			guest.Exit{Reason: guest.ExitCommand, Code: 137, Signal: 9, Requested: true}},
+		"stop": {
+			polite, func(t *testing.T, w *world, s *guest.Session) { check(t, s.Stop(testContext(t), time.Hour)) },
+			guest.Exit{Reason: guest.ExitCommand, Code: 5, Requested: true},
+		},
+		"stop without grace": {
+			stubborn, func(t *testing.T, w *world, s *guest.Session) { check(t, s.Stop(testContext(t), 0)) },
+			guest.Exit{Reason: guest.ExitCommand, Code: 137, Signal: 9, Requested: true},
+		},
 		"grace made shorter": {stubborn, func(t *testing.T, w *world, s *guest.Session) {
 			check(t, s.Stop(testContext(t), time.Hour))
 			check(t, s.Stop(testContext(t), 2*time.Hour))
 			check(t, s.Reboot(testContext(t), time.Millisecond))
 		}, guest.Exit{Reason: guest.ExitCommand, Code: 137, Signal: 9, Requested: true}},
-		"reboot": {polite, func(t *testing.T, w *world, s *guest.Session) { check(t, s.Reboot(testContext(t), time.Hour)) },
-			guest.Exit{Reason: guest.ExitReboot, Code: 5, Requested: true}},
-		"guest reboots": {polite, func(t *testing.T, w *world, s *guest.Session) { w.local.Signal(syscall.SIGTERM) },
-			guest.Exit{Reason: guest.ExitReboot, Code: 5}},
-		"guest powers off": {polite, func(t *testing.T, w *world, s *guest.Session) { w.local.Signal(syscall.SIGUSR2) },
-			guest.Exit{Reason: guest.ExitPowerOff, Code: 5}},
+		"reboot": {
+			polite, func(t *testing.T, w *world, s *guest.Session) { check(t, s.Reboot(testContext(t), time.Hour)) },
+			guest.Exit{Reason: guest.ExitReboot, Code: 5, Requested: true},
+		},
+		"guest reboots": {
+			polite, func(t *testing.T, w *world, s *guest.Session) { w.local.Signal(syscall.SIGTERM) },
+			guest.Exit{Reason: guest.ExitReboot, Code: 5},
+		},
+		"guest powers off": {
+			polite, func(t *testing.T, w *world, s *guest.Session) { w.local.Signal(syscall.SIGUSR2) },
+			guest.Exit{Reason: guest.ExitPowerOff, Code: 5},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, s := running(t, guest.BootConfig{Argv: c.argv})
@@ -269,7 +279,7 @@ func TestVersions(t *testing.T) {
 	if err := <-done; !problem.HasCode(err, guest.CodeVersion) || !strings.Contains(err.Error(), "9.1") {
 		t.Errorf("a guest of version 9.1: %v", err)
 	}
-	theirs.Close()
+	_ = theirs.Close()
 
 	// A host of another major gets the guest's version and no session.
 	w := newWorld(t, pid1.LocalConfig{})

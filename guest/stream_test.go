@@ -205,7 +205,7 @@ func TestTerminal(t *testing.T) {
 	until("30 100\r\n")
 	until("tty\r\n")
 	check(t, st.Resize(guest.WindowSize{Columns: 91, Rows: 17}))
-	fmt.Fprintf(st, "hello\n")
+	_, _ = fmt.Fprintf(st, "hello\n")
 	until("got hello\r\n")
 	until("17 91\r\n")
 	check(t, st.CloseStdin())
@@ -231,7 +231,7 @@ func TestAttach(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer watcher.Close()
-	fmt.Fprintln(writer, "one")
+	_, _ = fmt.Fprintln(writer, "one")
 	check(t, writer.CloseStdin())
 	for name, st := range map[string]*guest.Stream{"writer": writer, "watcher": watcher} {
 		var out, errs bytes.Buffer
@@ -292,7 +292,7 @@ func TestAttachGap(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer slow.Close()
-	fmt.Fprintln(slow, "go")
+	_, _ = fmt.Fprintln(slow, "go")
 	awaitEvent(t, s, guest.EventExited) // the command ended without being read
 	var got, lost int64
 	tail := ""

@@ -38,7 +38,7 @@ func Run(ctx context.Context, cfg Config) error {
 	for ctx.Err() == nil {
 		err := r.term(ctx)
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
 		select {
 		case <-cfg.Replica.Done():
@@ -51,7 +51,7 @@ func Run(ctx context.Context, cfg Config) error {
 		case <-ctx.Done():
 		}
 	}
-	return nil
+	return nil //nolint:nilerr // the end of ctx is how the loop is told to stop
 }
 
 // NewAllocationID makes an id: 80 bits of randomness never meet twice.

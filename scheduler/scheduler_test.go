@@ -49,15 +49,23 @@ func TestEvaluate(t *testing.T) {
 		{name: "equal by name", nodes: []*blixardv1.Node{node("b", 3000, 0), node("a", 3000, 0)}, vm: vm(nil), node: "a"},
 		{name: "none", vm: vm(nil), reason: ReasonNoNodes, message: "no node is known"},
 		{name: "down", nodes: []*blixardv1.Node{down}, vm: vm(nil), reason: ReasonNoNodes, message: "node down is down"},
-		{name: "image", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Image = "nope" }),
-			reason: ReasonNoImage, message: `no image "nope" (it has busybox)`},
-		{name: "kernel", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Kernel = "nope" }),
-			reason: ReasonNoKernel, message: `no kernel "nope" (it has own, debian)`},
+		{
+			name: "image", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Image = "nope" }),
+			reason: ReasonNoImage, message: `no image "nope" (it has busybox)`,
+		},
+		{
+			name: "kernel", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Kernel = "nope" }),
+			reason: ReasonNoKernel, message: `no kernel "nope" (it has own, debian)`,
+		},
 		{name: "memory", nodes: []*blixardv1.Node{node("a", 100, 0)}, vm: vm(nil), reason: ReasonNoCapacity, message: "memory: 100 MiB free"},
-		{name: "vcpus", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Vcpus = 9 }),
-			reason: ReasonNoCapacity, message: "vcpus: 8 free, 9 needed"},
-		{name: "disk", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.DiskBytes = 1 << 40 }),
-			reason: ReasonNoCapacity, message: "disk: 102400 MiB free"},
+		{
+			name: "vcpus", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Vcpus = 9 }),
+			reason: ReasonNoCapacity, message: "vcpus: 8 free, 9 needed",
+		},
+		{
+			name: "disk", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.DiskBytes = 1 << 40 }),
+			reason: ReasonNoCapacity, message: "disk: 102400 MiB free",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := Evaluate(view{tc.nodes}, tc.vm, map[string]*blixardv1.Resources{})

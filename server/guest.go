@@ -291,8 +291,11 @@ func (s *Server) untilEnded(ctx context.Context, allocID string) error {
 		sub := s.cfg.Replica.Subscribe(view.Index())
 		_, _, err := sub.Next(ctx)
 		sub.Close()
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // the caller has found a guest and waits no longer
+		}
 		if err != nil {
-			return nil
+			return err
 		}
 		view = s.cfg.Replica.View()
 	}

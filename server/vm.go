@@ -127,7 +127,7 @@ func checkPossible(view *state.View, spec *blixardv1.VMSpec) error {
 	}
 	more := view.Limits().Reservation(spec)
 	var images, kernels []string
-	var fits, most = false, uint64(0)
+	fits, most := false, uint64(0)
 	short := ""
 	for _, n := range nodes {
 		images = append(images, n.GetFingerprint().GetImages()...)

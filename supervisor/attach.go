@@ -54,7 +54,8 @@ func (s *server) AttachConsole(stream grpc.BidiStreamingServer[blixardv1.AttachC
 // receive takes the session's input until its end. That a client sends no more
 // does not end what it watches.
 func receive(w *watcher, req *blixardv1.AttachConsoleRequest,
-	stream grpc.BidiStreamingServer[blixardv1.AttachConsoleRequest, blixardv1.AttachConsoleResponse], fail func(error)) {
+	stream grpc.BidiStreamingServer[blixardv1.AttachConsoleRequest, blixardv1.AttachConsoleResponse], fail func(error),
+) {
 	for {
 		if err := takeInput(w, req); err != nil {
 			fail(err)

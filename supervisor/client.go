@@ -204,7 +204,8 @@ func (c *Client) Shutdown(ctx context.Context, lane driver.Lane) error {
 // call makes a call under a deadline. start is whether a supervisor is started
 // when the lane has none; otherwise that is a problem of code supervisor.absent.
 func call[R any](ctx context.Context, c *Client, lane driver.Lane, start bool,
-	do func(context.Context, blixardv1.SupervisorServiceClient) (*R, error)) (*R, error) {
+	do func(context.Context, blixardv1.SupervisorServiceClient) (*R, error),
+) (*R, error) {
 	l, err := c.lane(lane)
 	if err != nil {
 		return nil, err
@@ -217,7 +218,8 @@ func call[R any](ctx context.Context, c *Client, lane driver.Lane, start bool,
 // attempt tries again when the supervisor went away: every call of the service
 // can be repeated.
 func attempt[R any](ctx context.Context, l *laneClient, start bool,
-	do func(context.Context, blixardv1.SupervisorServiceClient) (*R, error)) (*R, error) {
+	do func(context.Context, blixardv1.SupervisorServiceClient) (*R, error),
+) (*R, error) {
 	for n := 1; ; n++ {
 		conn, err := l.connect(ctx, start)
 		if err != nil {
@@ -320,7 +322,7 @@ func (l *laneClient) open() (*grpc.ClientConn, error) {
 			MinConnectTimeout: callTimeout,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(answerBytesMax)),
-		grpc.WithReadBufferSize(ioBytes), grpc.WithWriteBufferSize(ioBytes), grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(ioBytes), grpc.WithWriteBufferSize(ioBytes),
 		grpc.WithDisableServiceConfig(), grpc.WithIdleTimeout(0),
 	)
 	if err != nil {

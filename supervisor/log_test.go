@@ -362,7 +362,7 @@ func TestLogDiskFull(t *testing.T) {
 	}
 	l := &testLog{path: filepath.Join(dir, "log"), now: time.Unix(0, 0)}
 	l.open(t, 0, 0)
-	defer l.close()
+	defer func() { _ = l.close() }()
 	var err error
 	for range 10 {
 		l.now = l.now.Add(time.Second)

@@ -140,7 +140,7 @@ func listenAndServe(ctx context.Context, p paths, s *server, log *slog.Logger) e
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(requestBytesMax),
 		grpc.MaxConcurrentStreams(streamsMax),
-		grpc.ReadBufferSize(ioBytes), grpc.WriteBufferSize(ioBytes), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(ioBytes), grpc.WriteBufferSize(ioBytes),
 		grpc.WaitForHandlers(true),
 	)
 	blixardv1.RegisterSupervisorServiceServer(g, s)

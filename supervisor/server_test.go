@@ -404,8 +404,8 @@ func TestRecord(t *testing.T) {
 		"{}":                           "supervisor.record_damaged",
 		`{"format":1,"lane":"shared"}`: "supervisor.record_damaged",
 		`{"format":1,"lane":"exclusive","pid":7,"start_time":8,"boot_id":"b"}`: "supervisor.record_damaged",
-		`{"format":2,"version":"9"}`:                                           "supervisor.record_newer",
-		`"` + strings.Repeat("a", recordBytesMax) + `"`:                        "supervisor.record_damaged",
+		`{"format":2,"version":"9"}`:                    "supervisor.record_newer",
+		`"` + strings.Repeat("a", recordBytesMax) + `"`: "supervisor.record_damaged",
 	} {
 		if err := os.WriteFile(p.record, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -88,7 +88,7 @@ func Build(ctx context.Context, c Config) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	b := &builder{c: c, dir: tmp}
 	m, err := b.build(ctx)
 	if err != nil {

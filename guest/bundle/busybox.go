@@ -66,7 +66,7 @@ func buildBusybox(ctx context.Context, f *debian.Fetcher, progress func(string, 
 	if err != nil {
 		return ImageEntry{}, err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	if err := f.Unpack(ctx, deb, tmp); err != nil {
 		return ImageEntry{}, err
 	}

@@ -204,7 +204,7 @@ func verify(ctx context.Context, root *os.Root, f FileEntry) (stamp, error) {
 		return stamp{}, damaged(f, err)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != f.SHA256 {
-		return stamp{}, damaged(f, fmt.Errorf("its digest is %.16s..., not %.16s...", got, f.SHA256))
+		return stamp{}, damaged(f, fmt.Errorf("its digest begins with %.16s, not %.16s", got, f.SHA256))
 	}
 	return stampOf(info), nil
 }

@@ -202,7 +202,7 @@ func (c Config) compileInto(ctx context.Context, in inputs, name, dir string) er
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work)
+	defer func() { _ = os.RemoveAll(work) }()
 	objects, done := filepath.Join(work, "objects"), filepath.Join(work, "done")
 	for _, d := range []string{objects, done} {
 		if err := os.Mkdir(d, 0o755); err != nil {

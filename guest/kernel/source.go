@@ -81,7 +81,7 @@ func (c Config) unpackSource(ctx context.Context, in inputs, name string) (strin
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	c.progress("unpacking %s %s", in.Source.Name, in.Source.Version)
 	if err := f.Unpack(ctx, deb, tmp); err != nil {
 		return "", err

@@ -96,7 +96,7 @@ func (c Config) unpackStock(ctx context.Context, f *debian.Fetcher, pkg debian.P
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	files, done := filepath.Join(tmp, "files"), filepath.Join(tmp, "done")
 	for _, d := range []string{files, filepath.Join(done, "modules")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {

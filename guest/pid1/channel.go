@@ -98,7 +98,7 @@ func (c *channel) startSession(h wire.Hello) {
 	r := c.reply
 	r.Nonce = h.Nonce
 	c.writeMu.Lock()
-	c.port.SetWriteDeadline(time.Time{})
+	_ = c.port.SetWriteDeadline(time.Time{})
 	_, err := c.port.Write(r.Append(nil))
 	c.writeMu.Unlock()
 	if err != nil || h.Major != wire.VersionMajor {
@@ -115,7 +115,7 @@ func (c *channel) startSession(h wire.Hello) {
 	c.cur = l
 	c.wg.Go(func() {
 		c.serve(mux)
-		mux.Close()
+		_ = mux.Close()
 		c.bye(l)
 	})
 }
@@ -128,7 +128,7 @@ func (c *channel) bye(l *link) {
 		return
 	}
 	l.replaced.Store(true)
-	c.port.Write(wire.Bye())
+	_, _ = c.port.Write(wire.Bye())
 }
 
 // link is the multiplexer's connection for one session.
@@ -160,8 +160,8 @@ func (l *link) feed(p []byte) {
 // kill ends the link because its host is gone.
 func (l *link) kill() {
 	l.replaced.Store(true)
-	l.Close()
-	l.c.port.SetWriteDeadline(time.Unix(1, 0)) // a write that waits for the dead host gives up
+	_ = l.Close()
+	_ = l.c.port.SetWriteDeadline(time.Unix(1, 0)) // a write that waits for the dead host gives up
 }
 
 // Read implements io.Reader for the multiplexer.

@@ -142,7 +142,7 @@ func closeAll(files ...*os.File) {
 		if f == nil || (i > 0 && files[i-1] == f) {
 			continue
 		}
-		f.Close()
+		_ = f.Close()
 	}
 }
 
@@ -159,7 +159,7 @@ func (r *running) pump(f *os.File, sink func([]byte)) {
 			if r.tty != nil {
 				limit = time.Now().Add(drainTerminal)
 			}
-			f.SetReadDeadline(limit)
+			_ = f.SetReadDeadline(limit)
 		case <-finished:
 		}
 	}()
@@ -186,7 +186,7 @@ func drain(f *os.File, buf []byte, sink func([]byte)) {
 	}
 	for left := drainBytes; left > 0; {
 		n := 0
-		raw.Control(func(fd uintptr) {
+		_ = raw.Control(func(fd uintptr) {
 			n, _ = ignoringEINTR(func() (int, error) { return syscall.Read(int(fd), buf) })
 		})
 		if n <= 0 {
@@ -202,7 +202,7 @@ func drain(f *os.File, buf []byte, sink func([]byte)) {
 // closed its input does not take is dropped.
 func (r *running) writeInput(p []byte, alive func() bool) bool {
 	for len(p) > 0 && r.stdin != nil {
-		r.stdin.SetWriteDeadline(time.Now().Add(inputProbe))
+		_ = r.stdin.SetWriteDeadline(time.Now().Add(inputProbe))
 		n, err := r.stdin.Write(p)
 		p = p[n:]
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -219,9 +219,9 @@ func (r *running) writeInput(p []byte, alive func() bool) bool {
 func (r *running) endInput() {
 	switch {
 	case r.tty != nil:
-		r.tty.Write([]byte{endOfFile})
+		_, _ = r.tty.Write([]byte{endOfFile})
 	case r.stdin != nil:
-		r.stdin.Close()
+		_ = r.stdin.Close()
 	}
 }
 

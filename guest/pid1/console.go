@@ -23,13 +23,13 @@ type console struct {
 func (c *console) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.f.Write(p)
+	_, _ = c.f.Write(p)
 	return len(p), nil
 }
 
 // say prints a line for people.
 func (c *console) say(format string, args ...any) {
-	fmt.Fprintf(c, "blixard-guest: "+format+"\r\n", args...)
+	_, _ = fmt.Fprintf(c, "blixard-guest: "+format+"\r\n", args...)
 }
 
 // join lets the console type into a terminal for as long as the machine lives. A console that is no

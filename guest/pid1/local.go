@@ -51,20 +51,20 @@ func StartLocal(conn net.Conn, cfg LocalConfig) (*Local, error) {
 	copied := make(chan struct{})
 	go func() {
 		defer close(copied)
-		io.Copy(cfg.Console, read)
-		read.Close()
+		_, _ = io.Copy(cfg.Console, read)
+		_ = read.Close()
 	}()
 	l.m = newMachine(&localPlatform{l: l, cfg: cfg, reap: reap}, reap, &console{f: write}, func() int64 { return uptime() - begin },
 		wire.Status{BootID: cfg.BootID, KernelRelease: release(), InitStartUS: begin})
 	l.ch = newChannel(conn, cfg.Token, cfg.BootID, (&server{m: l.m}).serve)
 	go func() {
 		defer close(l.pumped)
-		l.ch.run()
+		_ = l.ch.run()
 	}()
 	go func() {
 		defer close(l.ended)
 		l.m.live()
-		write.Close()
+		_ = write.Close()
 		<-copied
 	}()
 	return l, nil
@@ -112,4 +112,4 @@ func (p *localPlatform) killAll()          { p.reap.killChildren() }
 func (p *localPlatform) cleanDisks() error { return nil }
 
 // restart ends the session, as the end of a machine does.
-func (p *localPlatform) restart() { p.l.conn.Close() }
+func (p *localPlatform) restart() { _ = p.l.conn.Close() }

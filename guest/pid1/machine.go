@@ -226,7 +226,7 @@ func (m *machine) copyOutput(run *running) {
 	var pumps sync.WaitGroup
 	sink := func(t wire.FrameType) func([]byte) {
 		return func(p []byte) {
-			m.con.Write(p)
+			_, _ = m.con.Write(p)
 			m.out.write(t, p)
 		}
 	}

@@ -72,16 +72,16 @@ func mountKernel() error {
 // mountMore mounts what commands need, below the same directories. A kernel without one of them is no
 // reason to fail.
 func mountMore() {
-	mountAt("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5")
-	mountAt("shm", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777")
-	mountAt("mqueue", "/dev/mqueue", "mqueue", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	_ = mountAt("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5")
+	_ = mountAt("shm", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777")
+	_ = mountAt("mqueue", "/dev/mqueue", "mqueue", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	if exists("/sys/fs/cgroup") {
-		mountAt("cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "nsdelegate")
+		_ = mountAt("cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "nsdelegate")
 	}
-	unix.Symlink("/proc/self/fd", "/dev/fd")
-	unix.Symlink("/proc/self/fd/0", "/dev/stdin")
-	unix.Symlink("/proc/self/fd/1", "/dev/stdout")
-	unix.Symlink("/proc/self/fd/2", "/dev/stderr")
+	_ = unix.Symlink("/proc/self/fd", "/dev/fd")
+	_ = unix.Symlink("/proc/self/fd/0", "/dev/stdin")
+	_ = unix.Symlink("/proc/self/fd/1", "/dev/stdout")
+	_ = unix.Symlink("/proc/self/fd/2", "/dev/stderr")
 }
 
 // findDevice gives the path of a drive, once it is there.
@@ -174,8 +174,8 @@ func mountOverlay() error {
 		return err
 	}
 	if err := unix.Mkdir(upper, 0o755); err == nil {
-		unix.Chown(upper, int(st.Uid), int(st.Gid))
-		unix.Chmod(upper, st.Mode&0o7777)
+		_ = unix.Chown(upper, int(st.Uid), int(st.Gid))
+		_ = unix.Chmod(upper, st.Mode&0o7777)
 	} else if err != unix.EEXIST {
 		return &os.PathError{Op: "mkdir", Path: upper, Err: err}
 	}
@@ -251,13 +251,13 @@ func removeBelow(dir int, dev uint64) {
 			continue
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			unix.Unlinkat(dir, name, 0)
+			_ = unix.Unlinkat(dir, name, 0)
 			continue
 		}
 		if sub, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
 			removeBelow(sub, dev)
-			unix.Close(sub)
-			unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+			_ = unix.Close(sub)
+			_ = unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 		}
 	}
 }

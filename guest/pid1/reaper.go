@@ -54,7 +54,7 @@ func (r *reaper) await(p *process) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	syscall.Wait4(p.pid, &p.status, 0, nil)
+	_, _ = syscall.Wait4(p.pid, &p.status, 0, nil)
 	delete(r.children, p.pid)
 	close(p.done)
 }
@@ -63,7 +63,7 @@ func (r *reaper) await(p *process) {
 func (r *reaper) killChildren() {
 	r.mu.Lock()
 	for pid := range r.children {
-		syscall.Kill(-pid, syscall.SIGKILL)
+		_ = syscall.Kill(-pid, syscall.SIGKILL)
 	}
 	r.mu.Unlock()
 	r.wg.Wait()
@@ -100,10 +100,10 @@ func (r *reaper) signal(p *process, sig syscall.Signal, group bool) {
 		return
 	}
 	if group {
-		syscall.Kill(-p.pid, sig)
+		_ = syscall.Kill(-p.pid, sig)
 		return
 	}
-	syscall.Kill(p.pid, sig)
+	_ = syscall.Kill(p.pid, sig)
 }
 
 // exitCode turns a wait status into the code a shell would give, and the signal or zero.

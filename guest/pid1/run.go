@@ -26,7 +26,7 @@ const (
 // returns the exit code.
 func Main() int {
 	if os.Getpid() != 1 {
-		os.Stderr.WriteString("blixard-guest: this is the init of a blixard microVM and runs only as process 1\n")
+		_, _ = os.Stderr.WriteString("blixard-guest: this is the init of a blixard microVM and runs only as process 1\n")
 		return 2
 	}
 	runInit()
@@ -36,7 +36,7 @@ func Main() int {
 // uptime is microseconds since the kernel started, sleep included.
 func uptime() int64 {
 	var ts unix.Timespec
-	unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
 	return ts.Nano() / 1000
 }
 
@@ -133,7 +133,7 @@ func (k *kernel) watchSignals(m *machine) {
 	c := make(chan os.Signal, pending)
 	signal.Notify(c, syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPWR,
 		syscall.Signal(rtmin+3), syscall.Signal(rtmin+4), syscall.Signal(rtmin+5))
-	unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF) // Ctrl-Alt-Del becomes SIGINT to this process
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF) // Ctrl-Alt-Del becomes SIGINT to this process
 	for s := range c {
 		if s == syscall.SIGCHLD {
 			k.reap.collect()
@@ -168,7 +168,7 @@ func loopbackUp() {
 		return
 	}
 	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+	_ = unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
 }
 
 func (k *kernel) settled() {
@@ -182,7 +182,7 @@ func (k *kernel) killAll() {
 	}
 	// Every process descends from this one and becomes its child when its parent ends.
 	for begin := time.Now(); time.Since(begin) < reapLimit; time.Sleep(reapPoll) {
-		syscall.Kill(-1, syscall.SIGKILL)
+		_ = syscall.Kill(-1, syscall.SIGKILL)
 		if k.reap.collect() {
 			return
 		}
@@ -196,6 +196,6 @@ func (k *kernel) restart() {
 	if os.Getpid() != 1 {
 		panic("pid1: restart asked for outside of a machine")
 	}
-	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	select {} // the kernel is about to end this
 }

@@ -61,18 +61,18 @@ func (c *call) refuse(err error) {
 	if !errors.As(err, &p) {
 		p = &wire.Problem{Kind: wire.KindInternal, Code: "guest.internal", Message: wire.CleanText(err.Error(), wire.MaxMessage)}
 	}
-	c.respond(wire.Response{Problem: p})
+	_ = c.respond(wire.Response{Problem: p})
 }
 
 func (s *server) handle(stream *yamux.Stream) {
 	defer stream.Close()
 	c := &call{FrameReader: wire.NewFrameReader(stream), stream: stream}
-	stream.SetReadDeadline(time.Now().Add(requestLimit))
+	_ = stream.SetReadDeadline(time.Now().Add(requestLimit))
 	t, p, err := c.Next()
 	if err != nil || t != wire.FrameRequest {
 		return
 	}
-	stream.SetReadDeadline(time.Time{})
+	_ = stream.SetReadDeadline(time.Time{})
 	req, err := wire.DecodeRequest(p)
 	if err != nil {
 		c.refuse(&wire.Problem{Kind: wire.KindInvalid, Code: "guest.request", Message: wire.CleanText(err.Error(), wire.MaxMessage)})
@@ -146,7 +146,7 @@ func (s *server) events(c *call) {
 		}
 	}()
 	defer func() {
-		c.stream.SetReadDeadline(time.Unix(1, 0))
+		_ = c.stream.SetReadDeadline(time.Unix(1, 0))
 		<-gone
 	}()
 	kind, sentReady, sentExited := wire.EventStatus, false, false
@@ -192,5 +192,5 @@ func setClock(us int64) {
 		return
 	}
 	ts := unix.NsecToTimespec(us * 1000)
-	unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+	_ = unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
 }

@@ -47,7 +47,7 @@ func (s *server) exec(c *call, req *wire.ExecRequest) error {
 	}
 	var pumps sync.WaitGroup
 	sink := func(t wire.FrameType) func([]byte) {
-		return func(p []byte) { c.frame(t, p) }
+		return func(p []byte) { _ = c.frame(t, p) }
 	}
 	pumps.Go(func() { run.pump(run.out, sink(wire.FrameStdout)) })
 	if run.err != nil {
@@ -69,7 +69,7 @@ func (s *server) exec(c *call, req *wire.ExecRequest) error {
 	exit.Code, exit.Signal = exitCode(run.status)
 	s.sendExit(c, exit)
 	run.close() // frees an input that waits for the ended process
-	c.stream.SetReadDeadline(time.Unix(1, 0))
+	_ = c.stream.SetReadDeadline(time.Unix(1, 0))
 	<-inputEnded
 	return nil
 }
@@ -89,7 +89,7 @@ func (s *server) abandon(run *running) {
 func (c *call) alive() bool { return c.frame(wire.FrameStdout, nil) == nil }
 
 func (s *server) sendExit(c *call, exit wire.Exit) {
-	c.frame(wire.FrameExit, exit.Encode())
+	_ = c.frame(wire.FrameExit, exit.Encode())
 }
 
 // input carries out a caller's frames until the caller is gone or breaks the protocol.
@@ -159,7 +159,7 @@ func (s *server) attach(c *call, req *wire.AttachRequest) error {
 	if s.sendOutput(c, r) {
 		s.sendExit(c, s.m.awaitExit(inputEnded))
 	}
-	c.stream.SetReadDeadline(time.Unix(1, 0))
+	_ = c.stream.SetReadDeadline(time.Unix(1, 0))
 	<-inputEnded
 	return nil
 }

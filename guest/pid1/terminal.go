@@ -24,16 +24,16 @@ func openTerminal(size wire.WindowSize, who account) (master, slave *os.File, er
 	}
 	master = os.NewFile(uintptr(fd), "/dev/ptmx")
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		master.Close()
+		_ = master.Close()
 		return nil, nil, os.NewSyscallError("TIOCSPTLCK", err)
 	}
 	sfd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
 	if errno != 0 {
-		master.Close()
+		_ = master.Close()
 		return nil, nil, os.NewSyscallError("TIOCGPTPEER", errno)
 	}
 	slave = os.NewFile(sfd, "pts")
-	unix.Fchown(int(sfd), int(who.uid), -1)
+	_ = unix.Fchown(int(sfd), int(who.uid), -1)
 	setSize(master, size)
 	return master, slave, nil
 }
@@ -47,8 +47,8 @@ func setSize(f *os.File, s wire.WindowSize) {
 	if err != nil {
 		return
 	}
-	raw.Control(func(fd uintptr) {
-		unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: s.Columns, Row: s.Rows})
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: s.Columns, Row: s.Rows})
 	})
 }
 
@@ -68,5 +68,5 @@ func makeRaw(f *os.File) (restore func(), err error) {
 	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &raw); err != nil {
 		return nil, os.NewSyscallError("TCSETS", err)
 	}
-	return func() { unix.IoctlSetTermios(fd, unix.TCSETS, old) }, nil
+	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) }, nil
 }

@@ -96,11 +96,11 @@ func (s *Status) clean() {
 }
 
 // clean bounds and cleans an exit a guest reported, in place.
-func (e *Exit) clean() {
-	e.Reason = ExitReason(CleanText(string(e.Reason), MaxIDLen))
-	e.Message = CleanText(e.Message, MaxMessage)
-	e.Code &= 0xff
-	e.Signal &= 0x7f
+func (x *Exit) clean() {
+	x.Reason = ExitReason(CleanText(string(x.Reason), MaxIDLen))
+	x.Message = CleanText(x.Message, MaxMessage)
+	x.Code &= 0xff
+	x.Signal &= 0x7f
 }
 
 // clean bounds and cleans a guest's problem, in place.

@@ -215,7 +215,7 @@ func (f *Fetcher) download(ctx context.Context, p Package, path string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }()
 	if err := giveToApt(tmp); err != nil {
 		return err
 	}
@@ -237,7 +237,7 @@ func (f *Fetcher) download(ctx context.Context, p Package, path string) error {
 		return err
 	}
 	part := path + ".part"
-	defer os.Remove(part)
+	defer func() { _ = os.Remove(part) }()
 	if err := copyFile(debs[0], part); err != nil {
 		return err
 	}
@@ -348,7 +348,7 @@ func (f *Fetcher) remember(p Package) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
+	defer func() { _ = os.Remove(tmp.Name()) }()
 	_, err = tmp.Write(raw)
 	if err := errors.Join(err, tmp.Close()); err != nil {
 		return err

@@ -13,15 +13,18 @@ func TestPaths(t *testing.T) {
 		data, cache, config, socket, last string
 	}{
 		{
-			"root", 0, map[string]string{"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0", "XDG_DATA_HOME": "/x"},
+			"root", 0,
+			map[string]string{"HOME": "/root", "XDG_RUNTIME_DIR": "/run/user/0", "XDG_DATA_HOME": "/x"},
 			"/var/lib/blixard", "/var/cache/blixard", "/etc/blixard/blixard.toml", "/run/blixard/blixard.sock", "/run/blixard/blixard.sock",
 		},
 		{
-			"user with XDG", 1000, map[string]string{"HOME": "/home/a", "XDG_RUNTIME_DIR": "/run/user/1000", "XDG_DATA_HOME": "/x", "XDG_CONFIG_HOME": "relative"},
+			"user with XDG", 1000,
+			map[string]string{"HOME": "/home/a", "XDG_RUNTIME_DIR": "/run/user/1000", "XDG_DATA_HOME": "/x", "XDG_CONFIG_HOME": "relative"},
 			"/x/blixard", "/home/a/.cache/blixard", "/home/a/.config/blixard/blixard.toml", "/run/user/1000/blixard/blixard.sock", "/run/blixard/blixard.sock",
 		},
 		{
-			"user without", 1000, map[string]string{"HOME": "/home/a"},
+			"user without", 1000,
+			map[string]string{"HOME": "/home/a"},
 			"/home/a/.local/share/blixard", "/home/a/.cache/blixard", "/home/a/.config/blixard/blixard.toml",
 			"/home/a/.local/share/blixard/blixard.sock", "/run/blixard/blixard.sock",
 		},
