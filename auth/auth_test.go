@@ -3,6 +3,7 @@ package auth
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -247,7 +248,9 @@ func TestHTTP(t *testing.T) {
 	}
 	body, _ := io.ReadAll(resp.Body)
 	_, _, _ = resp.Body.Close(), c.Close(), srv.Close()
-	<-done
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
+	}
 	if want := fmt.Sprintf("user:%d <nil>", os.Geteuid()); string(body) != want {
 		t.Errorf("got %q, want %q", body, want)
 	}

@@ -142,7 +142,10 @@ func (s *Session) open(ctx context.Context) (*calls, error) {
 		return nil, s.explain(ctx, err)
 	}
 	c := &calls{s: s, ctx: ctx, stream: stream, frames: wire.NewFrameReader(stream)}
-	c.stop = context.AfterFunc(ctx, func() { _ = stream.SetDeadline(time.Unix(1, 0)) })
+	c.stop = context.AfterFunc(ctx, func() {
+		_ = stream.SetDeadline(time.Unix(1, 0))
+		_ = stream.Close() // tells the guest, which ends what runs for this caller
+	})
 	return c, nil
 }
 
