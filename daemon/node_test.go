@@ -113,6 +113,14 @@ func (n *node) command(args ...string) *exec.Cmd {
 func (n *node) start() {
 	n.t.Helper()
 	n.launch()
+	if !n.answers() {
+		n.t.Fatalf("the daemon ended:\n%s", n.log())
+	}
+}
+
+// answers waits until the daemon answers, or reports false when it ended first.
+func (n *node) answers() bool {
+	n.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for {
@@ -120,13 +128,13 @@ func (n *node) start() {
 		if err == nil {
 			if _, err = c.Nodes().GetStatus(ctx, &blixardv1.GetStatusRequest{}); err == nil {
 				n.client = c
-				return
+				return true
 			}
 			_ = c.Close()
 		}
 		select {
 		case <-n.exited:
-			n.t.Fatalf("the daemon ended:\n%s", n.log())
+			return false
 		case <-ctx.Done():
 			n.t.Fatalf("the daemon does not answer: %v\n%s", err, n.log())
 		case <-time.After(5 * time.Millisecond):
