@@ -130,6 +130,7 @@ func (n *node) serve(ctx context.Context, l net.Listener, drv driver.Driver, inf
 	err = n.startAgent(ctx, drv, info, b)
 	if err == nil {
 		part("agent", func() error { return n.agent.Run(life) })
+		n.awaitRegistered(ctx)
 		if n.opts.Ready != nil {
 			n.opts.Ready()
 		}
@@ -150,6 +151,29 @@ func (n *node) wait(ctx, life context.Context) error {
 		return n.replica.Err()
 	case <-life.Done():
 		return context.Cause(life)
+	}
+}
+
+// registerWait bounds the wait for the node to be known: it takes some
+// milliseconds, and longer only in trouble that the node can be asked about.
+const registerWait = 10 * time.Second
+
+// awaitRegistered waits until the node is in the state, so that whoever was told
+// that the node is up finds it there.
+func (n *node) awaitRegistered(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, registerWait)
+	defer cancel()
+	for {
+		view := n.replica.View()
+		if known := view.Node(n.data.id.NodeID); known.GetIncarnation() >= n.data.id.Incarnation {
+			return
+		}
+		sub := n.replica.Subscribe(view.Index())
+		_, _, err := sub.Next(ctx)
+		sub.Close()
+		if err != nil {
+			return
+		}
 	}
 }
 

@@ -143,8 +143,11 @@ func (n *node) lifeUntilDeath() bool {
 		if err := cmd.Start(); err != nil {
 			n.t.Fatal(err)
 		}
-		done := make(chan error, 1)
-		go func() { done <- cmd.Wait() }()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = cmd.Wait() // the daemon's death makes it fail, and that is the point
+		}()
 		select {
 		case <-n.exited:
 			_ = cmd.Process.Kill()

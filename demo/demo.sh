@@ -56,8 +56,8 @@ step "4/8 Boot a microVM and wait until its guest is ready"
 show vm create demo --image busybox -- sh -c 'echo "hello from $(hostname), kernel $(uname -r)"; exec sleep 1000000'
 
 step "5/8 Its console, and a command in it"
-show vm logs demo
 show vm exec demo -- sh -c 'uname -a; cat /proc/uptime'
+show vm logs demo
 show vm list
 
 step "6/8 Kill the daemon; the microVM goes on and is taken up again"
