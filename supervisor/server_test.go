@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -181,8 +182,24 @@ func TestWholeSessionDies(t *testing.T) {
 	if _, err := fmt.Sscan(string(b), &pid); err != nil {
 		t.Fatalf("%q: %v", b, err)
 	}
-	if s, err := process.ReadStat(pid); err == nil && !s.Ended() {
-		t.Fatalf("the grandchild lives: %+v", s)
+	// The signal was sent before Wait returned; the kernel may still be at it.
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := process.NewHandle(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = h.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := h.Wait(ctx); err != nil {
+		s, _ := process.ReadStat(pid)
+		t.Fatalf("the grandchild lives: %+v: %v", s, err)
 	}
 }
 
