@@ -84,6 +84,12 @@ check-dirty: generate ## Fail when generated files or go.mod are not current
 bench: bundle ## Measure: the figures of docs/PERFORMANCE.md
 	@$(GO) test -run '^$$' -bench . -benchmem -timeout 60m $(TESTFLAGS) $(PKG)
 
+.PHONY: bench-changes
+bench-changes: bundle ## Measure changes a second beside an etcd on the same disk
+	@mkdir -p build
+	@cd bench && $(GO) build -o $(CURDIR)/build/bench .
+	@build/bench changes
+
 .PHONY: soak
 soak: bundle ## Repeat what may fail rarely, for SOAK_SECONDS
 	@BLIXARD_TEST_SOAK_SECONDS=$(SOAK_SECONDS) $(GO) test -run Soak -count 1 -timeout 0 -v $(TESTFLAGS) $(PKG)

@@ -153,6 +153,7 @@ type options struct {
 	dir     string
 	conns   int
 	only    string
+	program string
 }
 
 func parse(args []string) (options, error) {
@@ -163,6 +164,7 @@ func parse(args []string) (options, error) {
 	seconds := set.Float64("seconds", 3, "length of a round")
 	set.StringVar(&o.dir, "dir", "", "directory on the disk to measure; it must not be there yet")
 	only := set.String("only", "", "the one contender to measure, by its name")
+	set.StringVar(&o.program, "program", "bin/blixard", "the blixard to measure")
 	set.IntVar(&o.conns, "conns", 2, "connections that the clients share, at most")
 	if err := set.Parse(args); err != nil {
 		return o, err
@@ -204,22 +206,26 @@ func changes(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	for _, side := range []string{"etcd", "blixard"} {
-		dir := filepath.Join(o.dir, side)
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(o.dir, side), 0o700); err != nil {
 			return err
 		}
-		c, err := startChild(ctx, os.Stderr, self, "serve-"+side, dir)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, c.stop()) }()
 	}
+	etcd, err := startChild(ctx, os.Stderr, self, "serve-etcd", filepath.Join(o.dir, "etcd"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, etcd.stop()) }()
+	node, err := startDaemon(ctx, os.Stderr, o.program, filepath.Join(o.dir, "blixard"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, node.stop()) }()
 	blixard := func(unary bool) func(int) (target, error) {
 		return func(conns int) (target, error) {
-			return dialBlixard(filepath.Join(o.dir, "blixard", "s"), conns, unary)
+			return dialBlixard(ctx, filepath.Join(o.dir, "blixard", "s"), conns, unary)
 		}
 	}
-	first, err := dialBlixard(filepath.Join(o.dir, "blixard", "s"), 1, true)
+	first, err := dialBlixard(ctx, filepath.Join(o.dir, "blixard", "s"), 1, true)
 	if err != nil {
 		return err
 	}
@@ -228,8 +234,8 @@ func changes(ctx context.Context, args []string) (err error) {
 	}
 	return measure(ctx, o, []contender{
 		{"etcd", func(conns int) (target, error) { return dialEtcd(filepath.Join(o.dir, "etcd"), conns) }},
-		{"blixard", blixard(false)},
-		{"blixard, unary", blixard(true)},
+		{"blixard, a stream", blixard(false)},
+		{"blixard, a call each", blixard(true)},
 	})
 }
 

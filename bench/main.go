@@ -40,8 +40,6 @@ func run(ctx context.Context, args []string) error {
 		return changes(ctx, args[1:])
 	case "serve-etcd":
 		return serveEtcd(ctx, args[1:])
-	case "serve-blixard":
-		return serveBlixard(ctx, args[1:])
 	}
 	return fmt.Errorf("unknown measurement %q: changes", args[0])
 }
