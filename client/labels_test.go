@@ -70,7 +70,12 @@ func dialLabels(t *testing.T) (*labelServer, *client.Labels) {
 	blixardv1.RegisterVMServiceServer(g, s)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
-	t.Cleanup(func() { g.Stop(); <-served })
+	t.Cleanup(func() {
+		g.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
 	c, err := client.Dial(t.Context(), client.Config{Addr: "unix:" + socket})
 	if err != nil {
 		t.Fatal(err)
