@@ -46,6 +46,13 @@ type Command struct {
 	//	*Command_Report
 	//	*Command_RegisterNode
 	//	*Command_SetVmReason
+	//	*Command_FormCluster
+	//	*Command_CreateToken
+	//	*Command_RevokeToken
+	//	*Command_EnrollMember
+	//	*Command_ChangeMember
+	//	*Command_RemoveMember
+	//	*Command_SetNodeState
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -188,6 +195,69 @@ func (x *Command) GetSetVmReason() *SetVMReasonCommand {
 	return nil
 }
 
+func (x *Command) GetFormCluster() *FormClusterCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_FormCluster); ok {
+			return x.FormCluster
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCreateToken() *CreateTokenCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_CreateToken); ok {
+			return x.CreateToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRevokeToken() *RevokeTokenCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_RevokeToken); ok {
+			return x.RevokeToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetEnrollMember() *EnrollMemberCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_EnrollMember); ok {
+			return x.EnrollMember
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetChangeMember() *ChangeMemberCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_ChangeMember); ok {
+			return x.ChangeMember
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveMember() *RemoveMemberCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_RemoveMember); ok {
+			return x.RemoveMember
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetNodeState() *SetNodeStateCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_SetNodeState); ok {
+			return x.SetNodeState
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -224,6 +294,34 @@ type Command_SetVmReason struct {
 	SetVmReason *SetVMReasonCommand `protobuf:"bytes,17,opt,name=set_vm_reason,json=setVmReason,proto3,oneof"`
 }
 
+type Command_FormCluster struct {
+	FormCluster *FormClusterCommand `protobuf:"bytes,18,opt,name=form_cluster,json=formCluster,proto3,oneof"`
+}
+
+type Command_CreateToken struct {
+	CreateToken *CreateTokenCommand `protobuf:"bytes,19,opt,name=create_token,json=createToken,proto3,oneof"`
+}
+
+type Command_RevokeToken struct {
+	RevokeToken *RevokeTokenCommand `protobuf:"bytes,20,opt,name=revoke_token,json=revokeToken,proto3,oneof"`
+}
+
+type Command_EnrollMember struct {
+	EnrollMember *EnrollMemberCommand `protobuf:"bytes,21,opt,name=enroll_member,json=enrollMember,proto3,oneof"`
+}
+
+type Command_ChangeMember struct {
+	ChangeMember *ChangeMemberCommand `protobuf:"bytes,22,opt,name=change_member,json=changeMember,proto3,oneof"`
+}
+
+type Command_RemoveMember struct {
+	RemoveMember *RemoveMemberCommand `protobuf:"bytes,23,opt,name=remove_member,json=removeMember,proto3,oneof"`
+}
+
+type Command_SetNodeState struct {
+	SetNodeState *SetNodeStateCommand `protobuf:"bytes,24,opt,name=set_node_state,json=setNodeState,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -239,6 +337,20 @@ func (*Command_Report) isCommand_Change() {}
 func (*Command_RegisterNode) isCommand_Change() {}
 
 func (*Command_SetVmReason) isCommand_Change() {}
+
+func (*Command_FormCluster) isCommand_Change() {}
+
+func (*Command_CreateToken) isCommand_Change() {}
+
+func (*Command_RevokeToken) isCommand_Change() {}
+
+func (*Command_EnrollMember) isCommand_Change() {}
+
+func (*Command_ChangeMember) isCommand_Change() {}
+
+func (*Command_RemoveMember) isCommand_Change() {}
+
+func (*Command_SetNodeState) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -826,6 +938,450 @@ func (x *SetVMReasonCommand) GetMessage() string {
 	return ""
 }
 
+// FormClusterCommand gives a new cluster its authority and its first member. A
+// cluster that has one refuses another.
+type FormClusterCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	CaCertificate []byte                 `protobuf:"bytes,2,opt,name=ca_certificate,json=caCertificate,proto3" json:"ca_certificate,omitempty"`
+	SealedCaKey   []byte                 `protobuf:"bytes,3,opt,name=sealed_ca_key,json=sealedCaKey,proto3" json:"sealed_ca_key,omitempty"`
+	Member        *Member                `protobuf:"bytes,4,opt,name=member,proto3" json:"member,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FormClusterCommand) Reset() {
+	*x = FormClusterCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FormClusterCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FormClusterCommand) ProtoMessage() {}
+
+func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
+func (*FormClusterCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *FormClusterCommand) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *FormClusterCommand) GetCaCertificate() []byte {
+	if x != nil {
+		return x.CaCertificate
+	}
+	return nil
+}
+
+func (x *FormClusterCommand) GetSealedCaKey() []byte {
+	if x != nil {
+		return x.SealedCaKey
+	}
+	return nil
+}
+
+func (x *FormClusterCommand) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+// CreateTokenCommand makes a token known; its secret stays with who made it.
+type CreateTokenCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SecretDigest  []byte                 `protobuf:"bytes,2,opt,name=secret_digest,json=secretDigest,proto3" json:"secret_digest,omitempty"`
+	Role          MemberRole_Enum        `protobuf:"varint,3,opt,name=role,proto3,enum=blixard.v1.MemberRole_Enum" json:"role,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Uses          uint32                 `protobuf:"varint,5,opt,name=uses,proto3" json:"uses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenCommand) Reset() {
+	*x = CreateTokenCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenCommand) ProtoMessage() {}
+
+func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
+func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CreateTokenCommand) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateTokenCommand) GetSecretDigest() []byte {
+	if x != nil {
+		return x.SecretDigest
+	}
+	return nil
+}
+
+func (x *CreateTokenCommand) GetRole() MemberRole_Enum {
+	if x != nil {
+		return x.Role
+	}
+	return MemberRole_unspecified
+}
+
+func (x *CreateTokenCommand) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *CreateTokenCommand) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+type RevokeTokenCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenCommand) Reset() {
+	*x = RevokeTokenCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenCommand) ProtoMessage() {}
+
+func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
+func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RevokeTokenCommand) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// EnrollMemberCommand uses a token once and makes a node a member.
+type EnrollMemberCommand struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	TokenId      string                 `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	SecretDigest []byte                 `protobuf:"bytes,2,opt,name=secret_digest,json=secretDigest,proto3" json:"secret_digest,omitempty"`
+	// member as it asks to be; raft_id and role are the state's to give.
+	Member        *Member `protobuf:"bytes,3,opt,name=member,proto3" json:"member,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollMemberCommand) Reset() {
+	*x = EnrollMemberCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollMemberCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollMemberCommand) ProtoMessage() {}
+
+func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
+func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *EnrollMemberCommand) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *EnrollMemberCommand) GetSecretDigest() []byte {
+	if x != nil {
+		return x.SecretDigest
+	}
+	return nil
+}
+
+func (x *EnrollMemberCommand) GetMember() *Member {
+	if x != nil {
+		return x.Member
+	}
+	return nil
+}
+
+// ChangeMemberCommand changes what is set.
+type ChangeMemberCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Role          MemberRole_Enum        `protobuf:"varint,2,opt,name=role,proto3,enum=blixard.v1.MemberRole_Enum" json:"role,omitempty"`
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	FeatureLevel  uint32                 `protobuf:"varint,4,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Version       string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeMemberCommand) Reset() {
+	*x = ChangeMemberCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeMemberCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeMemberCommand) ProtoMessage() {}
+
+func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
+func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ChangeMemberCommand) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ChangeMemberCommand) GetRole() MemberRole_Enum {
+	if x != nil {
+		return x.Role
+	}
+	return MemberRole_unspecified
+}
+
+func (x *ChangeMemberCommand) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ChangeMemberCommand) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
+}
+
+func (x *ChangeMemberCommand) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+type RemoveMemberCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMemberCommand) Reset() {
+	*x = RemoveMemberCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberCommand) ProtoMessage() {}
+
+func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
+func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RemoveMemberCommand) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+// SetNodeStateCommand tells what the leader found out about a node's lease. An
+// incarnation other than the node's refuses it: the node was back before.
+type SetNodeStateCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	State         NodeState_Enum         `protobuf:"varint,3,opt,name=state,proto3,enum=blixard.v1.NodeState_Enum" json:"state,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNodeStateCommand) Reset() {
+	*x = SetNodeStateCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNodeStateCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNodeStateCommand) ProtoMessage() {}
+
+func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
+func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SetNodeStateCommand) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *SetNodeStateCommand) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *SetNodeStateCommand) GetState() NodeState_Enum {
+	if x != nil {
+		return x.State
+	}
+	return NodeState_unspecified
+}
+
+func (x *SetNodeStateCommand) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // StateSnapshot is one record of a Raft snapshot's stream: exactly one field is
 // set.
 type StateSnapshot struct {
@@ -839,6 +1395,9 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Event
 	//	*StateSnapshot_Idempotency
 	//	*StateSnapshot_End
+	//	*StateSnapshot_Cluster
+	//	*StateSnapshot_Member
+	//	*StateSnapshot_Token
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -846,7 +1405,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +1417,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1430,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -944,6 +1503,33 @@ func (x *StateSnapshot) GetEnd() *StateEnd {
 	return nil
 }
 
+func (x *StateSnapshot) GetCluster() *Cluster {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Cluster); ok {
+			return x.Cluster
+		}
+	}
+	return nil
+}
+
+func (x *StateSnapshot) GetMember() *Member {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Member); ok {
+			return x.Member
+		}
+	}
+	return nil
+}
+
+func (x *StateSnapshot) GetToken() *Token {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
 type isStateSnapshot_Record interface {
 	isStateSnapshot_Record()
 }
@@ -978,6 +1564,18 @@ type StateSnapshot_End struct {
 	End *StateEnd `protobuf:"bytes,7,opt,name=end,proto3,oneof"`
 }
 
+type StateSnapshot_Cluster struct {
+	Cluster *Cluster `protobuf:"bytes,8,opt,name=cluster,proto3,oneof"`
+}
+
+type StateSnapshot_Member struct {
+	Member *Member `protobuf:"bytes,9,opt,name=member,proto3,oneof"`
+}
+
+type StateSnapshot_Token struct {
+	Token *Token `protobuf:"bytes,10,opt,name=token,proto3,oneof"`
+}
+
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Vm) isStateSnapshot_Record() {}
@@ -992,6 +1590,12 @@ func (*StateSnapshot_Idempotency) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_End) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_Cluster) isStateSnapshot_Record() {}
+
+func (*StateSnapshot_Member) isStateSnapshot_Record() {}
+
+func (*StateSnapshot_Token) isStateSnapshot_Record() {}
+
 // StateHeader says what the stream holds.
 type StateHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1003,7 +1607,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1619,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1632,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -1058,7 +1662,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1674,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1687,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -1121,7 +1725,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1737,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1750,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -1217,7 +1821,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x04\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\b\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -1231,7 +1835,14 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05place\x18\x0e \x01(\v2\x18.blixard.v1.PlaceCommandH\x00R\x05place\x123\n" +
 	"\x06report\x18\x0f \x01(\v2\x19.blixard.v1.ReportCommandH\x00R\x06report\x12F\n" +
 	"\rregister_node\x18\x10 \x01(\v2\x1f.blixard.v1.RegisterNodeCommandH\x00R\fregisterNode\x12D\n" +
-	"\rset_vm_reason\x18\x11 \x01(\v2\x1e.blixard.v1.SetVMReasonCommandH\x00R\vsetVmReasonB\b\n" +
+	"\rset_vm_reason\x18\x11 \x01(\v2\x1e.blixard.v1.SetVMReasonCommandH\x00R\vsetVmReason\x12C\n" +
+	"\fform_cluster\x18\x12 \x01(\v2\x1e.blixard.v1.FormClusterCommandH\x00R\vformCluster\x12C\n" +
+	"\fcreate_token\x18\x13 \x01(\v2\x1e.blixard.v1.CreateTokenCommandH\x00R\vcreateToken\x12C\n" +
+	"\frevoke_token\x18\x14 \x01(\v2\x1e.blixard.v1.RevokeTokenCommandH\x00R\vrevokeToken\x12F\n" +
+	"\renroll_member\x18\x15 \x01(\v2\x1f.blixard.v1.EnrollMemberCommandH\x00R\fenrollMember\x12F\n" +
+	"\rchange_member\x18\x16 \x01(\v2\x1f.blixard.v1.ChangeMemberCommandH\x00R\fchangeMember\x12F\n" +
+	"\rremove_member\x18\x17 \x01(\v2\x1f.blixard.v1.RemoveMemberCommandH\x00R\fremoveMember\x12G\n" +
+	"\x0eset_node_state\x18\x18 \x01(\v2\x1f.blixard.v1.SetNodeStateCommandH\x00R\fsetNodeStateB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -1283,7 +1894,39 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x12SetVMReasonCommand\x12\x13\n" +
 	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xe8\x02\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xaa\x01\n" +
+	"\x12FormClusterCommand\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12%\n" +
+	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\"\n" +
+	"\rsealed_ca_key\x18\x03 \x01(\fR\vsealedCaKey\x12*\n" +
+	"\x06member\x18\x04 \x01(\v2\x12.blixard.v1.MemberR\x06member\"\xc9\x01\n" +
+	"\x12CreateTokenCommand\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
+	"\rsecret_digest\x18\x02 \x01(\fR\fsecretDigest\x12/\n" +
+	"\x04role\x18\x03 \x01(\x0e2\x1b.blixard.v1.MemberRole.EnumR\x04role\x129\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x12\n" +
+	"\x04uses\x18\x05 \x01(\rR\x04uses\"$\n" +
+	"\x12RevokeTokenCommand\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x81\x01\n" +
+	"\x13EnrollMemberCommand\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12#\n" +
+	"\rsecret_digest\x18\x02 \x01(\fR\fsecretDigest\x12*\n" +
+	"\x06member\x18\x03 \x01(\v2\x12.blixard.v1.MemberR\x06member\"\xb3\x01\n" +
+	"\x13ChangeMemberCommand\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12/\n" +
+	"\x04role\x18\x02 \x01(\x0e2\x1b.blixard.v1.MemberRole.EnumR\x04role\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12#\n" +
+	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\")\n" +
+	"\x13RemoveMemberCommand\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\x9a\x01\n" +
+	"\x13SetNodeStateCommand\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x120\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xf2\x03\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -1293,7 +1936,11 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x04node\x18\x04 \x01(\v2\x10.blixard.v1.NodeH\x00R\x04node\x12)\n" +
 	"\x05event\x18\x05 \x01(\v2\x11.blixard.v1.EventH\x00R\x05event\x12A\n" +
 	"\vidempotency\x18\x06 \x01(\v2\x1d.blixard.v1.IdempotencyRecordH\x00R\vidempotency\x12(\n" +
-	"\x03end\x18\a \x01(\v2\x14.blixard.v1.StateEndH\x00R\x03endB\b\n" +
+	"\x03end\x18\a \x01(\v2\x14.blixard.v1.StateEndH\x00R\x03end\x12/\n" +
+	"\acluster\x18\b \x01(\v2\x13.blixard.v1.ClusterH\x00R\acluster\x12,\n" +
+	"\x06member\x18\t \x01(\v2\x12.blixard.v1.MemberH\x00R\x06member\x12)\n" +
+	"\x05token\x18\n" +
+	" \x01(\v2\x11.blixard.v1.TokenH\x00R\x05tokenB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -1325,7 +1972,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),               // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),       // 1: blixard.v1.CreateVMCommand
@@ -1337,25 +1984,37 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*ReportCommand)(nil),         // 7: blixard.v1.ReportCommand
 	(*RegisterNodeCommand)(nil),   // 8: blixard.v1.RegisterNodeCommand
 	(*SetVMReasonCommand)(nil),    // 9: blixard.v1.SetVMReasonCommand
-	(*StateSnapshot)(nil),         // 10: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),           // 11: blixard.v1.StateHeader
-	(*StateEnd)(nil),              // 12: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),     // 13: blixard.v1.IdempotencyRecord
-	nil,                           // 14: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                           // 15: blixard.v1.LabelVMCommand.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*VMSpec)(nil),                // 17: blixard.v1.VMSpec
-	(DesiredState_Enum)(0),        // 18: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),      // 19: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),       // 20: blixard.v1.NodeFingerprint
-	(*VM)(nil),                    // 21: blixard.v1.VM
-	(*Allocation)(nil),            // 22: blixard.v1.Allocation
-	(*Node)(nil),                  // 23: blixard.v1.Node
-	(*Event)(nil),                 // 24: blixard.v1.Event
-	(*Problem)(nil),               // 25: blixard.v1.Problem
+	(*FormClusterCommand)(nil),    // 10: blixard.v1.FormClusterCommand
+	(*CreateTokenCommand)(nil),    // 11: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),    // 12: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),   // 13: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),   // 14: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),   // 15: blixard.v1.RemoveMemberCommand
+	(*SetNodeStateCommand)(nil),   // 16: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),         // 17: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),           // 18: blixard.v1.StateHeader
+	(*StateEnd)(nil),              // 19: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),     // 20: blixard.v1.IdempotencyRecord
+	nil,                           // 21: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                           // 22: blixard.v1.LabelVMCommand.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*VMSpec)(nil),                // 24: blixard.v1.VMSpec
+	(DesiredState_Enum)(0),        // 25: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),      // 26: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),       // 27: blixard.v1.NodeFingerprint
+	(*Member)(nil),                // 28: blixard.v1.Member
+	(MemberRole_Enum)(0),          // 29: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),           // 30: blixard.v1.NodeState.Enum
+	(*VM)(nil),                    // 31: blixard.v1.VM
+	(*Allocation)(nil),            // 32: blixard.v1.Allocation
+	(*Node)(nil),                  // 33: blixard.v1.Node
+	(*Event)(nil),                 // 34: blixard.v1.Event
+	(*Cluster)(nil),               // 35: blixard.v1.Cluster
+	(*Token)(nil),                 // 36: blixard.v1.Token
+	(*Problem)(nil),               // 37: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	16, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	23, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
 	2,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
 	3,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
@@ -1364,27 +2023,43 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	7,  // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
 	8,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
 	9,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	17, // 9: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	14, // 10: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	18, // 11: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	15, // 12: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	5,  // 13: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	19, // 14: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	20, // 15: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	11, // 16: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	21, // 17: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	22, // 18: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	23, // 19: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	24, // 20: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	13, // 21: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	12, // 22: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	16, // 23: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	25, // 24: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	10, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	11, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	12, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	13, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	14, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	15, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	16, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	24, // 16: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	21, // 17: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	25, // 18: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	22, // 19: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	5,  // 20: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	26, // 21: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	27, // 22: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	28, // 23: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	29, // 24: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	23, // 25: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	28, // 26: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	29, // 27: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	30, // 28: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	18, // 29: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	31, // 30: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	32, // 31: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	33, // 32: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	34, // 33: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	20, // 34: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	19, // 35: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	35, // 36: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	28, // 37: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	36, // 38: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	23, // 39: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	37, // 40: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -1392,6 +2067,7 @@ func file_blixard_v1_command_proto_init() {
 	if File_blixard_v1_command_proto != nil {
 		return
 	}
+	file_blixard_v1_cluster_proto_init()
 	file_blixard_v1_objects_proto_init()
 	file_blixard_v1_services_proto_init()
 	file_blixard_v1_command_proto_msgTypes[0].OneofWrappers = []any{
@@ -1403,8 +2079,15 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_Report)(nil),
 		(*Command_RegisterNode)(nil),
 		(*Command_SetVmReason)(nil),
+		(*Command_FormCluster)(nil),
+		(*Command_CreateToken)(nil),
+		(*Command_RevokeToken)(nil),
+		(*Command_EnrollMember)(nil),
+		(*Command_ChangeMember)(nil),
+		(*Command_RemoveMember)(nil),
+		(*Command_SetNodeState)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[10].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[17].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -1412,6 +2095,9 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Event)(nil),
 		(*StateSnapshot_Idempotency)(nil),
 		(*StateSnapshot_End)(nil),
+		(*StateSnapshot_Cluster)(nil),
+		(*StateSnapshot_Member)(nil),
+		(*StateSnapshot_Token)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1419,7 +2105,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
