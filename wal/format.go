@@ -39,6 +39,7 @@ const (
 
 	itemEntry     = 1
 	itemHardState = 2
+	itemRestart   = 3
 	// maxHardStateBytes: a kind and three numbers of at most ten bytes.
 	maxHardStateBytes = 31
 )
@@ -157,8 +158,21 @@ func appendHardState(b []byte, hs *raftpb.HardState) []byte {
 	return binary.AppendUvarint(b, hs.GetCommit())
 }
 
-// payload is what a batch frame holds.
+// appendRestart says that the log goes on behind the snapshot of that index and
+// term, whatever came before.
+func appendRestart(b []byte, index, term uint64) []byte {
+	b = append(b, itemRestart)
+	b = binary.AppendUvarint(b, index)
+	return binary.AppendUvarint(b, term)
+}
+
+// restart is a point where the log went on behind a snapshot.
+type restart struct{ index, term uint64 }
+
+// payload is what a batch frame holds, in the order restart, entries: a frame
+// with entries before its restart is cut to what follows it.
 type payload struct {
+	restart *restart // nil when the frame holds none
 	entries []*raftpb.Entry
 	hard    *raftpb.HardState // nil when the frame holds none
 }
@@ -186,6 +200,15 @@ func decodePayload(b []byte) (payload, error) {
 				}
 			}
 			p.hard = &raftpb.HardState{Term: &n[0], Vote: &n[1], Commit: &n[2]}
+		case itemRestart:
+			var n [2]uint64
+			var err error
+			for i := range n {
+				if n[i], b, err = uvarint(b); err != nil {
+					return payload{}, err
+				}
+			}
+			p.restart, p.entries = &restart{n[0], n[1]}, nil
 		default:
 			return payload{}, fmt.Errorf("an item of unknown kind %d", item)
 		}

@@ -167,10 +167,11 @@ func (l *Log) recover() (*Recovered, error) {
 		r.Snapshot = l.snapshots[0]
 		base = r.Snapshot.GetIndex()
 	}
-	rd := &reader{base: base}
+	rd := &reader{base: base, baseTerm: r.Snapshot.GetTerm()}
 	if err := l.read(rd); err != nil {
 		return nil, errors.Join(passedOver, err) // the log may reach back far enough only for that snapshot
 	}
+	unmarked := rd.leaveBranch()
 	r.Entries, r.HardState = rd.entries, rd.hard
 	l.hard = rd.hard
 	if l.next = base + 1; len(r.Entries) > 0 {
@@ -179,6 +180,9 @@ func (l *Log) recover() (*Recovered, error) {
 		l.next = 0
 	}
 	l.synced = l.next
+	if unmarked {
+		l.restart(r.Snapshot)
+	}
 	if r.HardState != nil && r.HardState.GetCommit() < base {
 		r.HardState.Commit = &base // a snapshot holds only what was committed
 	}
@@ -199,17 +203,32 @@ func (l *Log) recover() (*Recovered, error) {
 
 // reader collects the entries of the log behind a snapshot.
 type reader struct {
-	base    uint64 // index of the snapshot
-	entries []*raftpb.Entry
-	hard    *raftpb.HardState
+	base, baseTerm uint64 // index and term of the snapshot
+	entries        []*raftpb.Entry
+	hard           *raftpb.HardState
 	// last index seen, 0 before the first entry.
 	last uint64
+	// termAtBase is the term of the entry of index base, 0 when none was seen
+	// since the log began or was restarted.
+	termAtBase uint64
+	// restarted is the index of the newest restart.
+	restarted uint64
 }
 
 // add takes in one frame; a gap is told by its index.
 func (r *reader) add(p payload) error {
 	if p.hard != nil {
 		r.hard = p.hard
+	}
+	if p.restart != nil {
+		r.restarted, r.last, r.entries = p.restart.index, p.restart.index, nil
+		if r.termAtBase = 0; r.last == r.base {
+			r.termAtBase = p.restart.term
+		}
+	}
+	if r.restarted > r.base {
+		// Only older snapshots are left: what lies between came with the lost one.
+		return fmt.Errorf("the log goes on behind a snapshot of index %d, which is missing or damaged", r.restarted)
 	}
 	for _, e := range p.entries {
 		i := e.GetIndex()
@@ -218,11 +237,29 @@ func (r *reader) add(p payload) error {
 		}
 		r.last = i
 		if i <= r.base {
+			r.entries = nil // they followed what this one replaced
+			if r.termAtBase = 0; i == r.base {
+				r.termAtBase = e.GetTerm()
+			}
 			continue // part of the snapshot
 		}
 		r.entries = append(r.entries[:min(i-r.base-1, uint64(len(r.entries)))], e)
 	}
 	return nil
+}
+
+// leaveBranch gives up entries that do not follow the snapshot. They are there
+// when the machine stopped after a received snapshot had got its name and before
+// the log was told; then it tells so.
+func (r *reader) leaveBranch() bool {
+	if r.last == 0 || r.restarted == r.base && r.base != 0 {
+		return false
+	}
+	if r.last >= r.base && (r.termAtBase == 0 || r.termAtBase == r.baseTerm) {
+		return false
+	}
+	r.entries = nil
+	return true
 }
 
 // read reads all segments and makes the newest ready for appending.

@@ -35,6 +35,8 @@ const (
 // newest two snapshots stay, and the log behind the older of them. On an error
 // the directory is as it was, or has the new snapshot and more than it needs.
 func (l *Log) SaveSnapshot(meta *raftpb.SnapshotMetadata, write func(io.Writer) error) error {
+	l.saving.Lock()
+	defer l.saving.Unlock()
 	path := l.snapshotPath(meta.GetIndex())
 	tmp := path + ".tmp"
 	err := l.writeSnapshot(tmp, meta, write)
@@ -59,9 +61,7 @@ func (l *Log) SaveSnapshot(meta *raftpb.SnapshotMetadata, write func(io.Writer) 
 	if err != nil {
 		return fmt.Errorf("save snapshot of index %d: %w", meta.GetIndex(), err)
 	}
-	l.mu.Lock()
-	l.snapshots = slices.Insert(l.snapshots, 0, meta)
-	l.mu.Unlock()
+	l.addSnapshot(meta)
 	return l.drop()
 }
 
@@ -187,7 +187,10 @@ func verifySnapshot(path string) (*raftpb.SnapshotMetadata, error) {
 // OpenSnapshot gives the body of the snapshot of that index. The caller closes
 // it.
 func (l *Log) OpenSnapshot(index uint64) (io.ReadCloser, error) {
-	path := l.snapshotPath(index)
+	return openSnapshot(l.snapshotPath(index), index)
+}
+
+func openSnapshot(path string, index uint64) (io.ReadCloser, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot of index %d: %w", index, err)

@@ -61,6 +61,8 @@ const (
 	PointSnapshotRenamed = "snapshot.renamed"
 	PointReleaseSegment  = "release.segment"
 	PointReleaseSnapshot = "release.snapshot"
+	PointInstallRename   = "install.rename"
+	PointInstallRenamed  = "install.renamed"
 )
 
 // Points lists every step that reaches the disk.
@@ -69,6 +71,7 @@ func Points() []string {
 		PointIdentity, PointAppendWrite, PointAppendSync, PointAppendSynced, PointSpareAllocate,
 		PointSegmentHeader, PointSegmentRename, PointSegmentSeal, PointSegmentState, PointSnapshotWrite,
 		PointSnapshotSync, PointSnapshotRename, PointSnapshotRenamed, PointReleaseSegment, PointReleaseSnapshot,
+		PointInstallRename, PointInstallRenamed,
 	}
 }
 
@@ -90,8 +93,8 @@ type segment struct {
 	bytes    int64
 }
 
-// Log is an open directory. Append and Sync belong to one goroutine, SaveSnapshot
-// and Release to one; the other methods are safe for concurrent use.
+// Log is an open directory. Append, Sync, Reserve and InstallSnapshot belong to
+// one goroutine; the other methods are safe for concurrent use.
 type Log struct {
 	config    Config
 	logger    *slog.Logger
@@ -119,6 +122,9 @@ type Log struct {
 	next, synced uint64
 	// failed is the error that ended all writing.
 	failed error
+
+	// saving is held while the set of snapshots and segments on disk changes.
+	saving sync.Mutex
 
 	mu sync.Mutex
 	// segments on disk, oldest first; the last is the one being written.
