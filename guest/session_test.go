@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -194,6 +196,42 @@ func TestEnds(t *testing.T) {
 			t.Errorf("%+v", *got)
 		}
 	})
+}
+
+// What a command leaves running in its process group ends with it.
+func TestCommandsLeaveNothing(t *testing.T) {
+	_, s := running(t, guest.BootConfig{Argv: sleep})
+	st, err := s.Exec(testContext(t), guest.ExecRequest{Argv: []string{"sh", "-c", "sleep 1000 >&- 2>&- & echo $!; exit 7"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	f, err := st.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := strconv.Atoi(strings.TrimSpace(string(f.Data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := st.Wait(testContext(t)); err != nil || exit.Code != 7 {
+		t.Errorf("%+v, %v", exit, err)
+	}
+	for begin := time.Now(); runs(left); time.Sleep(time.Millisecond) {
+		if time.Since(begin) > patience {
+			t.Fatalf("process %d goes on", left)
+		}
+	}
+}
+
+// runs reports whether a process is there and is no zombie, which waits for whoever is process 1 here.
+func runs(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, state, _ := strings.Cut(string(b), ") ")
+	return !strings.HasPrefix(state, "Z")
 }
 
 func check(t *testing.T, err error) {

@@ -25,7 +25,8 @@ type LocalConfig struct {
 
 // Local is the guest's agent in an ordinary process: commands run as ordinary children of it, with its
 // rights and its view of the file system. It is for tests of whatever talks to guests and for drivers
-// that run no VM; it isolates nothing.
+// that run no VM; it isolates nothing. Unlike in a machine, what a command leaves running in its process
+// group ends with the command: nobody else would ever end it.
 type Local struct {
 	m      *machine
 	ch     *channel

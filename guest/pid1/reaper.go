@@ -18,9 +18,10 @@ type process struct {
 
 // reaper starts children and collects ended ones. Safe for concurrent use.
 type reaper struct {
-	// each makes it wait for each child by itself, in a process that has other children. Otherwise
-	// collect must be called after each SIGCHLD; it takes orphans too, and all children of the
-	// process must be started here.
+	// each makes it wait for each child by itself, in a process that has other children. What a child
+	// leaves behind in its process group ends with it, for there is no process 1 to collect it.
+	// Otherwise collect must be called after each SIGCHLD; it takes orphans too, and all children
+	// of the process must be started here.
 	each bool
 
 	mu       sync.Mutex
@@ -47,13 +48,14 @@ func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (*pro
 	return p, nil
 }
 
-// await waits for one child. The child keeps its number until the lock is held, so that signal never
-// meets a stranger.
+// await waits for one child and ends its process group. The child keeps its number until the lock is
+// held, so that neither this nor signal ever meets a stranger.
 func (r *reaper) await(p *process) {
 	for unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	_ = syscall.Kill(-p.pid, syscall.SIGKILL)
 	_, _ = syscall.Wait4(p.pid, &p.status, 0, nil)
 	delete(r.children, p.pid)
 	close(p.done)
