@@ -1,6 +1,3 @@
-// Package nearest finds the word a person probably meant.
-//
-// It knows nothing of what the words stand for.
 package nearest
 
 // wordBytesMax bounds the work on what a stranger typed.

@@ -1,0 +1,4 @@
+// Package nearest finds the word a person probably meant.
+//
+// It knows nothing of what the words stand for.
+package nearest
