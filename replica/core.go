@@ -6,6 +6,7 @@ import (
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/invariant"
@@ -45,7 +46,17 @@ type applyTask struct {
 	// proposals has one element for each entry: the proposal of this process, or
 	// nil.
 	proposals []*proposal
+	// confs gives the membership as it is after entries that change it, by their
+	// place in entries.
+	confs     map[int]*raftpb.ConfState
 	responses []*raftpb.Message
+	// restore, when set, replaces the whole state by a snapshot; there are no
+	// entries then, and restored is closed when it is done.
+	restore  *raftpb.SnapshotMetadata
+	restored chan struct{}
+	// compact, when set, asks for a snapshot of what is applied, and is told how it
+	// ended.
+	compact chan error
 }
 
 // effects is what the core wants done. Appends and applies are carried out in
@@ -75,6 +86,12 @@ type core struct {
 	round          uint64
 	sinceAsked     int
 
+	// eager: the only voter asks for its own vote as soon as it has applied what
+	// it knows to be committed.
+	eager bool
+	// conf is the membership after the newest entry that was given out.
+	conf *raftpb.ConfState
+
 	term, commit, lead uint64
 	// ownTerm is the newest term in which an entry was committed: before that, a
 	// leader does not know which entries were committed before it.
@@ -103,16 +120,17 @@ func newCore(c coreConfig) (*core, error) {
 		CheckQuorum:               true,
 		PreVote:                   true,
 		DisableProposalForwarding: true,
+		StepDownOnRemoval:         true,
 		Logger:                    raftLogger{c.logger},
 	})
 	if err != nil {
 		return nil, err
 	}
-	hs, _, err := c.storage.InitialState()
+	hs, conf, err := c.storage.InitialState()
 	if err != nil {
 		return nil, err
 	}
-	return &core{id: c.id, rn: rn, term: hs.GetTerm(), commit: hs.GetCommit()}, nil
+	return &core{id: c.id, rn: rn, term: hs.GetTerm(), commit: hs.GetCommit(), conf: conf, eager: true}, nil
 }
 
 func notLeader(lead uint64) error {
@@ -123,8 +141,25 @@ func notLeader(lead uint64) error {
 	return problem.New(problem.NotLeader, "replica.not_leader", "replica %d leads", lead)
 }
 
-// campaign asks for votes now instead of after the election timeout.
-func (c *core) campaign() error { return c.rn.Campaign() }
+// sole tells whether this replica is the only voter.
+func (c *core) sole() bool {
+	return len(c.conf.GetVoters()) == 1 && c.conf.GetVoters()[0] == c.id && len(c.conf.GetVotersOutgoing()) == 0
+}
+
+// maybeCampaign lets the only voter lead without waiting for an election timeout.
+func (c *core) maybeCampaign() {
+	if !c.eager {
+		return
+	}
+	st := c.rn.BasicStatus()
+	if st.Applied < st.GetCommit() {
+		return
+	}
+	if c.eager = false; c.sole() {
+		// An error would say no more than that the timeout decides.
+		_ = c.rn.Campaign()
+	}
+}
 
 // tick moves Raft's clock.
 func (c *core) tick() {
@@ -146,6 +181,18 @@ func (c *core) step(messages []*raftpb.Message) {
 		// drops.
 		_ = c.rn.Step(m)
 	}
+}
+
+// proposeConf gives a change of the members to Raft, which carries it out, or
+// leaves it out while an earlier one is under way.
+func (c *core) proposeConf(change *raftpb.ConfChangeV2) error {
+	if c.lead != c.id {
+		return notLeader(c.lead)
+	}
+	if err := c.rn.ProposeConfChange(change); err != nil {
+		return overloaded()
+	}
+	return nil
 }
 
 // propose gives proposals to Raft. ready must follow.
@@ -195,6 +242,7 @@ func (c *core) askRead() {
 
 // ready collects what Raft wants done until it wants nothing more.
 func (c *core) ready(e *effects) {
+	c.maybeCampaign()
 	c.askRead()
 	for c.rn.HasReady() {
 		rd := c.rn.Ready()
@@ -203,6 +251,9 @@ func (c *core) ready(e *effects) {
 		}
 		if !raft.IsEmptyHardState(rd.HardState) {
 			c.term, c.commit = rd.HardState.GetTerm(), rd.HardState.GetCommit()
+		}
+		if !raft.IsEmptySnap(rd.Snapshot) {
+			c.skipTo(rd.Snapshot.GetMetadata(), e)
 		}
 		c.index(rd.Entries)
 		for _, s := range rd.ReadStates {
@@ -239,6 +290,21 @@ func (c *core) index(entries []*raftpb.Entry) {
 	c.fresh = nil
 }
 
+// skipTo notes that a snapshot takes the place of entries which were never seen
+// here. What became of proposals among them is not known.
+func (c *core) skipTo(meta *raftpb.SnapshotMetadata, e *effects) {
+	c.conf = meta.GetConfState()
+	kept := c.pending[:0]
+	for _, p := range c.pending {
+		if p.index > meta.GetIndex() {
+			kept = append(kept, p)
+			continue
+		}
+		e.answers = append(e.answers, func() { p.done(state.Result{}, unknown(notLeader(c.lead))) })
+	}
+	c.pending = kept
+}
+
 func (c *core) answerReads(s raft.ReadState, e *effects) {
 	if len(s.RequestCtx) != 8 || binary.LittleEndian.Uint64(s.RequestCtx) != c.round {
 		return // of a round that was begun again
@@ -258,6 +324,12 @@ func (c *core) applyTask(m *raftpb.Message, e *effects) applyTask {
 	done := 0
 	for i, entry := range entries {
 		c.ownTerm = entry.GetTerm()
+		if entry.GetType() != raftpb.EntryNormal {
+			if t.confs == nil {
+				t.confs = map[int]*raftpb.ConfState{}
+			}
+			t.confs[i] = c.applyConf(entry)
+		}
 		for done < len(c.pending) && c.pending[done].index <= entry.GetIndex() {
 			p := c.pending[done]
 			done++
@@ -274,6 +346,17 @@ func (c *core) applyTask(m *raftpb.Message, e *effects) applyTask {
 		c.pending = nil
 	}
 	return t
+}
+
+// applyConf changes the membership. It is done when the entry is given out, which
+// is after it was committed.
+func (c *core) applyConf(entry *raftpb.Entry) *raftpb.ConfState {
+	change := &raftpb.ConfChangeV2{}
+	if err := proto.Unmarshal(entry.GetData(), change); err != nil || entry.GetType() != raftpb.EntryConfChangeV2 {
+		invariant.Fail("entry %d of type %v is no change of members: %v: was it written by a newer version?", entry.GetIndex(), entry.GetType(), err)
+	}
+	c.conf = c.rn.ApplyConfChange(change)
+	return c.conf
 }
 
 // stop gives up everything that waits.

@@ -16,14 +16,12 @@ import (
 )
 
 const (
-	// raftID of the first voter of a cluster.
-	raftID = 1
+	// FirstID is the Raft id of the first voter of a cluster.
+	FirstID = 1
 	// firstIndex and firstTerm of the snapshot that every new cluster begins
 	// with: it says who votes.
 	firstIndex = 1
 	firstTerm  = 1
-	// replayEntries are applied at once while replaying.
-	replayEntries = 4096
 )
 
 // Open takes Dir, replays what it holds, and gives a running replica. With one
@@ -45,6 +43,9 @@ func Open(ctx context.Context, config Config) (*Replica, error) {
 	if config.SnapshotEntries == 0 {
 		config.SnapshotEntries = snapshotEntries
 	}
+	if config.RaftID == 0 {
+		config.RaftID = FirstID
+	}
 	log, recovered, err := wal.Open(wal.Config{
 		Dir: config.Dir, NodeID: config.NodeID, ClusterID: config.ClusterID,
 		SegmentBytes: config.SegmentBytes, Logger: config.Logger, Hook: config.Hook,
@@ -56,9 +57,10 @@ func Open(ctx context.Context, config Config) (*Replica, error) {
 		config: config, logger: config.Logger, log: log, storage: raft.NewMemoryStorage(), state: state.New(config.Limits),
 		proposals: newMailbox[*proposal](), reads: newMailbox[read](), messages: newMailbox[*raftpb.Message](),
 		appends: newMailbox[*raftpb.Message](), applies: newMailbox[applyTask](), snapshots: make(chan snapshotRequest),
+		calls: newMailbox[func(*core)](), received: map[uint64]*state.State{},
 		stopping: make(chan struct{}), done: make(chan struct{}),
 	}
-	last, err := r.restore(recovered)
+	last, alone, err := r.restore(recovered)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica: %w", err), log.Close())
 	}
@@ -67,7 +69,7 @@ func Open(ctx context.Context, config Config) (*Replica, error) {
 	go r.appender()
 	go r.applier()
 	go r.snapshotter()
-	if len(r.conf.GetVoters()) == 1 {
+	if alone {
 		// The first entry of the new term comes after everything recovered.
 		if err := r.WaitApplied(ctx, last+1); err != nil {
 			return nil, errors.Join(fmt.Errorf("open replica: replay to index %d: %w", last, err), r.Close())
@@ -76,49 +78,55 @@ func Open(ctx context.Context, config Config) (*Replica, error) {
 	return r, nil
 }
 
-// restore brings state, storage and core to what was recovered, and gives the
-// index of the newest entry.
-func (r *Replica) restore(rec *wal.Recovered) (last uint64, err error) {
+// restore brings state, storage and core to what was recovered. It gives the
+// index of the newest entry, and whether this replica is the only voter; the loop
+// applies what was committed.
+func (r *Replica) restore(rec *wal.Recovered) (last uint64, alone bool, err error) {
 	began := time.Now()
 	meta := rec.Snapshot
-	if meta == nil {
+	switch {
+	case meta != nil:
+		err = r.restoreSnapshot(meta.GetIndex())
+	case !r.config.Join:
 		index, term := uint64(firstIndex), uint64(firstTerm)
-		meta = &raftpb.SnapshotMetadata{Index: &index, Term: &term, ConfState: &raftpb.ConfState{Voters: []uint64{raftID}}}
-		if err := r.log.SaveSnapshot(meta, r.state.View().WriteSnapshot); err != nil {
-			return 0, err
-		}
-	} else if err := r.restoreSnapshot(meta.GetIndex()); err != nil {
-		return 0, err
+		meta = &raftpb.SnapshotMetadata{Index: &index, Term: &term, ConfState: &raftpb.ConfState{Voters: []uint64{r.config.RaftID}}}
+		r.state.Apply([]state.Entry{{Index: index}})
+		err = r.log.SaveSnapshot(meta, r.state.View().WriteSnapshot)
 	}
-	r.conf = meta.GetConfState()
-	if err := r.storage.ApplySnapshot(&raftpb.Snapshot{Metadata: meta}); err != nil {
-		return 0, err
+	if err != nil {
+		return 0, false, err
 	}
 	hs := rec.HardState
-	if hs == nil {
-		term, commit := meta.GetTerm(), meta.GetIndex()
-		hs = &raftpb.HardState{Term: &term, Commit: &commit}
+	if meta != nil {
+		if err := r.storage.ApplySnapshot(&raftpb.Snapshot{Metadata: meta}); err != nil {
+			return 0, false, err
+		}
+		if hs == nil {
+			term, commit := meta.GetTerm(), meta.GetIndex()
+			hs = &raftpb.HardState{Term: &term, Commit: &commit}
+		}
 	}
-	if err := r.storage.SetHardState(hs); err != nil {
-		return 0, err
+	if hs != nil {
+		if err := r.storage.SetHardState(hs); err != nil {
+			return 0, false, err
+		}
 	}
 	if err := r.storage.Append(rec.Entries); err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	r.replay(rec.Entries, hs.GetCommit())
-	r.core, err = newCore(coreConfig{id: raftID, storage: r.storage, applied: hs.GetCommit(), logger: r.logger})
+	r.conf, r.appliedTerm = meta.GetConfState(), meta.GetTerm()
+	r.core, err = newCore(coreConfig{id: r.config.RaftID, storage: r.storage, applied: meta.GetIndex(), logger: r.logger})
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	if len(r.conf.GetVoters()) == 1 {
-		if err := r.core.campaign(); err != nil {
-			return 0, err
-		}
-		r.messages.wake <- struct{}{}
+	alone = r.core.sole()
+	for _, e := range rec.Entries {
+		alone = alone && e.GetType() == raftpb.EntryNormal
 	}
+	r.messages.wake <- struct{}{} // the loop begins with what there is
 	last, err = r.storage.LastIndex()
 	r.logger.Debug("replica recovered", "index", last, "snapshot", meta.GetIndex(), "entries", len(rec.Entries), "took", time.Since(began))
-	return last, err
+	return last, alone, err
 }
 
 func (r *Replica) restoreSnapshot(index uint64) error {
@@ -131,19 +139,4 @@ func (r *Replica) restoreSnapshot(index uint64) error {
 		return fmt.Errorf("snapshot of index %d: %w", index, err)
 	}
 	return err
-}
-
-// replay applies the entries that were known to be committed. Nobody waits for
-// them any more.
-func (r *Replica) replay(entries []*raftpb.Entry, commit uint64) {
-	for len(entries) > 0 && entries[0].GetIndex() <= commit {
-		var batch []state.Entry
-		for len(entries) > 0 && entries[0].GetIndex() <= commit && len(batch) < replayEntries {
-			batch = append(batch, decode(entries[0], nil))
-			r.appliedTerm = entries[0].GetTerm()
-			entries = entries[1:]
-		}
-		r.state.Apply(batch)
-		r.sinceSnapshot += uint64(len(batch))
-	}
 }

@@ -56,6 +56,13 @@ type Config struct {
 	Limits state.Limits
 	// Logger; nil means slog.Default().
 	Logger *slog.Logger
+	// RaftID of this replica, never used by another of the cluster; 0 means
+	// FirstID.
+	RaftID uint64
+	// Join begins a new directory without a log: the leader of the cluster sends
+	// what there is. Otherwise a new directory begins a new cluster whose only voter
+	// is this replica.
+	Join bool
 	// Sender of messages to peers; nil while there are none.
 	Sender Sender
 	// Tick is Raft's unit of time; 0 means 100 ms.
@@ -96,7 +103,6 @@ type Replica struct {
 	log     *wal.Log
 	storage *raft.MemoryStorage
 	state   *state.State
-	conf    *raftpb.ConfState
 
 	core      *core // of the loop
 	proposals *mailbox[*proposal]
@@ -105,8 +111,13 @@ type Replica struct {
 	appends   *mailbox[*raftpb.Message]
 	applies   *mailbox[applyTask]
 	snapshots chan snapshotRequest
+	calls     *mailbox[func(*core)]
 
 	// Of the applier.
+	// conf is the membership after the newest applied entry.
+	conf *raftpb.ConfState
+	// confMoved asks for a snapshot that names the newest members.
+	confMoved     bool
 	appliedTerm   uint64
 	sinceSnapshot uint64
 
@@ -120,10 +131,13 @@ type Replica struct {
 	stopping chan struct{}
 	done     chan struct{}
 
-	mu      sync.Mutex
-	err     error // why it failed
-	stopped bool
-	failed  bool
+	mu sync.Mutex
+	// received snapshots that Raft has not taken yet, by their index; nil while one
+	// is on its way.
+	received map[uint64]*state.State
+	err      error // why it failed
+	stopped  bool
+	failed   bool
 }
 
 // Done is closed when the replica cannot go on; Err then says why.
@@ -186,7 +200,7 @@ func (r *Replica) Status() Status {
 	lead := r.lead.Load()
 	return Status{
 		ClusterID: r.log.ClusterID(), Term: r.term.Load(), Commit: r.commit.Load(), Applied: r.View().Index(),
-		Leader: lead == r.core.id, LeaderID: lead, LogBytes: r.log.Bytes(), SnapshotIndex: r.log.SnapshotIndex(),
+		Leader: lead == r.config.RaftID, LeaderID: lead, LogBytes: r.log.Bytes(), SnapshotIndex: r.log.SnapshotIndex(),
 		StorageFull: r.log.Full(),
 	}
 }

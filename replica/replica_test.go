@@ -74,7 +74,7 @@ func TestChangesSurviveARestart(t *testing.T) {
 		mustPropose(t, r, label("a", fmt.Sprint(i)))
 	}
 	hash, st := r.View().Hash(), r.Status()
-	if !st.Leader || st.LeaderID != raftID || st.Applied < 102 || st.Commit < st.Applied || st.LogBytes == 0 {
+	if !st.Leader || st.LeaderID != FirstID || st.Applied < 102 || st.Commit < st.Applied || st.LogBytes == 0 {
 		t.Errorf("status %+v", st)
 	}
 	if err := r.Close(); err != nil {

@@ -4,13 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/invariant"
+	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 	"github.com/blixard/blixard/wal"
 )
@@ -46,10 +49,14 @@ func (r *Replica) loop() {
 		case <-r.proposals.wake:
 		case <-r.reads.wake:
 		case <-r.messages.wake:
+		case <-r.calls.wake:
 		}
 		var e effects
 		messages = r.messages.take(messages)
 		r.core.step(messages)
+		for _, call := range r.calls.take(nil) {
+			call(r.core)
+		}
 		if reads = r.reads.take(reads); len(reads) > 0 {
 			r.core.read(reads)
 		}
@@ -90,6 +97,7 @@ func (r *Replica) stopCore() {
 		rd.done(0, err)
 	}
 	r.messages.close()
+	r.calls.close()
 	r.core.stop(err, &e)
 	for _, answer := range e.answers {
 		answer()
@@ -138,6 +146,12 @@ func (r *Replica) append(batches []*raftpb.Message) bool {
 		answers := 0
 		for n < len(batches) && (n == 0 || size < syncBytesMax) {
 			m := batches[n]
+			if s := m.GetSnapshot(); s != nil {
+				if err := r.log.InstallSnapshot(s.GetMetadata()); err != nil {
+					r.fail(err)
+					return false
+				}
+			}
 			for _, e := range m.GetEntries() {
 				size += len(e.GetData())
 			}
@@ -150,6 +164,9 @@ func (r *Replica) append(batches []*raftpb.Message) bool {
 			return false
 		}
 		for _, m := range batches[:n] {
+			if s := m.GetSnapshot(); s != nil && !r.follow(s.GetMetadata()) {
+				return false
+			}
 			if err := r.storage.Append(m.GetEntries()); err != nil {
 				invariant.Fail("keep appended entries: %v", err)
 			}
@@ -222,9 +239,23 @@ func (r *Replica) applier() {
 		case <-r.applies.wake:
 		}
 		tasks = r.applies.take(tasks)
-		r.apply(tasks)
+		rest := tasks
+		for i, t := range tasks {
+			if t.restore == nil {
+				continue
+			}
+			r.apply(rest[:len(rest)-len(tasks)+i])
+			rest = tasks[i+1:]
+			if !r.adopt(t) {
+				return
+			}
+		}
+		r.apply(rest)
 		for _, t := range tasks {
 			r.messages.put(t.responses...)
+			if t.compact != nil {
+				r.compact(t.compact)
+			}
 		}
 		r.maybeSnapshot()
 	}
@@ -247,11 +278,19 @@ func (r *Replica) apply(tasks []applyTask) {
 	for _, t := range tasks {
 		n += len(t.entries)
 	}
+	if n == 0 {
+		return
+	}
 	entries := make([]state.Entry, 0, n)
 	for _, t := range tasks {
 		for i, e := range t.entries {
 			entries = append(entries, decode(e, t.proposals[i]))
 			r.appliedTerm = e.GetTerm()
+			if conf := t.confs[i]; conf != nil {
+				// A snapshot that does not name a new member is of no use to it.
+				r.confMoved = r.confMoved || grows(r.conf, conf)
+				r.conf = conf
+			}
 		}
 	}
 	results := r.state.Apply(entries)
@@ -274,10 +313,7 @@ func decode(e *raftpb.Entry, p *proposal) state.Entry {
 	if p != nil {
 		return state.Entry{Index: e.GetIndex(), Command: p.cmd}
 	}
-	if e.GetType() != raftpb.EntryNormal {
-		invariant.Fail("entry %d changes the membership, which this version cannot: was it written by a newer one?", e.GetIndex())
-	}
-	if len(e.GetData()) == 0 {
+	if len(e.GetData()) == 0 || e.GetType() != raftpb.EntryNormal {
 		return state.Entry{Index: e.GetIndex()}
 	}
 	cmd := &blixardv1.Command{}
@@ -287,22 +323,48 @@ func decode(e *raftpb.Entry, p *proposal) state.Entry {
 	return state.Entry{Index: e.GetIndex(), Command: cmd}
 }
 
+// grows tells whether next names a member that now does not.
+func grows(now, next *raftpb.ConfState) bool {
+	known := slices.Concat(now.GetVoters(), now.GetVotersOutgoing(), now.GetLearners(), now.GetLearnersNext())
+	return slices.ContainsFunc(slices.Concat(next.GetVoters(), next.GetLearners(), next.GetLearnersNext()), func(id uint64) bool {
+		return !slices.Contains(known, id)
+	})
+}
+
 // maybeSnapshot asks for a snapshot when the log has grown enough since the last
 // and none is being written.
 func (r *Replica) maybeSnapshot() {
-	if r.sinceSnapshot < r.config.SnapshotEntries || r.log.Bytes() < snapshotGrowth*r.snapshotBytes.Load() {
+	enough := r.sinceSnapshot >= r.config.SnapshotEntries && r.log.Bytes() >= snapshotGrowth*r.snapshotBytes.Load()
+	if !enough && !r.confMoved {
 		return
 	}
 	select {
-	case r.snapshots <- snapshotRequest{r.state.View(), r.appliedTerm}:
+	case r.snapshots <- snapshotRequest{r.state.View(), r.appliedTerm, r.conf, nil}:
+		r.sinceSnapshot, r.confMoved = 0, false
+	default:
+	}
+}
+
+// compact asks for a snapshot however little the log has grown.
+func (r *Replica) compact(done chan error) {
+	view := r.state.View()
+	if view.Index() <= r.log.SnapshotIndex() {
+		done <- nil
+		return
+	}
+	select {
+	case r.snapshots <- snapshotRequest{view, r.appliedTerm, r.conf, done}:
 		r.sinceSnapshot = 0
 	default:
+		done <- problem.New(problem.Unavailable, "snapshot.busy", "a snapshot is being written").WithHint("try again in a moment")
 	}
 }
 
 type snapshotRequest struct {
 	view *state.View
 	term uint64
+	conf *raftpb.ConfState
+	done chan error // nil when nobody waits; has room for the answer
 }
 
 // snapshotter writes snapshots, one at a time, beside everything else.
@@ -314,6 +376,10 @@ func (r *Replica) snapshotter() {
 			return
 		case req := <-r.snapshots:
 			err := r.snapshot(req)
+			if req.done != nil {
+				req.done <- err
+			}
+			r.applies.put(applyTask{}) // the next one may be due already
 			switch {
 			case errors.Is(err, wal.ErrFull):
 				r.logger.Warn("no space for a snapshot: the log is kept", "index", req.view.Index(), "err", err)
@@ -327,7 +393,7 @@ func (r *Replica) snapshotter() {
 
 func (r *Replica) snapshot(req snapshotRequest) error {
 	index := req.view.Index()
-	meta := &raftpb.SnapshotMetadata{Index: &index, Term: &req.term, ConfState: r.conf}
+	meta := &raftpb.SnapshotMetadata{Index: &index, Term: &req.term, ConfState: req.conf}
 	var bytes int64
 	err := r.log.SaveSnapshot(meta, func(w io.Writer) error {
 		c := &counter{w: w}
@@ -338,11 +404,12 @@ func (r *Replica) snapshot(req snapshotRequest) error {
 		return err
 	}
 	r.snapshotBytes.Store(bytes)
-	if _, err := r.storage.CreateSnapshot(index, r.conf, nil); err != nil {
+	// A snapshot of the leader may have come in between: then this one is of no use.
+	if _, err := r.storage.CreateSnapshot(index, req.conf, nil); err != nil && !errors.Is(err, raft.ErrSnapOutOfDate) {
 		return fmt.Errorf("note snapshot of index %d: %w", index, err)
 	}
 	if first, err := r.storage.FirstIndex(); err == nil && index > first+entriesKept {
-		if err := r.storage.Compact(index - entriesKept); err != nil {
+		if err := r.storage.Compact(index - entriesKept); err != nil && !errors.Is(err, raft.ErrCompacted) {
 			return fmt.Errorf("compact entries to %d: %w", index-entriesKept, err)
 		}
 	}

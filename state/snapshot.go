@@ -110,10 +110,16 @@ func (s *State) Restore(r io.Reader) error {
 	if err := next.read(r); err != nil {
 		return fmt.Errorf("restore state: %w", err)
 	}
+	s.Adopt(next)
+	return nil
+}
+
+// Adopt replaces everything by what next holds, as Restore does. next must not be
+// used afterwards.
+func (s *State) Adopt(next *State) {
 	s.index, s.floor, s.db = next.index, next.index, next.db
 	s.events, s.changes, s.answers, s.byKey = next.events, nil, next.answers, next.byKey
 	s.publish()
-	return nil
 }
 
 func damaged(format string, args ...any) error {
