@@ -13,8 +13,9 @@ LDFLAGS := -s -w -X github.com/blixard/blixard/internal/version.text=$(VERSION)
 # All that is fetched or built stays below the checkout, unless a cache outside is named.
 export BLIXARD_CACHE_DIR ?= $(CURDIR)/build/cache
 
-# Seconds that soak runs for, packages that test looks at, flags for go test.
-SOAK_SECONDS ?= 600
+# Boots of each kernel in soak, least coverage of a package in percent, packages that test looks at, flags for go test.
+SOAK_BOOTS ?= 300
+COVER_MIN ?= 80
 PKG ?= ./...
 TESTFLAGS ?=
 
@@ -44,11 +45,21 @@ race: bundle ## Test everything under the race detector
 	@CGO_ENABLED=1 $(GO) test -race -timeout 40m $(TESTFLAGS) $(PKG)
 
 .PHONY: cover
-cover: bundle ## Write build/cover.html and print the coverage of each package
+cover: bundle build/coverage ## Print the coverage of each package by all tests; fail below COVER_MIN percent; build/cover.html
+	@rm -rf build/cover && mkdir -p build/cover/run
+	@CGO_ENABLED=0 $(GO) build -cover -coverpkg=./... -tags failpoints -o build/cover/ ./cmd/blixard
+	@for cache in $(CURDIR)/build/cover/cache "$$BLIXARD_CACHE_DIR"; do \
+	GOCOVERDIR=$(CURDIR)/build/cover/run BLIXARD_CACHE_DIR=$$cache build/cover/blixard bundle build --output build/cover/bundle \
+	--guest bin/blixard-guest --kernel mine=bin/bundle/debian-kernel >build/cover/bundle.log 2>&1 || { cat build/cover/bundle.log; exit 1; }; done
+	@BLIXARD_TEST_BINARY=$(CURDIR)/build/cover/blixard BLIXARD_TEST_COVERDIR=$(CURDIR)/build/cover/run \
+	$(GO) test -count 1 -timeout 18m -coverpkg=./... -coverprofile=build/cover/tests.out $(TESTFLAGS) $(PKG) | sed -E 's/[[:space:]]+coverage: .*//'
+	@$(GO) tool covdata textfmt -i=build/cover/run -o build/cover/run.out
+	@build/coverage -module github.com/blixard/blixard -min $(COVER_MIN) -o build/cover.out build/cover/tests.out build/cover/run.out && ok=0 || ok=1; \
+	$(GO) tool cover -html=build/cover.out -o build/cover.html; exit $$ok
+
+build/coverage: $(wildcard tools/cover/*)
 	@mkdir -p build
-	@$(GO) test -timeout 18m -coverprofile=build/cover.out $(TESTFLAGS) $(PKG)
-	@$(GO) tool cover -html=build/cover.out -o build/cover.html
-	@$(GO) tool cover -func=build/cover.out | tail -1
+	@cd tools && $(GO) build -o $(CURDIR)/build/coverage ./cover
 
 .PHONY: lint
 lint: build/lint ## Check form and the rules of tools/lint
@@ -91,8 +102,8 @@ bench-changes: bundle ## Measure changes a second beside an etcd on the same dis
 	@build/bench changes
 
 .PHONY: soak
-soak: bundle ## Repeat what may fail rarely, for SOAK_SECONDS
-	@BLIXARD_TEST_SOAK_SECONDS=$(SOAK_SECONDS) $(GO) test -run Soak -count 1 -timeout 0 -v $(TESTFLAGS) $(PKG)
+soak: bundle ## Boot each kernel SOAK_BOOTS times, and count
+	@BLIXARD_TEST_BOOTS=$(SOAK_BOOTS) $(GO) test -tags soak -run '^TestSoak' -count 1 -timeout 60m -v $(TESTFLAGS) ./daemon
 
 .PHONY: demo
 demo: ## Show a real microVM from boot to deletion; installs what it needs
@@ -100,4 +111,4 @@ demo: ## Show a real microVM from boot to deletion; installs what it needs
 
 .PHONY: clean
 clean: ## Remove what was built; the cache stays
-	@rm -rf bin build/lint build/cover.* build/demo build/protovalidate
+	@rm -rf bin build/lint build/cover build/coverage build/cover.* build/demo build/protovalidate

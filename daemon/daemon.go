@@ -85,10 +85,19 @@ func Run(ctx context.Context, opts Options) (err error) {
 
 // probe asks QEMU who it is and finds the accelerator.
 func (n *node) probe(ctx context.Context) (driver.Driver, driver.Info, error) {
-	n.super = supervisor.NewClient(supervisor.ClientConfig{Executable: n.opts.Executable, Dir: n.data.join(supervisorDir)})
+	n.super = supervisor.NewClient(supervisor.ClientConfig{Executable: n.opts.Executable, Dir: n.data.join(supervisorDir), Env: supervisorEnv()})
 	drv := qemu.New(qemu.Config{Program: n.cfg.QEMU.Path, Spawner: n.super, Log: n.log})
 	info, err := drv.Probe(ctx)
 	return drv, info, err
+}
+
+// supervisorEnv is all that supervisors inherit: where a program built with
+// -cover puts what of it ran, if that is set.
+func supervisorEnv() []string {
+	if dir := os.Getenv("GOCOVERDIR"); dir != "" {
+		return []string{"GOCOVERDIR=" + dir}
+	}
+	return nil
 }
 
 func (n *node) listen() (net.Listener, error) {

@@ -106,8 +106,16 @@ func (n *node) command(args ...string) *exec.Cmd {
 	}
 	cmd := exec.Command(p, args...)
 	cmd.Env = append(append(os.Environ(), "BLIXARD_ADDR=unix:"+n.socket), n.env...)
+	if coverDir != "" {
+		cmd.Env = append(cmd.Env, "GOCOVERDIR="+coverDir)
+	}
 	return cmd
 }
+
+// coverDir is where a program built with -cover puts what ran; `make cover` names
+// it. The go command gives the tests a GOCOVERDIR of their own, whose content it
+// throws away.
+var coverDir = os.Getenv("BLIXARD_TEST_COVERDIR")
 
 // start starts the daemon and waits until it answers.
 func (n *node) start() {
@@ -193,8 +201,13 @@ func (n *node) cleanup() {
 	if n.t.Failed() {
 		n.t.Logf("the daemon's log:\n%s", n.log())
 	}
+	end, patience := syscall.SIGKILL, 10*time.Second
+	if coverDir != "" {
+		// A process that is killed can't tell what of it ran.
+		end, patience = syscall.SIGTERM, 30*time.Second
+	}
 	if n.cmd != nil {
-		_ = n.cmd.Process.Kill()
+		_ = n.cmd.Process.Signal(end)
 		<-n.exited
 	}
 	if n.client != nil {
@@ -202,10 +215,10 @@ func (n *node) cleanup() {
 	}
 	for _, lane := range []string{"shared", "exclusive"} {
 		if pid := n.supervisor(lane); pid != 0 {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+			_ = syscall.Kill(pid, end)
 		}
 	}
-	eventually(n.t, "every process of the node ends", 10*time.Second, func() bool { return len(n.processes()) == 0 })
+	eventually(n.t, "every process of the node ends", patience, func() bool { return len(n.processes()) == 0 })
 }
 
 // processes are those whose arguments or directory name this node.
