@@ -78,11 +78,12 @@ build/protovalidate:
 	@ln -sfn "$$(cd tools && $(GO) list -m -f '{{.Dir}}' github.com/bufbuild/protovalidate)/proto/protovalidate" $@
 
 .PHONY: generate
-generate: build/protovalidate ## Generate the Go code of the API and docs/CONFIGURATION.md
+generate: build/protovalidate ## Generate the Go code of the API, docs/CONFIGURATION.md and docs/CLI.md
 	@$(TOOL) buf lint
 	@$(TOOL) buf generate
 	@mkdir -p docs
 	@$(GO) run ./daemon/config/page > build/page.md && mv build/page.md docs/CONFIGURATION.md
+	@$(GO) run ./cli/page > build/page.md && mv build/page.md docs/CLI.md
 
 .PHONY: check-dirty
 check-dirty: generate ## Fail when generated files or go.mod are not current

@@ -11,10 +11,7 @@ import (
 	"testing"
 )
 
-// claims are the pages that say what holds.
-var claims = []string{"README.md", "docs/SAFETY.md", "docs/ARCHITECTURE.md", "docs/PERFORMANCE.md"}
-
-// unnamed is the package of tests that are named without one, as SAFETY.md says.
+// unnamed is the package of tests that are named without one, as the pages say.
 const unnamed = "daemon"
 
 var (
@@ -45,8 +42,8 @@ func testsOf(files []*file) map[string][]string {
 	return all
 }
 
-// TestClaimsNameWhatIsThere: every test, file and target of make that a page
-// names is there under that name.
+// TestClaimsNameWhatIsThere: every test, file and target of make that a page of
+// the project names is there under that name.
 func TestClaimsNameWhatIsThere(t *testing.T) {
 	files := tree(t)
 	tests := testsOf(files)
@@ -58,11 +55,11 @@ func TestClaimsNameWhatIsThere(t *testing.T) {
 	for _, m := range makeTargets.FindAllSubmatch(makefile, -1) {
 		targets = append(targets, string(m[1]))
 	}
-	for _, page := range claims {
-		text, err := os.ReadFile(page)
-		if err != nil {
-			t.Fatal(err)
+	for _, f := range files {
+		if path.Ext(f.path) != ".md" {
+			continue
 		}
+		page, text := f.path, f.text
 		for _, m := range namedTests.FindAllStringSubmatch(string(text), -1) {
 			pkg := m[1]
 			if pkg == "" {

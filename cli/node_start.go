@@ -54,7 +54,9 @@ func (n *nodeFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&n.file, "config", "", "TOML file with settings (default: BLIXARD_CONFIG, else /etc/blixard/blixard.toml or ~/.config/blixard/blixard.toml)")
 	for _, k := range config.Keys() {
 		n.values[k.Name] = new(string)
-		cmd.Flags().Var(&settingFlag{n.values[k.Name], k.ValueKind()}, k.FlagName(), k.Help())
+		// pflag takes what stands between backquotes for the kind of the value.
+		help := strings.ReplaceAll(k.Help(), "`", "\"")
+		cmd.Flags().Var(&settingFlag{n.values[k.Name], k.ValueKind()}, k.FlagName(), help)
 	}
 }
 

@@ -37,4 +37,15 @@ func TestPageIsCurrent(t *testing.T) {
 	if !bytes.Equal(page, kept) {
 		t.Error("docs/CONFIGURATION.md is not current: run make generate")
 	}
+	// A page that can't be written is not half of one without a word.
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = full.Close() }()
+	cmd = exec.Command(executable)
+	cmd.Env, cmd.Stdout = append(os.Environ(), asProgram+"=1"), full
+	if err := cmd.Run(); err == nil {
+		t.Error("a full disk was no error")
+	}
 }
