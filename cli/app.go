@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/units"
 )
 
@@ -64,12 +65,12 @@ func (a *app) run(args []string) (err error) {
 func (a *app) defaultsFromEnv() error {
 	if v := a.env("BLIXARD_OUTPUT"); v != "" {
 		if err := a.output.Set(v); err != nil {
-			return usageError("environment BLIXARD_OUTPUT: %v", err)
+			return usageError("environment BLIXARD_OUTPUT: %v", err).WithHint("%s", problem.From(err).Hint)
 		}
 	}
 	if v := a.env("BLIXARD_TIMEOUT"); v != "" {
 		if err := a.timeout.Set(v); err != nil {
-			return usageError("environment BLIXARD_TIMEOUT: %v", err)
+			return usageError("environment BLIXARD_TIMEOUT: %v", err).WithHint("%s", problem.From(err).Hint)
 		}
 	}
 	return nil

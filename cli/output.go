@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -12,6 +11,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/yaml"
+
+	"github.com/blixard/blixard/internal/nearest"
 )
 
 // outputForms are the forms of the output, the default first.
@@ -25,7 +26,11 @@ func (o *outputFlag) Type() string   { return "form" }
 
 func (o *outputFlag) Set(text string) error {
 	if !slices.Contains(outputForms, text) {
-		return errors.New("it must be one of " + strings.Join(outputForms, ", "))
+		p := usageError("it must be one of %s", strings.Join(outputForms, ", "))
+		if near := nearest.Of(text, outputForms); near != "" {
+			return p.WithHint("did you mean %s?", near)
+		}
+		return p.WithHint("leave it out for a table")
 	}
 	*o = outputFlag(text)
 	return nil

@@ -95,6 +95,8 @@ func (a *app) helpCommand() *cobra.Command {
 				}
 				return unknownCommand(at, args[len(args)-max(1, len(rest))])
 			}
+			found.InitDefaultHelpFlag()
+			found.InitDefaultVersionFlag()
 			return found.Help()
 		},
 	}

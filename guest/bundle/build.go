@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -127,6 +126,11 @@ func (b *builder) build(ctx context.Context) (*Manifest, error) {
 		return nil, err
 	}
 	m.Guest.Version = b.c.GuestVersion
+	// What a person named is looked at first: a mistake must not cost a download.
+	versions, err := inspectCustom(b.c.Custom)
+	if err != nil {
+		return nil, err
+	}
 	kc := kernel.Config{CacheDir: b.c.CacheDir, Progress: b.c.Progress}
 	if err := b.addOwn(ctx, kc, guest, m); err != nil {
 		return nil, err
@@ -134,8 +138,8 @@ func (b *builder) build(ctx context.Context) (*Manifest, error) {
 	if err := b.addStock(ctx, kc, guest, m); err != nil {
 		return nil, err
 	}
-	for _, k := range b.c.Custom {
-		if err := b.addCustom(k, guest, m); err != nil {
+	for i, k := range b.c.Custom {
+		if err := b.addCustom(k, versions[i], guest, m); err != nil {
 			return nil, err
 		}
 	}
@@ -190,27 +194,38 @@ func (b *builder) addStock(ctx context.Context, kc kernel.Config, guest []byte, 
 	}, stock.Path, guest, stock.Modules, m)
 }
 
-func (b *builder) addCustom(k CustomKernel, guest []byte, m *Manifest) error {
-	if !namePattern.MatchString(k.Name) || m.kernelNamed(k.Name) || k.Name == KernelOwn || k.Name == KernelDebian {
-		return problem.New(problem.Invalid, "bundle.kernel_name", "%q cannot be the name of a custom kernel", clip(k.Name)).
-			WithHint("choose up to 63 lower-case letters, digits and dashes, and no name that is taken")
+// inspectCustom gives the versions of custom kernels, or what is wrong with one.
+func inspectCustom(kernels []CustomKernel) ([]string, error) {
+	taken := map[string]bool{KernelOwn: true, KernelDebian: true}
+	var versions []string
+	for _, k := range kernels {
+		if !namePattern.MatchString(k.Name) || taken[k.Name] {
+			return nil, problem.New(problem.Invalid, "bundle.kernel_name", "%q cannot be the name of a custom kernel", clip(k.Name)).
+				WithHint("choose up to 63 lower-case letters, digits and dashes, and no name that is taken")
+		}
+		taken[k.Name] = true
+		f, err := os.Open(k.Path)
+		if err != nil {
+			return nil, problem.New(problem.NotFound, "bundle.no_kernel_file", "the kernel %q cannot be read", k.Name).WithCause(err).
+				WithHint("name an existing file")
+		}
+		info, err := kernel.Inspect(f)
+		_ = f.Close()
+		if err != nil {
+			return nil, fmt.Errorf("kernel %s: %s: %w", k.Name, k.Path, err)
+		}
+		versions = append(versions, info.Version)
 	}
-	f, err := os.Open(k.Path)
-	if err != nil {
-		return problem.New(problem.NotFound, "bundle.no_kernel_file", "the kernel %q cannot be read", k.Name).WithCause(err).
-			WithHint("name an existing file")
-	}
-	info, err := kernel.Inspect(f)
-	_ = f.Close()
-	if err != nil {
-		return fmt.Errorf("kernel %s: %s: %w", k.Name, k.Path, err)
-	}
+	return versions, nil
+}
+
+func (b *builder) addCustom(k CustomKernel, version string, guest []byte, m *Manifest) error {
 	console := ConsoleVirtio
 	if k.ACPI {
 		console = ConsoleSerial
 	}
 	return b.addKernel(KernelEntry{
-		Name: k.Name, Version: info.Version, Cmdline: "console=" + console + " " + cmdlineCommon,
+		Name: k.Name, Version: version, Cmdline: "console=" + console + " " + cmdlineCommon,
 		CmdlineTCG: cmdlineTCG, ACPI: k.ACPI, Console: console,
 	}, k.Path, guest, nil, m)
 }
@@ -243,10 +258,6 @@ func (b *builder) addKernel(e KernelEntry, path string, guest []byte, modules []
 	m.Kernels = append(m.Kernels, e)
 	b.progress("kernel %s: %s", e.Name, e.Version)
 	return nil
-}
-
-func (m *Manifest) kernelNamed(name string) bool {
-	return slices.ContainsFunc(m.Kernels, func(k KernelEntry) bool { return k.Name == name })
 }
 
 // put writes a file of the bundle.

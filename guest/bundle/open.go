@@ -60,7 +60,7 @@ func Open(dir string) (*Bundle, error) {
 			defer f.Close()
 			m, err := parseManifest(f)
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%s: %w", filepath.Join(abs, manifestName), err)
 			}
 			return &Bundle{dir: abs, manifest: m, checked: map[string]stamp{}}, nil
 		}
