@@ -19,8 +19,8 @@ const (
 	// answersWindow is longer than any client repeats a call.
 	answersWindow = 15 * time.Minute
 	// overheadMiB is what a VMM, its share of the supervisor and its page tables
-	// take beside the guest's RAM.
-	overheadMiB = 48
+	// take beside the guest's RAM: QEMU without KVM takes some 70 MiB.
+	overheadMiB = 80
 	// vcpuOvercommit: most VMs idle most of the time.
 	vcpuOvercommit = 32
 )
