@@ -82,13 +82,13 @@ func (l *Log) write(frame []byte, writePoint, syncPoint string) error {
 		_, err = l.file.WriteAt(frame, l.offset)
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", l.file.Name(), err)
+		return fmt.Errorf("write %s: %w", l.segmentPath(l.header.sequence), err)
 	}
 	if err = l.hook(syncPoint); err == nil {
 		err = fdatasync(l.file)
 	}
 	if err != nil {
-		return &syncError{fmt.Errorf("sync %s: %w", l.file.Name(), err)}
+		return &syncError{fmt.Errorf("sync %s: %w", l.segmentPath(l.header.sequence), err)}
 	}
 	l.offset += int64(len(frame))
 	l.number++

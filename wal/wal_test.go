@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"testing"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -33,7 +34,7 @@ func hard(term, vote, commit uint64) *raftpb.HardState {
 }
 
 func config(dir string) Config {
-	return Config{Dir: dir, NodeID: "node-1", SegmentBytes: 64 << 10}
+	return Config{Dir: dir, NodeID: "node-1", SegmentBytes: 64 << 10, Logger: slog.New(slog.DiscardHandler)}
 }
 
 func mustOpen(t *testing.T, c Config) (*Log, *Recovered) {
