@@ -143,11 +143,12 @@ func (f *Fetcher) ask(ctx context.Context, name string, args ...string) ([]byte,
 		return nil, err
 	}
 	own, updateErr := f.ownLists(ctx)
-	if updateErr != nil {
-		return nil, updateErr
-	}
+	// One source of several may be out of reach: what the others have is good.
 	out, err = f.run(ctx, f.CacheDir, append([]string{args[0]}, append(own, args[1:]...)...)...)
 	if err != nil || len(bytes.TrimSpace(out)) == 0 {
+		if updateErr != nil {
+			return nil, updateErr
+		}
 		return nil, problem.New(problem.NotFound, "debian.no_package", "Debian's package lists have no %s", name).WithCause(err).
 			WithHint("run apt-get update; /etc/apt/sources.list must name Debian 12 (bookworm)")
 	}
@@ -155,26 +156,27 @@ func (f *Fetcher) ask(ctx context.Context, name string, args ...string) ([]byte,
 }
 
 // ownLists makes package lists below the cache directory, which needs no privileges, and gives the
-// options that make apt use them.
+// options that make apt use them, also beside an error.
 func (f *Fetcher) ownLists(ctx context.Context) ([]string, error) {
 	dir := filepath.Join(f.CacheDir, "apt")
 	opts := []string{
 		"-o", "Dir::State=" + dir, "-o", "Dir::State::lists=" + filepath.Join(dir, "lists"),
 		"-o", "Dir::Cache=" + filepath.Join(dir, "cache"), "-o", "APT::Sandbox::User=", "-o", "Dir::State::status=/var/lib/dpkg/status",
+		"-o", "APT::Update::Error-Mode=any", // a network that fails is else a success with a warning
 	}
 	for _, d := range []string{"lists/partial", "cache/archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
-			return nil, err
+			return opts, err
 		}
 	}
 	release, err := filelock.Acquire(ctx, filepath.Join(dir, "lock"))
 	if err != nil {
-		return nil, err
+		return opts, err
 	}
 	defer release()
 	f.progress("fetching Debian's package lists")
 	if _, err := f.run(ctx, f.CacheDir, append(append([]string{"apt-get"}, opts...), "update", "-q")...); err != nil {
-		return nil, problem.New(problem.Unavailable, "debian.lists", "Debian's package lists cannot be fetched").WithCause(err).
+		return opts, problem.New(problem.Unavailable, "debian.lists", "Debian's package lists cannot be fetched").WithCause(err).
 			WithHint("check the network and /etc/apt/sources.list, then try: apt-get update")
 	}
 	return opts, nil
@@ -216,11 +218,8 @@ func (f *Fetcher) download(ctx context.Context, p Package, path string) error {
 	args := []string{"apt-get", "-q", "download", p.Name + "=" + p.Version}
 	if _, err := f.run(ctx, tmp, args...); err != nil {
 		own, updateErr := f.ownLists(ctx)
-		if updateErr != nil {
-			return errors.Join(err, updateErr)
-		}
-		if _, err := f.run(ctx, tmp, append(append([]string{"apt-get"}, own...), args[1:]...)...); err != nil {
-			return err
+		if _, ownErr := f.run(ctx, tmp, append(append([]string{"apt-get"}, own...), args[1:]...)...); ownErr != nil {
+			return errors.Join(err, updateErr, ownErr)
 		}
 	}
 	debs, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
