@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/blixard/blixard/internal/debian"
@@ -269,6 +270,9 @@ func (c Config) make(ctx context.Context, src, objects, target string) error {
 	// A fixed user, host and time make the same inputs give the same kernel.
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "ARCH=x86_64", "KBUILD_BUILD_USER=blixard", "KBUILD_BUILD_HOST=blixard",
 		"KBUILD_BUILD_TIMESTAMP=1970-01-01", "KBUILD_BUILD_VERSION=1", "MAKEFLAGS=")
+	// Compilers and further makes end with the first one: they would go on for minutes.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -58,7 +58,11 @@ func parsePatch(name, text string) ([]patch, error) {
 	for i := 0; i < len(lines); i++ {
 		line := strings.TrimSuffix(lines[i], "\n")
 		if file, ok := strings.CutPrefix(line, "+++ b/"); ok {
-			patches = append(patches, patch{name: name, file: strings.Fields(file + " ")[0]})
+			words := strings.Fields(file) // behind the name may stand a date
+			if len(words) == 0 {
+				return nil, fmt.Errorf("patch %s: line %d: no file name", name, i+1)
+			}
+			patches = append(patches, patch{name: name, file: words[0]})
 			continue
 		}
 		m := hunkHeader.FindStringSubmatch(line)

@@ -242,8 +242,6 @@ func (r *moduleResolver) add(name string) error {
 	case !ok:
 		return problem.New(problem.NotFound, "kernel.no_module", "the kernel has no module %s", name).
 			WithHint("this Debian kernel is too different: build blixard's own with make kernel")
-	case len(r.order) >= modulesMax:
-		return fmt.Errorf("module %s: more than %d modules", name, modulesMax)
 	}
 	raw, err := readModule(path)
 	if err != nil {
@@ -257,6 +255,9 @@ func (r *moduleResolver) add(name string) error {
 		if err := r.add(d); err != nil {
 			return err
 		}
+	}
+	if len(r.order) >= modulesMax {
+		return fmt.Errorf("module %s: more than %d modules", name, modulesMax)
 	}
 	r.order = append(r.order, loadable{Name: name, raw: raw})
 	r.state[name] = true
