@@ -128,6 +128,9 @@ func (s *server) input(c *call, run *running, stdin bool) {
 func (s *server) attach(c *call, req *wire.AttachRequest) error {
 	run, err := s.m.mainCommand()
 	if err != nil {
+		if st, _ := s.m.state(); st.Phase == wire.PhaseExited {
+			return s.attachEnded(c, req, *st.Exit)
+		}
 		return err
 	}
 	if req.Stdin {
@@ -161,6 +164,24 @@ func (s *server) attach(c *call, req *wire.AttachRequest) error {
 	}
 	_ = c.stream.SetReadDeadline(time.Unix(1, 0))
 	<-inputEnded
+	return nil
+}
+
+// attachEnded tells who joins a command that could not be started why, and how that ended.
+func (s *server) attachEnded(c *call, req *wire.AttachRequest, exit wire.Exit) error {
+	s.m.calls.Add(1)
+	defer s.m.calls.Done()
+	r := s.m.out.attach(req.Replay, req.Lossless)
+	defer r.detach()
+	if err := c.respond(wire.Response{}); err != nil {
+		return nil
+	}
+	if exit.Message != "" && c.frame(wire.FrameStderr, []byte("blixard: "+exit.Message+"\n")) != nil {
+		return nil
+	}
+	if s.sendOutput(c, r) {
+		s.sendExit(c, exit)
+	}
 	return nil
 }
 
