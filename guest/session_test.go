@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -196,6 +198,43 @@ func TestEnds(t *testing.T) {
 			t.Errorf("%+v", *got)
 		}
 	})
+}
+
+// lateConn holds the news that an acknowledgement was written back until it is closed.
+type lateConn struct {
+	net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *lateConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if bytes.Contains(p, []byte(wire.MethodAckExit)) {
+		<-c.closed
+	}
+	return n, err
+}
+
+func (c *lateConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// A guest may end its machine before the host knows that its acknowledgement was sent.
+func TestAckExitIsOvertaken(t *testing.T) {
+	w := newWorld(t, pid1.LocalConfig{})
+	conn := &lateConn{Conn: w.connect(-1), closed: make(chan struct{})}
+	s, err := guest.Connect(testContext(t), conn, w.token, guest.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	configure(t, s, guest.BootConfig{Argv: []string{"true"}})
+	awaitEvent(t, s, guest.EventExited)
+	if err := s.AckExit(testContext(t)); err != nil {
+		t.Errorf("AckExit: %v", err)
+	}
+	<-w.local.Ended()
 }
 
 // What a command leaves running in its process group ends with it.
