@@ -1,6 +1,6 @@
 // Package pid1 is the guest's side of blixard: the first process of a microVM and the agent in it.
 //
-// It is not a service manager: it runs one command, or hands process 1 to the image's own init. It
+// It is not a service manager: it runs one command, or the image's own init in a PID namespace. It
 // needs no network, reads no configuration file and trusts its host wholly; the host does not trust it.
 //
 // What it does, in order:

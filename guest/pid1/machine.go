@@ -191,9 +191,7 @@ func (m *machine) runMain() wire.Exit {
 		m.releaseHold = m.out.hold(wire.HoldOutputLimit)
 		m.mu.Unlock()
 	}
-	run, err := m.reap.startCommand(command{
-		argv: cfg.Argv, env: cfg.Env, dir: cfg.WorkDir, user: cfg.User, tty: cfg.TTY, size: cfg.Size, stdin: cfg.Stdin,
-	})
+	run, err := m.startMain()
 	if err != nil {
 		var p *wire.Problem
 		if errors.As(err, &p) && p.ExitCode != 0 {
@@ -212,8 +210,35 @@ func (m *machine) runMain() wire.Exit {
 	m.copyOutput(run)
 	m.plat.settled()
 	m.superviseMain(run)
-	code, signal := exitCode(run.status)
-	return m.exit(code, signal, "")
+	if !cfg.Init {
+		code, signal := exitCode(run.status)
+		return m.exit(code, signal, "")
+	}
+	reason, code, signal := initExit(run.status)
+	e := m.exit(code, signal, "")
+	if !e.Requested && e.Reason == wire.ExitCommand {
+		e.Reason = reason
+	}
+	return e
+}
+
+// startMain starts what the machine is for.
+func (m *machine) startMain() (*running, error) {
+	cfg := m.cfg
+	if cfg.Init {
+		return m.reap.startInit(cfg.Argv, cfg.Env, cfg.WorkDir)
+	}
+	return m.reap.startCommand(command{
+		argv: cfg.Argv, env: cfg.Env, dir: cfg.WorkDir, user: cfg.User, tty: cfg.TTY, size: cfg.Size, stdin: cfg.Stdin,
+	})
+}
+
+// startBesideMain starts a further command where the main command is.
+func (m *machine) startBesideMain(main *running, c command) (*running, error) {
+	if m.cfg.Init {
+		return m.reap.startBeside(main.pid, c)
+	}
+	return m.reap.startCommand(c)
 }
 
 // copyOutput starts the copying of the main command's output to the console and the readers.
@@ -281,6 +306,9 @@ func (m *machine) superviseMain(run *running) {
 func (m *machine) stopSignal() syscall.Signal {
 	if m.cfg.StopSignal != 0 {
 		return syscall.Signal(m.cfg.StopSignal)
+	}
+	if m.cfg.Init {
+		return initPowerOff
 	}
 	return syscall.SIGTERM
 }

@@ -25,6 +25,9 @@ const (
 // Main is the whole program. As process 1 it does not return; else it does what its arguments say and
 // returns the exit code.
 func Main() int {
+	if os.Args[0] == stageName {
+		return stage(os.Args[1:])
+	}
 	if os.Getpid() != 1 {
 		_, _ = os.Stderr.WriteString("blixard-guest: this is the init of a blixard microVM and runs only as process 1\n")
 		return 2

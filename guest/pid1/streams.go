@@ -16,7 +16,8 @@ const hangupGrace = 2 * time.Second
 
 // exec runs a further process for as long as its stream lives.
 func (s *server) exec(c *call, req *wire.ExecRequest) error {
-	if _, err := s.m.mainCommand(); err != nil {
+	main, err := s.m.mainCommand()
+	if err != nil {
 		return err
 	}
 	st, _ := s.m.state()
@@ -31,7 +32,7 @@ func (s *server) exec(c *call, req *wire.ExecRequest) error {
 	if user == "" {
 		user = s.m.cfg.User
 	}
-	run, err := s.m.reap.startCommand(command{
+	run, err := s.m.startBesideMain(main, command{
 		argv: req.Argv, env: mergeEnv(s.m.cfg.Env, req.Env), dir: dir, user: user,
 		tty: req.TTY, size: req.Size, stdin: req.Stdin,
 	})

@@ -95,9 +95,10 @@ type BootConfig struct {
 	// Writable is laid over Image and holds all changes; nil keeps them in memory.
 	Writable *Disk
 
-	// Init gives process 1 to the image's own init (Argv, or /sbin/init when Argv is empty)
-	// while the agent goes on beside it as an ordinary process. The session ends once while
-	// the agent changes process: the host connects again. TTY, Stdin, User are ignored then.
+	// Init starts the image's own init (Argv, or /sbin/init when Argv is empty) as process 1 of a
+	// PID namespace, with the agent as its parent outside; Exec starts commands beside that init.
+	// Its reboot or power-off is the end of the boot. Stop sends SIGRTMIN+4, systemd's power-off,
+	// where StopSignal is zero. TTY, Stdin and User count for Exec alone.
 	Init bool
 }
 
