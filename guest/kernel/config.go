@@ -79,7 +79,7 @@ func mergeOptions(base string, wanted []option) string {
 			name = m[1]
 		}
 		if !replaced[name] {
-			b.WriteString(line)
+			b.WriteString(strings.TrimSuffix(line, "\n") + "\n") // the last line may have none
 		}
 	}
 	for _, o := range wanted {

@@ -175,6 +175,7 @@ func FuzzParsePatch(f *testing.F) {
 
 func FuzzParseOptions(f *testing.F) {
 	f.Add("CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=\"x\"\n")
+	f.Add("CONFIG_0=0\n#")
 	f.Fuzz(func(t *testing.T, text string) {
 		options, err := parseOptions(text)
 		if err != nil {
