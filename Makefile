@@ -94,7 +94,7 @@ check-dirty: generate ## Fail when generated files or go.mod are not current
 
 .PHONY: bench
 bench: bundle ## Measure: the figures of docs/PERFORMANCE.md
-	@$(GO) test -run '^$$' -bench . -benchmem -timeout 60m $(TESTFLAGS) $(PKG)
+	@$(GO) test -p 1 -run '^$$' -bench . -benchmem -timeout 60m $(TESTFLAGS) $(PKG)
 
 .PHONY: bench-changes
 bench-changes: bundle ## Measure changes a second beside an etcd on the same disk
