@@ -138,11 +138,7 @@ func (a *app) vmStartCommand() *cobra.Command {
 		}
 		return resp.GetVm(), err
 	}
-	ch.wait = func(ctx context.Context, c *client.Client, vm *blixardv1.VM) (*blixardv1.VM, error) {
-		n, _ := starts.Load(vm.GetId())
-		count, _ := n.(uint64)
-		return a.waitRunning(ctx, c, vm, count)
-	}
+	ch.wait = a.waitStarted(&starts)
 	cmd := &cobra.Command{
 		Use: "start NAME...", Short: "Start stopped VMs and wait until they run", ValidArgsFunction: a.completeVMs(anyNumber),
 		Example: "  blixard vm start web db",
@@ -150,6 +146,15 @@ func (a *app) vmStartCommand() *cobra.Command {
 	}
 	ch.register(cmd, false)
 	return cmd
+}
+
+// waitStarted waits until VMs run, each after the start that was noted for its id.
+func (a *app) waitStarted(starts *sync.Map) func(context.Context, *client.Client, *blixardv1.VM) (*blixardv1.VM, error) {
+	return func(ctx context.Context, c *client.Client, vm *blixardv1.VM) (*blixardv1.VM, error) {
+		n, _ := starts.Load(vm.GetId())
+		count, _ := n.(uint64)
+		return a.waitRunning(ctx, c, vm, count)
+	}
 }
 
 func (a *app) vmStopCommand() *cobra.Command {
@@ -196,11 +201,7 @@ func (a *app) vmRestartCommand() *cobra.Command {
 		resp, err := c.VMs().RestartVM(ctx, &blixardv1.RestartVMRequest{Name: old.GetVm().GetId(), Timeout: ch.timeout(), Force: ch.force})
 		return resp.GetVm(), err
 	}
-	ch.wait = func(ctx context.Context, c *client.Client, vm *blixardv1.VM) (*blixardv1.VM, error) {
-		n, _ := starts.Load(vm.GetId())
-		count, _ := n.(uint64)
-		return a.waitRunning(ctx, c, vm, count)
-	}
+	ch.wait = a.waitStarted(&starts)
 	cmd := &cobra.Command{
 		Use: "restart NAME...", Short: "Stop VMs, start them afresh and wait until they run", ValidArgsFunction: a.completeVMs(anyNumber),
 		Example: "  blixard vm restart web",
