@@ -42,15 +42,17 @@ type Options struct {
 
 // node is the parts of a running daemon.
 type node struct {
-	opts    Options
-	cfg     config.Config
-	log     *slog.Logger
-	data    *dataDir
-	replica *replica.Replica
-	super   *supervisor.Client
-	server  *server.Server
-	client  *client.Client
-	agent   *agent.Agent
+	opts Options
+	cfg  config.Config
+	log  *slog.Logger
+	data *dataDir
+	// listener of the socket; the server owns it once there is one.
+	listener net.Listener
+	replica  *replica.Replica
+	super    *supervisor.Client
+	server   *server.Server
+	client   *client.Client
+	agent    *agent.Agent
 }
 
 // Run runs a node until ctx ends or the node can't go on. VMs go on running
@@ -59,11 +61,15 @@ type node struct {
 func Run(ctx context.Context, opts Options) (err error) {
 	n := &node{opts: opts, cfg: opts.Config, log: opts.Logger}
 	defer func() { err = errors.Join(err, n.close()) }()
-	if n.data, err = openDataDir(n.cfg.DataDir); err != nil {
+	// What may be refused comes before anything is made. Who connects early waits.
+	if n.listener, err = n.listen(); err != nil {
 		return err
 	}
 	b, err := openBundle(ctx, n.cfg, opts.Executable)
 	if err != nil {
+		return err
+	}
+	if n.data, err = openDataDir(n.cfg.DataDir); err != nil {
 		return err
 	}
 	drv, info, err := n.probe(ctx)
@@ -76,11 +82,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 	}); err != nil {
 		return err
 	}
-	l, err := n.listen()
-	if err != nil {
-		return err
-	}
-	return n.serve(ctx, l, drv, info, b)
+	return n.serve(ctx, drv, info, b)
 }
 
 // probe asks QEMU who it is and finds the accelerator.
@@ -111,7 +113,7 @@ func (n *node) listen() (net.Listener, error) {
 }
 
 // serve starts what needs the socket, and waits for the end.
-func (n *node) serve(ctx context.Context, l net.Listener, drv driver.Driver, info driver.Info, b *bundle.Bundle) error {
+func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b *bundle.Bundle) error {
 	var err error
 	n.server, err = server.New(server.Config{
 		NodeID: n.data.id.NodeID, Version: n.opts.Version, DataDir: n.cfg.DataDir, Socket: n.cfg.Socket,
@@ -119,7 +121,7 @@ func (n *node) serve(ctx context.Context, l net.Listener, drv driver.Driver, inf
 		Consoles: n.super, Policy: auth.NewPolicy(n.cfg.AdminGroup), Logger: n.log,
 	})
 	if err != nil {
-		return errors.Join(err, l.Close())
+		return err
 	}
 	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
@@ -132,7 +134,7 @@ func (n *node) serve(ctx context.Context, l net.Listener, drv driver.Driver, inf
 			}
 		})
 	}
-	part("server", func() error { return n.server.Serve(l) })
+	part("server", func() error { return n.server.Serve(n.listener) })
 	part("leader", func() error {
 		return leader.Run(life, leader.Config{Name: n.cfg.Node.Name, Replica: n.replica, Logger: n.log})
 	})
@@ -254,7 +256,10 @@ func (n *node) close() error {
 	if n.replica != nil {
 		errs = append(errs, n.replica.Close())
 	}
-	if n.server != nil {
+	if n.listener != nil {
+		if n.server == nil {
+			errs = append(errs, n.listener.Close())
+		}
 		errs = append(errs, ignoreAbsent(os.Remove(n.cfg.Socket)))
 	}
 	if n.data != nil {

@@ -510,6 +510,13 @@ func TestDaemonRefusals(t *testing.T) {
 			if err == nil || !errorsAs(err, &exit) || !strings.Contains(string(out), "code: "+tc.code) || !strings.Contains(string(out), "hint: ") {
 				t.Fatalf("%v\n%s", err, out)
 			}
+			early := strings.HasPrefix(tc.code, "socket.") || strings.HasPrefix(tc.code, "bundle.")
+			if _, err := os.Lstat(n.data); early && err == nil {
+				t.Error("the refusal left a data directory")
+			}
+			if st, err := os.Lstat(n.socket); err == nil && st.Mode()&os.ModeSocket != 0 && n.socket != used.socket {
+				t.Error("the refusal left a socket")
+			}
 			if strings.Contains(string(out), "goroutine ") {
 				t.Fatalf("a stack trace:\n%s", out)
 			}
