@@ -46,15 +46,17 @@ race: bundle ## Test everything under the race detector
 
 .PHONY: cover
 cover: bundle build/coverage ## Print the coverage of each package by all tests; fail below COVER_MIN percent; build/cover.html
-	@rm -rf build/cover && mkdir -p build/cover/run
+	@rm -rf build/cover && mkdir -p build/cover/run build/cover/guest
 	@CGO_ENABLED=0 $(GO) build -cover -coverpkg=./... -tags failpoints -o build/cover/ ./cmd/blixard
+	@CGO_ENABLED=0 $(GO) build -cover -covermode atomic -coverpkg=./... -tags guestcover -o build/cover/ ./cmd/blixard-guest
 	@for cache in $(CURDIR)/build/cover/cache "$$BLIXARD_CACHE_DIR"; do \
 	GOCOVERDIR=$(CURDIR)/build/cover/run BLIXARD_CACHE_DIR=$$cache build/cover/blixard bundle build --output build/cover/bundle \
-	--guest bin/blixard-guest --kernel mine=bin/bundle/debian-kernel >build/cover/bundle.log 2>&1 || { cat build/cover/bundle.log; exit 1; }; done
+	--guest build/cover/blixard-guest --kernel mine=bin/bundle/debian-kernel >build/cover/bundle.log 2>&1 || { cat build/cover/bundle.log; exit 1; }; done
 	@BLIXARD_TEST_BINARY=$(CURDIR)/build/cover/blixard BLIXARD_TEST_COVERDIR=$(CURDIR)/build/cover/run \
+	BLIXARD_TEST_BUNDLE=$(CURDIR)/build/cover/bundle BLIXARD_TEST_GUEST_COVERDIR=$(CURDIR)/build/cover/guest \
 	$(GO) test -count 1 -timeout 18m -coverpkg=./... -coverprofile=build/cover/tests.out $(TESTFLAGS) $(PKG) | sed -E 's/[[:space:]]+coverage: .*//'
-	@$(GO) tool covdata textfmt -i=build/cover/run -o build/cover/run.out
-	@build/coverage -module github.com/blixard/blixard -min $(COVER_MIN) -o build/cover.out build/cover/tests.out build/cover/run.out && ok=0 || ok=1; \
+	@for d in run guest; do $(GO) tool covdata textfmt -i=build/cover/$$d -o build/cover/$$d.out; done
+	@build/coverage -module github.com/blixard/blixard -min $(COVER_MIN) -o build/cover.out build/cover/tests.out build/cover/run.out build/cover/guest.out && ok=0 || ok=1; \
 	$(GO) tool cover -html=build/cover.out -o build/cover.html; exit $$ok
 
 build/coverage: $(wildcard tools/cover/*)

@@ -35,9 +35,17 @@ const (
 	consoleBytesMax = 64 << 10
 )
 
-// Bundle opens the guest bundle that `make bundle` left in bin/bundle of the checkout.
+// Bundle opens the guest bundle that BLIXARD_TEST_BUNDLE names, or that `make bundle` left in bin/bundle of
+// the checkout.
 func Bundle(t testing.TB) *bundle.Bundle {
 	t.Helper()
+	if named := os.Getenv("BLIXARD_TEST_BUNDLE"); named != "" {
+		b, err := bundle.Open(named)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
 	dir, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
@@ -155,8 +163,34 @@ type Machine struct {
 // Boot starts a machine for the spec. It is killed at the end of the test if it still runs.
 func Boot(t testing.TB, s Spec) *Machine {
 	t.Helper()
+	if to := os.Getenv("BLIXARD_TEST_GUEST_COVERDIR"); to != "" && s.Writable != "" {
+		t.Cleanup(func() { takeCounters(t, s.Writable, to) }) // after the machine's own end
+	}
 	token := guest.NewToken()
 	return Run(t, s.Argv(token), token)
+}
+
+// takeCounters fetches from a disk which statements of a blixard-guest built with -cover ran, if the guest had
+// the time to write that.
+func takeCounters(t testing.TB, disk, to string) {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.Command("debugfs", "-R", "rdump /upper/blixard-cover "+dir, disk).CombinedOutput(); err != nil {
+		t.Errorf("debugfs: %v\n%s", err, out)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "blixard-cover", "cov*"))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(to, filepath.Base(file)), raw, 0o600)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // Run starts QEMU by a command line that takes the console as standard input and the listening sockets

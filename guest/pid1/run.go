@@ -193,7 +193,10 @@ func (k *kernel) killAll() {
 	k.con.say("some processes do not end")
 }
 
-func (k *kernel) cleanDisks() error { return k.root.clean() }
+func (k *kernel) cleanDisks() error {
+	saveCounters(k.con)
+	return k.root.clean()
+}
 
 func (k *kernel) restart() {
 	if os.Getpid() != 1 {
