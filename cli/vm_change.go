@@ -60,6 +60,9 @@ type changed struct {
 
 // run changes all VMs, some at a time, and prints in the order of the names.
 func (a *app) change(cmd *cobra.Command, names []string, ch *change) error {
+	if f := cmd.Flags().Lookup("grace"); f != nil && f.Changed && ch.grace <= 0 {
+		return usageError("--grace %s leaves no time", f.Value).WithHint("--force ends a VM at once, without asking its guest")
+	}
 	return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 		results := make([]chan changed, len(names))
 		slots := make(chan struct{}, changesAtATime)

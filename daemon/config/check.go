@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blixard/blixard/internal/nearest"
 	"github.com/blixard/blixard/internal/units"
 )
 
@@ -81,10 +82,15 @@ func countRange(name string, get func(*Config) uint32, most uint32) func(*Config
 }
 
 func oneOf(get func(*Config) string, words ...string) func(*Config) (string, string) {
-	return func(c *Config) (string, string) {
+	return func(c *Config) (reason, hint string) {
 		if slices.Contains(words, get(c)) {
 			return "", ""
 		}
-		return "it must be one of " + strings.Join(words, ", "), ""
+		if near := nearest.Of(get(c), words); near != "" {
+			hint = "did you mean " + near + "?"
+		} else {
+			hint = "choose one of these words"
+		}
+		return "it must be one of " + strings.Join(words, ", "), hint
 	}
 }

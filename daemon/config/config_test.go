@@ -126,7 +126,8 @@ func TestWrongSettings(t *testing.T) {
 		{name: "cpus", flags: map[string]string{"node.reserved_cpus": "5000"}, message: "it must be from 0 to 4096"},
 		{name: "node name", flags: map[string]string{"node.name": "A b"}, message: "it is not a node's name", hint: "such as a-b"},
 		{name: "group", flags: map[string]string{"admin_group": "a:b"}, message: "it is not a group's name"},
-		{name: "word", flags: map[string]string{"log.level": "loud"}, message: "it must be one of debug, info, warn, error"},
+		{name: "word", flags: map[string]string{"log.level": "loud"}, message: "it must be one of debug, info, warn, error", hint: "choose one of these"},
+		{name: "near word", flags: map[string]string{"log.level": "wran"}, message: "it must be one of debug, info, warn, error", hint: "did you mean warn?"},
 		{name: "line break", flags: map[string]string{"socket": "a\nb"}, message: "line break"},
 		{name: "unknown variable", environ: []string{"BLIXARD_DATADIR=/x"}, message: "environment: unknown key BLIXARD_DATADIR", hint: "did you mean BLIXARD_DATA_DIR?"},
 	} {
