@@ -21,7 +21,7 @@ const (
 	// of silence, a leader speaks ten times in that.
 	electionTicks  = 10
 	heartbeatTicks = 1
-	// snapshotEntries: a restart replays at most that many, and twice the bytes of
+	// snapshotEntries: a restart replays at most that many, or four times the bytes of
 	// a snapshot, in well under a second.
 	snapshotEntries = 100_000
 )

@@ -28,7 +28,7 @@ const (
 	entriesKept = 1000
 	// snapshotGrowth: the log grows to that many times the last snapshot's size
 	// before the next, so that writing snapshots stays a small part of all writing.
-	snapshotGrowth = 2
+	snapshotGrowth = 4
 )
 
 // loop owns the core.
