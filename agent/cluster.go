@@ -100,7 +100,7 @@ type leaseState struct {
 // renewLease asks the cluster for the node's lease and hands the deadline to the
 // exclusive lane's supervisor. ttl 0 asks for the cluster's own.
 func (a *Agent) renewLease(ctx context.Context, ttl time.Duration) error {
-	req := &blixardv1.RenewLeaseRequest{NodeId: a.cfg.NodeID}
+	req := &blixardv1.RenewLeaseRequest{NodeId: a.cfg.NodeID, Incarnation: a.cfg.Incarnation}
 	if ttl > 0 {
 		req.Ttl = durationpb.New(ttl)
 	}

@@ -209,6 +209,10 @@ func (c *Core) SetAllocation(a *blixardv1.Allocation) {
 		return // a late message
 	}
 	i.alloc = a
+	// The cluster had given the node up and has heard of it again.
+	if a.GetStatus().GetState() == blixardv1.AllocationState_unknown && i.rec != nil {
+		c.report(i.rec)
+	}
 }
 
 // DropAllocation tells that the cluster has no such allocation any more.

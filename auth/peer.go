@@ -163,17 +163,23 @@ func (l listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Credentials hands the callers of unix sockets to gRPC. It adds nothing to what
-// is sent, so clients use insecure credentials.
-type Credentials struct{}
+// Credentials hands the callers of unix sockets to gRPC, and, where Network is
+// set, does the handshake of all other connections by it. It adds nothing to what
+// is sent over a unix socket, so clients there use insecure credentials.
+type Credentials struct {
+	// Network is for connections that are not unix sockets; nil refuses them.
+	Network credentials.TransportCredentials
+}
 
 var _ credentials.TransportCredentials = Credentials{}
 
-// ServerHandshake finds the caller; it fails for connections that are no unix
-// sockets.
-func (Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+// ServerHandshake finds the caller.
+func (c Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	caller, ok := known(conn)
 	if !ok {
+		if _, unix := conn.(*net.UnixConn); !unix && c.Network != nil {
+			return c.Network.ServerHandshake(conn)
+		}
 		var err error
 		if caller, err = CallerOf(conn); err != nil {
 			return nil, nil, err
@@ -192,7 +198,7 @@ func (Credentials) Info() credentials.ProtocolInfo {
 	return credentials.ProtocolInfo{SecurityProtocol: "unix-peer"}
 }
 
-// Clone gives the credentials themselves: they hold nothing.
+// Clone gives the credentials themselves: they hold nothing that changes.
 func (c Credentials) Clone() credentials.TransportCredentials { return c }
 
 // OverrideServerName does nothing: there is no name.

@@ -19,7 +19,7 @@ type daemonChild struct{ program, socket string }
 // startDaemon runs the node as people do: its own program, its defaults.
 func startDaemon(ctx context.Context, out io.Writer, program, dir string) (*daemonChild, error) {
 	d := &daemonChild{program: program, socket: filepath.Join(dir, "s")}
-	err := d.run(ctx, out, "node", "start", "--detach", "--data-dir", filepath.Join(dir, "data"), "--socket", d.socket)
+	err := d.run(ctx, out, "node", "start", "--detach", "--data-dir", filepath.Join(dir, "data"), "--socket", d.socket, "--bind", "127.0.0.1:0")
 	return d, err
 }
 

@@ -104,7 +104,7 @@ func startNode(t *testing.T) *testNode {
 			}
 		}
 	})
-	n.run(t, "node", "start", "--detach", "--data-dir", filepath.Join(n.dir, "data"), "--socket", filepath.Join(n.dir, "s"), "--bundle-dir", bundle)
+	n.run(t, "node", "start", "--detach", "--data-dir", filepath.Join(n.dir, "data"), "--socket", filepath.Join(n.dir, "s"), "--bundle-dir", bundle, "--bind", "127.0.0.1:0")
 	return n
 }
 

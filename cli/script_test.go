@@ -65,6 +65,8 @@ func setUpScript(env *testscript.Env) error {
 	env.Setenv("BUNDLE", bundle)
 	env.Setenv("BLIXARD_ADDR", "unix:"+filepath.Join(env.WorkDir, "s"))
 	env.Setenv("BLIXARD_CACHE_DIR", filepath.Join(env.WorkDir, "cache"))
+	// Ports that nobody has.
+	env.Setenv("BLIXARD_NODE_BIND", "127.0.0.1:0")
 	env.Vars = append(env.Vars, coverEnv()...)
 	env.Defer(func() { endProcesses(env.T(), env.WorkDir) })
 	return nil

@@ -137,6 +137,16 @@ func (c *Client) Agents() blixardv1.AgentServiceClient {
 	return blixardv1.NewAgentServiceClient(c.conn)
 }
 
+// Cluster forms the cluster and changes its members.
+func (c *Client) Cluster() blixardv1.ClusterServiceClient {
+	return blixardv1.NewClusterServiceClient(c.conn)
+}
+
+// Enroll issues certificates.
+func (c *Client) Enroll() blixardv1.EnrollServiceClient {
+	return blixardv1.NewEnrollServiceClient(c.conn)
+}
+
 // Events tells what happened.
 func (c *Client) Events() blixardv1.EventServiceClient {
 	return blixardv1.NewEventServiceClient(c.conn)

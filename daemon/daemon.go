@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/blixard/blixard/agent"
@@ -24,6 +25,7 @@ import (
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/unixsocket"
 	"github.com/blixard/blixard/leader"
+	"github.com/blixard/blixard/peer"
 	"github.com/blixard/blixard/replica"
 	"github.com/blixard/blixard/server"
 	"github.com/blixard/blixard/supervisor"
@@ -46,9 +48,20 @@ type node struct {
 	cfg  config.Config
 	log  *slog.Logger
 	data *dataDir
-	// listener of the socket; the server owns it once there is one.
+	// listener of the socket and network; the server owns them once there is one.
 	listener net.Listener
-	replica  *replica.Replica
+	network  *network
+	// member is what was known of the cluster when the node began.
+	member  member
+	secret  []byte
+	keys    atomic.Pointer[auth.Keypair]
+	trust   *auth.Trust
+	nodes   *nodes
+	peers   *peer.Transport
+	replica *replica.Replica
+	// changing is set while the node joins or leaves; again then ends this life.
+	changing atomic.Bool
+	again    func()
 	super    *supervisor.Client
 	server   *server.Server
 	client   *client.Client
@@ -58,7 +71,18 @@ type node struct {
 // Run runs a node until ctx ends or the node can't go on. VMs go on running
 // either way, and the next Run takes them up again. Errors that a person can mend
 // carry a problem.
-func Run(ctx context.Context, opts Options) (err error) {
+func Run(ctx context.Context, opts Options) error {
+	for {
+		err := runOnce(ctx, opts)
+		if !errors.Is(err, errAgain) || ctx.Err() != nil {
+			return err
+		}
+		opts.Ready = nil
+	}
+}
+
+// runOnce is Run until the node becomes another cluster's, which is errAgain.
+func runOnce(ctx context.Context, opts Options) (err error) {
 	n := &node{opts: opts, cfg: opts.Config, log: opts.Logger}
 	defer func() { err = errors.Join(err, n.close()) }()
 	// What may be refused comes before anything is made. Who connects early waits.
@@ -69,6 +93,9 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if err != nil {
 		return err
 	}
+	if n.network, err = listenNetwork(n.cfg.Node.Bind, n.cfg.Node.HTTPSBind, n.cfg.Node.Advertise, rememberedAddress(n.cfg.DataDir)); err != nil {
+		return err
+	}
 	if n.data, err = openDataDir(n.cfg.DataDir); err != nil {
 		return err
 	}
@@ -77,9 +104,10 @@ func Run(ctx context.Context, opts Options) (err error) {
 		return err
 	}
 	n.log.Info("hypervisor found", "driver", info.Name, "version", info.Version, "accelerator", info.Accelerator, "why", info.AcceleratorReason)
-	if n.replica, err = replica.Open(ctx, replica.Config{
-		Dir: n.data.join(raftDir), NodeID: n.data.id.NodeID, Logger: n.log,
-	}); err != nil {
+	if err := n.openMember(); err != nil {
+		return err
+	}
+	if err := n.openReplica(ctx); err != nil {
 		return err
 	}
 	return n.serve(ctx, drv, info, b)
@@ -114,17 +142,20 @@ func (n *node) listen() (net.Listener, error) {
 
 // serve starts what needs the socket, and waits for the end.
 func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b *bundle.Bundle) error {
+	leases := leader.NewLeases(n.replica, n.cfg.Lease.TTL, n.cfg.Lease.Margin)
 	var err error
 	n.server, err = server.New(server.Config{
 		NodeID: n.data.id.NodeID, Version: n.opts.Version, DataDir: n.cfg.DataDir, Socket: n.cfg.Socket,
-		Replica: n.replica, Leases: &leader.Leases{Replica: n.replica, TTL: n.cfg.Lease.TTL},
+		Replica: n.replica, Leases: leases,
 		Consoles: n.super, Policy: auth.NewPolicy(n.cfg.AdminGroup), Logger: n.log,
+		Trust: n.trust, Nodes: n.nodes, Membership: membership{n}, Peer: n.peers.Service(),
 	})
 	if err != nil {
 		return err
 	}
 	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	n.again = func() { cancel(errAgain) }
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	part := func(name string, run func() error) {
@@ -134,9 +165,17 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 			}
 		})
 	}
-	part("server", func() error { return n.server.Serve(n.listener) })
+	part("server", func() error {
+		return n.server.Serve(server.Listeners{Socket: n.listener, GRPC: n.network.grpc, HTTPS: n.network.https})
+	})
+	part("fresh", func() error { return n.server.KeepFresh(life) })
+	part("members", func() error { return n.followMembers(life) })
+	part("certificate", func() error { return n.keepCertificate(life) })
 	part("leader", func() error {
-		return leader.Run(life, leader.Config{Name: n.cfg.Node.Name, Replica: n.replica, Logger: n.log})
+		return leader.Run(life, leader.Config{
+			Name: n.cfg.Node.Name, Replica: n.replica, Leases: leases, Logger: n.log,
+			Voters: int(n.cfg.Cluster.Voters), ReplaceAfter: n.cfg.Cluster.ReplaceAfter,
+		})
 	})
 	err = n.startAgent(ctx, drv, info, b)
 	if err == nil {
@@ -145,7 +184,7 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 		if n.opts.Ready != nil {
 			n.opts.Ready()
 		}
-		n.log.Info("the node is up", "node", n.cfg.Node.Name, "id", n.data.id.NodeID, "socket", n.cfg.Socket)
+		n.log.Info("the node is up", "node", n.cfg.Node.Name, "id", n.data.id.NodeID, "socket", n.cfg.Socket, "address", addressText(n.network))
 		err = n.wait(ctx, life)
 	}
 	n.shutDown(ctx.Err() != nil)
@@ -218,7 +257,7 @@ func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.In
 	}
 	n.agent, err = agent.New(ctx, agent.Config{
 		NodeID: n.data.id.NodeID, NodeName: n.cfg.Node.Name, Incarnation: n.data.id.Incarnation,
-		Dir: n.data.join(vmsDir), Driver: drv, Spawner: n.super, Leases: leases{n.super}, Bundle: b,
+		Dir: n.data.join(vmsDir), Driver: drv, Spawner: n.super, Leases: deadlines{n.super}, Bundle: b,
 		Disks: disk.NewRoots(n.data.join(templatesDir)), Cluster: n.client.Agents(), Fingerprint: fp, Logger: n.log,
 		Limits:      agent.Limits{ReadyTimeout: n.cfg.Boot.ReadyTimeout, BootTries: n.cfg.Boot.Tries},
 		TSCKHz:      kernel.HostTSCKHz(),
@@ -235,11 +274,11 @@ func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.In
 	return nil
 }
 
-// leases hands deadlines to the exclusive lane's supervisor.
-type leases struct{ c *supervisor.Client }
+// deadlines of leases go to the exclusive lane's supervisor.
+type deadlines struct{ c *supervisor.Client }
 
 // Renew pushes the kernel's deadline forward.
-func (l leases) Renew(ctx context.Context, deadline boottime.Instant) error {
+func (l deadlines) Renew(ctx context.Context, deadline boottime.Instant) error {
 	_, err := l.c.Renew(ctx, deadline)
 	return err
 }
@@ -253,8 +292,17 @@ func (n *node) close() error {
 	if n.super != nil {
 		errs = append(errs, n.super.Close())
 	}
+	if n.peers != nil {
+		errs = append(errs, n.peers.Close())
+	}
+	if n.nodes != nil {
+		errs = append(errs, n.nodes.close())
+	}
 	if n.replica != nil {
 		errs = append(errs, n.replica.Close())
+	}
+	if n.network != nil && n.server == nil {
+		errs = append(errs, n.network.close())
 	}
 	if n.listener != nil {
 		if n.server == nil {

@@ -67,6 +67,10 @@ func openDataDir(path string) (*dataDir, error) {
 		return nil, problem.New(problem.Conflict, "data.in_use", "the data directory %s is in use by another daemon (pid %s)", path, pidText(holder)).
 			WithHint("stop that daemon with `blixard node stop`, or choose another --data-dir and --socket")
 	}
+	if err := settle(path); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
 	d := &dataDir{path: path, lock: lock}
 	if err := d.identify(); err != nil {
 		_ = lock.Close()

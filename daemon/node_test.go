@@ -105,7 +105,7 @@ func (n *node) command(args ...string) *exec.Cmd {
 		n.t.Fatal(err)
 	}
 	cmd := exec.Command(p, args...)
-	cmd.Env = append(append(os.Environ(), "BLIXARD_ADDR=unix:"+n.socket), n.env...)
+	cmd.Env = append(append(os.Environ(), "BLIXARD_ADDR=unix:"+n.socket, "BLIXARD_NODE_BIND=127.0.0.1:0"), n.env...)
 	if coverDir != "" {
 		cmd.Env = append(cmd.Env, "GOCOVERDIR="+coverDir)
 	}

@@ -18,6 +18,7 @@ type View interface {
 	scheduler.View
 	VM(ref string) *blixardv1.VM
 	VMs(after string, limit int) []*blixardv1.VM
+	AllocationsOfNode(nodeID string) []*blixardv1.Allocation
 }
 
 // Core decides what the leader proposes. It is not safe for concurrent use.
@@ -28,19 +29,25 @@ type Core struct {
 	// looked at again only when capacity appears.
 	open    map[string]bool
 	blocked map[string]bool
+	// draining nodes still have VMs that must go.
+	draining map[string]bool
 }
 
 // NewCore makes a core that knows nothing; tell it with Reset.
 func NewCore(newID func() string) *Core {
-	return &Core{newID: newID, open: map[string]bool{}, blocked: map[string]bool{}}
+	return &Core{newID: newID, open: map[string]bool{}, blocked: map[string]bool{}, draining: map[string]bool{}}
 }
 
 // Reset begins anew from a view: everything is looked at again.
 func (c *Core) Reset(view View) {
 	clear(c.open)
 	clear(c.blocked)
+	clear(c.draining)
 	for _, vm := range view.VMs("", 0) {
 		c.look(vm)
+	}
+	for _, n := range view.Nodes() {
+		c.draining[n.GetId()] = n.GetDraining()
 	}
 }
 
@@ -56,6 +63,7 @@ func (c *Core) Changed(ch state.Change) {
 		c.look(ch.VM)
 	case state.KindNode:
 		c.wake()
+		c.draining[ch.Node.GetId()] = ch.Node.GetDraining()
 	case state.KindAllocation:
 		if ch.Deleted {
 			c.wake()
@@ -123,6 +131,9 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 			}
 		}
 	}
+	if cmd := c.evict(view); cmd != nil {
+		out = append(out, cmd)
+	}
 	if len(plan.Placements) > 0 {
 		out = append(out, &blixardv1.Command{Change: &blixardv1.Command_Place{Place: plan}})
 	}
@@ -144,6 +155,34 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand, 
 	return &blixardv1.Command{Change: &blixardv1.Command_SetVmReason{SetVmReason: &blixardv1.SetVMReasonCommand{
 		VmId: vm.GetId(), Reason: d.Reason, Message: d.Message,
 	}}}
+}
+
+// evict empties draining nodes. VMs that are kept on their node stay there.
+func (c *Core) evict(view View) *blixardv1.Command {
+	var nodes []string
+	for id, draining := range c.draining {
+		if draining {
+			nodes = append(nodes, id)
+		}
+	}
+	slices.Sort(nodes)
+	var ids []string
+	for _, node := range nodes {
+		c.draining[node] = false
+		for _, a := range view.AllocationsOfNode(node) {
+			if len(ids) >= planVMs {
+				c.draining[node] = true // the rest comes in the next round
+				break
+			}
+			if a.GetDesired() != blixardv1.DesiredAllocation_remove && a.GetSpec().GetOnNodeLoss() != blixardv1.NodeLossPolicy_keep {
+				ids = append(ids, a.GetId())
+			}
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	return &blixardv1.Command{Change: &blixardv1.Command_Evict{Evict: &blixardv1.EvictCommand{AllocationIds: ids, Reason: "drain"}}}
 }
 
 // Refused tells that a VM's part of a plan was refused when it was applied: it is

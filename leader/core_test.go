@@ -227,25 +227,31 @@ type rounds struct {
 
 func (r *rounds) ReadIndex(context.Context) (uint64, error) { r.n++; return 1, r.err }
 
+func (r *rounds) View() *state.View { return state.New(state.DefaultLimits()).View() }
+
+func (r *rounds) Propose(context.Context, *blixardv1.Command) (state.Result, error) {
+	return state.Result{}, errors.New("nothing is proposed for a node that is not known")
+}
+
 func TestLeaseNeedsAQuorumRound(t *testing.T) {
 	r := &rounds{}
-	l := &Leases{Replica: r, TTL: 10 * time.Second}
+	l := NewLeases(r, 10*time.Second, time.Second)
 	for _, tc := range []struct {
 		asked, want time.Duration
 	}{{0, 10 * time.Second}, {2 * time.Second, 2 * time.Second}, {5 * time.Minute, 5 * time.Minute}} {
 		before := r.n
-		got, err := l.Grant(t.Context(), "node-a", tc.asked)
+		got, err := l.Grant(t.Context(), "node-a", 1, tc.asked)
 		if err != nil || got != tc.want || r.n != before+1 {
 			t.Errorf("Grant(%v) = %v, %v after %d rounds", tc.asked, got, err, r.n-before)
 		}
 	}
 	for _, bad := range []time.Duration{time.Second, time.Hour, -1} {
-		if _, err := l.Grant(t.Context(), "node-a", bad); !problem.HasCode(err, "lease.ttl") {
+		if _, err := l.Grant(t.Context(), "node-a", 1, bad); !problem.HasCode(err, "lease.ttl") {
 			t.Errorf("Grant(%v): %v", bad, err)
 		}
 	}
 	r.err = errors.New("no quorum")
-	if _, err := l.Grant(t.Context(), "node-a", 0); !errors.Is(err, r.err) {
+	if _, err := l.Grant(t.Context(), "node-a", 1, 0); !errors.Is(err, r.err) {
 		t.Errorf("without a quorum: %v", err)
 	}
 }

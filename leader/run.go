@@ -3,10 +3,12 @@ package leader
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
 
+	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -20,8 +22,10 @@ const (
 	// proposeTimeout of one command: the disk may be full or slow, and then the
 	// same decision is made again.
 	proposeTimeout = 30 * time.Second
-	// retryPause after a failed proposal.
-	retryPause = 500 * time.Millisecond
+	// leadPause between looks whether this node leads, and after a failure.
+	leadPause = 50 * time.Millisecond
+	// roundInterval of looks at leases and members.
+	roundInterval = 250 * time.Millisecond
 )
 
 // Config of the leader's part. All fields are needed.
@@ -29,60 +33,127 @@ type Config struct {
 	// Name of the node, for the actor of events.
 	Name    string
 	Replica *replica.Replica
-	Logger  *slog.Logger
+	// Leases that this node grants while it leads.
+	Leases *Leases
+	// Voters the cluster wants, 3 or 5, and how long one may be silent before a
+	// stand-by takes its place.
+	Voters       int
+	ReplaceAfter time.Duration
+	Logger       *slog.Logger
 }
 
-// Run decides and proposes until ctx ends, which is no error.
+// Run decides and proposes while this node leads, until ctx ends, which is no
+// error.
 func Run(ctx context.Context, cfg Config) error {
-	r := &runner{cfg: cfg, core: NewCore(NewAllocationID)}
+	r := &runner{cfg: cfg, core: NewCore(NewAllocationID), members: Members{Voters: cfg.Voters, ReplaceAfter: cfg.ReplaceAfter}}
 	for ctx.Err() == nil {
-		err := r.term(ctx)
-		if ctx.Err() != nil {
-			break
+		if cfg.Replica.Status().Leader {
+			if err := r.term(ctx); err != nil && ctx.Err() == nil {
+				cfg.Logger.Warn("the leader's loop begins anew", "err", err)
+			}
 		}
 		select {
 		case <-cfg.Replica.Done():
 			return cfg.Replica.Err()
 		default:
 		}
-		cfg.Logger.Warn("the leader's loop begins anew", "err", err)
 		select {
-		case <-time.After(retryPause):
+		case <-time.After(leadPause):
 		case <-ctx.Done():
 		}
 	}
-	return nil //nolint:nilerr // the end of ctx is how the loop is told to stop
+	return nil
 }
 
 // NewAllocationID makes an id: 80 bits of randomness never meet twice.
 func NewAllocationID() string { return "alloc-" + strings.ToLower(rand.Text()[:16]) }
 
 type runner struct {
-	cfg  Config
-	core *Core
+	cfg     Config
+	core    *Core
+	members Members
 }
 
-// term follows the state from a fresh view until something fails.
+// term follows the state from a fresh view until something fails or another
+// replica leads.
 func (r *runner) term(ctx context.Context) error {
 	view, err := r.cfg.Replica.Read(ctx)
 	if err != nil {
 		return err
 	}
 	r.core.Reset(view)
+	r.members.Begin()
+	r.cfg.Leases.begin(time.Now())
 	sub := r.cfg.Replica.Subscribe(view.Index())
 	defer sub.Close()
-	for {
+	next := time.Now()
+	for r.cfg.Replica.Status().Leader {
 		if err := r.drain(ctx); err != nil {
 			return err
 		}
-		changes, _, err := sub.Next(ctx)
-		if err != nil {
+		if now := time.Now(); !now.Before(next) {
+			next = now.Add(roundInterval)
+			if err := r.round(ctx, now); err != nil {
+				return err
+			}
+		}
+		wait, cancel := context.WithDeadline(ctx, next)
+		changes, _, err := sub.Next(wait)
+		cancel()
+		if err != nil && (ctx.Err() != nil || wait.Err() == nil) {
 			return err
 		}
 		for _, c := range changes {
 			r.core.Changed(c)
 		}
 	}
+	return nil
+}
+
+// round looks at what moves with time: leases and members.
+func (r *runner) round(ctx context.Context, now time.Time) error {
+	view := r.cfg.Replica.View()
+	cmds := r.cfg.Leases.due(view.Nodes(), now)
+	if view.Cluster() == nil {
+		return r.proposeAll(ctx, cmds)
+	}
+	m, err := r.cfg.Replica.Membership(ctx)
+	if err != nil {
+		return err
+	}
+	members := view.Members()
+	cmds = append(cmds, r.members.Roles(m, members, func(id string) string { return id }, now)...)
+	if err := r.proposeAll(ctx, cmds); err != nil {
+		return err
+	}
+	change, transferTo := r.members.Change(m, members)
+	if transferTo != 0 {
+		r.cfg.Logger.Info("the lead goes to another, since this node shall have no vote", "to", transferTo)
+		return r.cfg.Replica.TransferLeader(ctx, transferTo)
+	}
+	if change == nil {
+		return nil
+	}
+	r.cfg.Logger.Info("the replicas change", "change", changeText(change))
+	return r.cfg.Replica.ChangeMembers(ctx, change)
+}
+
+// changeText says in words what a change does.
+func changeText(change *raftpb.ConfChangeV2) string {
+	var words []string
+	for _, c := range change.GetChanges() {
+		words = append(words, fmt.Sprintf("%s %d", c.GetType(), c.GetNodeId()))
+	}
+	return strings.Join(words, ", ")
+}
+
+func (r *runner) proposeAll(ctx context.Context, cmds []*blixardv1.Command) error {
+	for _, cmd := range cmds {
+		if err := r.propose(ctx, cmd); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // drain proposes until there is nothing to decide.
@@ -92,10 +163,8 @@ func (r *runner) drain(ctx context.Context) error {
 		if len(cmds) == 0 {
 			return nil
 		}
-		for _, cmd := range cmds {
-			if err := r.propose(ctx, cmd); err != nil {
-				return err
-			}
+		if err := r.proposeAll(ctx, cmds); err != nil {
+			return err
 		}
 	}
 }

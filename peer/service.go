@@ -31,7 +31,7 @@ func (s service) Messages(stream blixardv1.PeerService_MessagesServer) error {
 	if r == nil {
 		return errStarting
 	}
-	if err := checkHello(first.GetHello(), t.cfg.ClusterID, t.cfg.RaftID, t.known); err != nil {
+	if err := t.greet(stream.Context(), first.GetHello()); err != nil {
 		t.refused.Add(1)
 		return err
 	}

@@ -112,7 +112,7 @@ func (s service) Snapshot(stream blixardv1.PeerService_SnapshotServer) error {
 	if r == nil {
 		return errStarting
 	}
-	if err := checkHello(first.GetHello(), t.cfg.ClusterID, t.cfg.RaftID, t.known); err != nil {
+	if err := t.greet(stream.Context(), first.GetHello()); err != nil {
 		t.refused.Add(1)
 		return err
 	}

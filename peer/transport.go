@@ -47,6 +47,9 @@ type Config struct {
 	// sure of who is there. It must not wait for the connection. The transport
 	// closes it.
 	Dial func(raftID uint64, address string) (*grpc.ClientConn, error)
+	// Allow refuses a caller that may not speak for that replica; nil takes all. It
+	// must be safe for concurrent use.
+	Allow func(ctx context.Context, from uint64) error
 	// ReceiptTimeout: a peer that is sent messages and gives no receipt in that time
 	// is dialled anew. It must be longer than the second between receipts; 0 means
 	// 5 s.
@@ -194,5 +197,16 @@ func (t *Transport) Close() error {
 	t.mu.Unlock()
 	t.cancel()
 	t.running.Wait()
+	return nil
+}
+
+// greet holds a hello against what this end is and who calls.
+func (t *Transport) greet(ctx context.Context, h *blixardv1.PeerHello) error {
+	if err := checkHello(h, t.cfg.ClusterID, t.cfg.RaftID, t.known); err != nil {
+		return err
+	}
+	if t.cfg.Allow != nil {
+		return t.cfg.Allow(ctx, h.GetFrom())
+	}
 	return nil
 }

@@ -14,6 +14,8 @@ type View interface {
 	Index() uint64
 	Limits() state.Limits
 	Nodes() []*blixardv1.Node
+	// Member of a node; nil when it is none.
+	Member(ref string) *blixardv1.Member
 }
 
 // Reasons why a VM waits.
@@ -45,6 +47,14 @@ func Evaluate(view View, vm *blixardv1.VM, taken map[string]*blixardv1.Resources
 	for _, n := range view.Nodes() {
 		if n.GetState() != blixardv1.NodeState_ready {
 			why = append(why, fmt.Sprintf("node %s is %s", n.GetName(), n.GetState()))
+			continue
+		}
+		if n.GetDraining() {
+			why = append(why, fmt.Sprintf("node %s is being emptied", n.GetName()))
+			continue
+		}
+		if view.Member(n.GetId()).GetRole() == blixardv1.MemberRole_witness {
+			why = append(why, fmt.Sprintf("node %s is a witness", n.GetName()))
 			continue
 		}
 		if r, m := bootable(n, vm.GetSpec()); r != "" {

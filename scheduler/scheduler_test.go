@@ -17,6 +17,8 @@ func (v view) Index() uint64            { return 7 }
 func (v view) Limits() state.Limits     { return state.DefaultLimits() }
 func (v view) Nodes() []*blixardv1.Node { return v.nodes }
 
+func (v view) Member(string) *blixardv1.Member { return nil }
+
 func node(name string, memory, used uint64) *blixardv1.Node {
 	return &blixardv1.Node{
 		Id: "id-" + name, Name: name, State: blixardv1.NodeState_ready,

@@ -22,17 +22,21 @@ func windowSize(s *blixardv1.TerminalSize) guest.WindowSize {
 	return guest.WindowSize{Columns: uint16(s.GetColumns()), Rows: uint16(s.GetRows())}
 }
 
-// here gives the allocation of a VM on this node and the node's agent.
+// here gives the allocation of a VM, which the call's route found on this node,
+// and the node's agent.
 func (s *Server) here(ctx context.Context, name string) (*blixardv1.Allocation, Local, error) {
 	local, err := s.agent()
 	if err != nil {
 		return nil, nil, err
 	}
-	view, err := s.cfg.Replica.Read(ctx)
+	view, err := s.read(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	_, a, err := s.hereOnly(view, name)
+	_, a, err := placed(view, name)
+	if err == nil && a.GetNodeId() != s.cfg.NodeID {
+		return nil, nil, elsewhere(s.nodeName(a.GetNodeId()))
+	}
 	return a, local, err
 }
 
@@ -201,17 +205,17 @@ func (s vmService) Attach(stream blixardv1.VMService_AttachServer) error {
 	return err
 }
 
-// waitPlaced waits until the VM has an allocation on this node, or a reason why it
+// waitPlaced waits until the VM has an allocation, or a reason why it
 // can have none.
 func (s *Server) waitPlaced(ctx context.Context, name string) (*blixardv1.Allocation, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachWait)
 	defer cancel()
-	view, err := s.cfg.Replica.Read(ctx)
+	view, err := s.read(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for {
-		vm, a, err := s.hereOnly(view, name)
+		vm, a, err := placed(view, name)
 		if err == nil || vm == nil || !problem.HasCode(err, "vm.not_placed") {
 			return a, err
 		}

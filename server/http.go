@@ -1,6 +1,8 @@
 package server
 
 import (
+	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 
@@ -10,20 +12,39 @@ import (
 	"github.com/blixard/blixard/internal/problem"
 )
 
-// newHTTP gives the same services as JSON: POST a message to
-// /blixard.v1.Service/Method. Connect and gRPC-Web clients are served as well.
-func (s *Server) newHTTP() (*http.Server, error) {
+// newHTTP gives the same services as JSON, on the socket and over TLS: POST a
+// message to /blixard.v1.Service/Method. Connect and gRPC-Web clients are served as
+// well. GET /healthz answers 200 while there is a leader.
+func (s *Server) newHTTP() (local, network *http.Server, err error) {
 	h, err := vanguardgrpc.NewTranscoder(s.grpc)
 	if err != nil {
-		return nil, problem.New(problem.Internal, "server.transcoder", "the HTTP half can't be set up").WithCause(err)
+		return nil, nil, problem.New(problem.Internal, "server.transcoder", "the HTTP half can't be set up").WithCause(err)
 	}
-	return &http.Server{
-		Handler:           plainJSON(http.MaxBytesHandler(h, requestBytesMax)),
-		ReadHeaderTimeout: httpHeaderTimeout,
-		IdleTimeout:       httpIdleTimeout,
-		MaxHeaderBytes:    httpHeaderBytes,
-		ConnContext:       auth.ConnContext,
-	}, nil
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", s.health)
+	mux.Handle("/", plainJSON(http.MaxBytesHandler(h, requestBytesMax)))
+	one := func() *http.Server {
+		return &http.Server{
+			Handler: mux, ReadHeaderTimeout: httpHeaderTimeout, IdleTimeout: httpIdleTimeout, MaxHeaderBytes: httpHeaderBytes,
+			ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		}
+	}
+	local, network = one(), one()
+	local.ConnContext = auth.ConnContext
+	if s.cfg.Trust != nil {
+		network.TLSConfig = s.cfg.Trust.ServerTLS()
+	}
+	return local, network, nil
+}
+
+// health tells load balancers and the like whether the node is of use. It is for
+// everybody, and says nothing else.
+func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
+	if s.cfg.Replica.Status().LeaderID == 0 {
+		http.Error(w, "no leader", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = io.WriteString(w, "ok\n")
 }
 
 // plainJSON lets a plain curl with -d be understood: a POST whose body is not

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"os"
 	"runtime/debug"
 	"strings"
 
@@ -11,51 +10,29 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/blixard/blixard/auth"
 	"github.com/blixard/blixard/internal/problem"
 )
 
-// agentMethods may be called by the daemon's own user only: they speak for a
-// node.
-const agentMethods = "/blixard.v1.AgentService/"
-
-// authorize refuses callers that no rule allows.
-func (s *Server) authorize(ctx context.Context, method string) (auth.Caller, error) {
-	id, err := s.cfg.Policy.Check(ctx)
-	if err != nil {
-		return auth.Caller{}, err
-	}
-	if strings.HasPrefix(method, agentMethods) && id.UID != uint32(os.Geteuid()) {
-		return auth.Caller{}, problem.New(problem.Denied, "auth.agent_only", "%s is for the agents of nodes", method).
-			WithHint("use the commands of `blixard vm`")
-	}
-	return id, nil
-}
-
-type (
-	identityKey struct{}
-	actorKey    struct{}
-)
+type actorKey struct{}
 
 // actor names the caller for events.
 func actor(ctx context.Context) string {
 	if a, ok := ctx.Value(actorKey{}).(string); ok {
 		return a
 	}
-	id, _ := ctx.Value(identityKey{}).(auth.Caller)
-	return id.Actor()
+	return callerOf(ctx).actor
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	defer s.guard(info.FullMethod, &err)
-	id, err := s.authorize(ctx, info.FullMethod)
+	c, r, err := s.authorize(ctx, info.FullMethod)
 	if err != nil {
-		return nil, problem.From(err)
+		return nil, problem.From(s.audited(c, info.FullMethod, err))
 	}
 	if err := s.validate(req); err != nil {
 		return nil, err
 	}
-	resp, err = next(context.WithValue(ctx, identityKey{}, id), req)
+	resp, err = s.routed(context.WithValue(ctx, callerKey{}, c), r.route, call{info.FullMethod, req.(proto.Message), next})
 	if err != nil {
 		return nil, problem.From(err)
 	}
@@ -64,13 +41,14 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	defer s.guard(info.FullMethod, &err)
-	id, err := s.authorize(ss.Context(), info.FullMethod)
+	c, r, err := s.authorize(ss.Context(), info.FullMethod)
 	if err != nil {
-		return problem.From(err)
+		return problem.From(s.audited(c, info.FullMethod, err))
 	}
-	ctx, cancel := s.streamContext(context.WithValue(ss.Context(), identityKey{}, id))
+	ctx, cancel := s.streamContext(context.WithValue(ss.Context(), callerKey{}, c))
 	defer cancel()
-	if err := next(srv, &checkedStream{ServerStream: ss, ctx: ctx, server: s}); err != nil {
+	checked := &checkedStream{ServerStream: ss, ctx: ctx, server: s, plain: r.internal}
+	if err := s.routedStream(srv, checked, r.route, info, next); err != nil {
 		select {
 		case <-s.quit:
 			return problem.New(problem.Unavailable, "node.stopping", "the node is stopping").WithHint("connect again when it is back")
@@ -91,11 +69,21 @@ func (s *Server) guard(method string, err *error) {
 	}
 }
 
+// audited notes who was refused what; err passes through.
+func (s *Server) audited(c caller, method string, err error) error {
+	s.log.Warn("a call was refused", "method", method, "actor", c.actor, "via", c.via, "code", problem.From(err).Code)
+	return err
+}
+
 // checkedStream validates every message it receives.
 type checkedStream struct {
 	grpc.ServerStream
 	ctx    context.Context
 	server *Server
+	// plain streams check their messages themselves, since there are very many.
+	plain bool
+	// first, when set, was received already and is given once more.
+	first proto.Message
 }
 
 // Context ends with the stream or the server.
@@ -103,7 +91,12 @@ func (c *checkedStream) Context() context.Context { return c.ctx }
 
 // RecvMsg receives and validates.
 func (c *checkedStream) RecvMsg(m any) error {
-	if err := c.ServerStream.RecvMsg(m); err != nil {
+	if c.first != nil {
+		proto.Merge(m.(proto.Message), c.first)
+		c.first = nil
+		return nil
+	}
+	if err := c.ServerStream.RecvMsg(m); err != nil || c.plain {
 		return err
 	}
 	return c.server.validate(m)

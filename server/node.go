@@ -18,12 +18,12 @@ type nodeService struct {
 	*Server
 }
 
-func (s nodeService) ListNodes(ctx context.Context, _ *blixardv1.ListNodesRequest) (*blixardv1.ListNodesResponse, error) {
-	view, err := s.cfg.Replica.Read(ctx)
+func (s nodeService) ListNodes(ctx context.Context, req *blixardv1.ListNodesRequest) (*blixardv1.ListNodesResponse, error) {
+	view, age, err := s.readOrStale(ctx, req.GetStale())
 	if err != nil {
 		return nil, err
 	}
-	return &blixardv1.ListNodesResponse{Nodes: view.Nodes(), Index: view.Index()}, nil
+	return &blixardv1.ListNodesResponse{Nodes: view.Nodes(), Index: view.Index(), Age: age}, nil
 }
 
 // statusTimeout bounds what a status asks of others, since it is what a person

@@ -7,10 +7,12 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/blixard/blixard/agent"
@@ -40,9 +42,9 @@ const (
 
 // Leases grants the leases of nodes.
 type Leases interface {
-	// Grant gives the time granted to the node, after a quorum round that began
-	// after the call.
-	Grant(ctx context.Context, nodeID string, asked time.Duration) (time.Duration, error)
+	// Grant gives the time granted to that start of the node's agent, after a quorum
+	// round that began after the call.
+	Grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration) (time.Duration, error)
 }
 
 // Local is the node's own agent, for input and output of its VMs.
@@ -59,7 +61,7 @@ type Consoles interface {
 	Info(ctx context.Context, lane driver.Lane) (*blixardv1.GetInfoResponse, error)
 }
 
-// Config of a server. All fields are needed.
+// Config of a server. All fields are needed but where it says otherwise.
 type Config struct {
 	NodeID   string
 	Version  string
@@ -69,7 +71,16 @@ type Config struct {
 	Leases   Leases
 	Consoles Consoles
 	Policy   *auth.Policy
-	Logger   *slog.Logger
+	// Trust of the cluster, for what comes over the network; nil takes calls on the
+	// socket only.
+	Trust *auth.Trust
+	// Nodes reaches the other members; nil answers everything here.
+	Nodes Nodes
+	// Membership is needed where Trust is.
+	Membership Membership
+	// Peer takes the messages of other replicas; nil takes none.
+	Peer   blixardv1.PeerServiceServer
+	Logger *slog.Logger
 }
 
 // Server answers clients. Make it with New; Serve may be called once.
@@ -78,11 +89,16 @@ type Server struct {
 	log     *slog.Logger
 	started time.Time
 	grpc    *grpc.Server
-	http    *http.Server
-	check   protovalidate.Validator
+	// http is for the socket, https for the network.
+	http, https *http.Server
+	check       protovalidate.Validator
 	// quit is closed when the server stops, so that streams end.
 	quit     chan struct{}
 	quitOnce sync.Once
+
+	// fresh: the state holds all that was acknowledged before that time, in
+	// nanoseconds since the start; 0 when that is not known.
+	fresh atomic.Int64
 
 	mu    sync.Mutex
 	local Local
@@ -98,8 +114,12 @@ func New(cfg Config) (*Server, error) {
 		return nil, problem.New(problem.Internal, "server.rules", "the rules of the API can't be compiled").WithCause(err)
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(), check: check, quit: make(chan struct{}), streams: map[uint64]context.CancelFunc{}}
+	peerCreds := auth.Credentials{}
+	if cfg.Trust != nil {
+		peerCreds.Network = credentials.NewTLS(cfg.Trust.ServerTLS())
+	}
 	s.grpc = grpc.NewServer(
-		grpc.Creds(auth.Credentials{}),
+		grpc.Creds(peerCreds),
 		grpc.MaxRecvMsgSize(requestBytesMax),
 		grpc.MaxConcurrentStreams(streamsMax),
 		grpc.ConnectionTimeout(connectionTimeout),
@@ -111,7 +131,14 @@ func New(cfg Config) (*Server, error) {
 	blixardv1.RegisterNodeServiceServer(s.grpc, nodeService{Server: s})
 	blixardv1.RegisterAgentServiceServer(s.grpc, agentService{Server: s})
 	blixardv1.RegisterEventServiceServer(s.grpc, eventService{Server: s})
-	if s.http, err = s.newHTTP(); err != nil {
+	if cfg.Trust != nil {
+		blixardv1.RegisterClusterServiceServer(s.grpc, clusterService{Server: s})
+		blixardv1.RegisterEnrollServiceServer(s.grpc, enrollService{Server: s})
+	}
+	if cfg.Peer != nil {
+		blixardv1.RegisterPeerServiceServer(s.grpc, cfg.Peer)
+	}
+	if s.http, s.https, err = s.newHTTP(); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -133,19 +160,39 @@ func (s *Server) agent() (Local, error) {
 	return s.local, nil
 }
 
-// Serve answers on l until Stop; it owns l.
-func (s *Server) Serve(l net.Listener) error {
-	split := newSplit(auth.Listener(l))
-	errs := make(chan error, 3)
-	go func() { errs <- split.run() }()
-	go func() { errs <- s.grpc.Serve(split.grpc) }()
-	go func() { errs <- s.http.Serve(split.http) }()
+// Listeners of a server, which it owns. Those of the network may be nil.
+type Listeners struct {
+	// Socket takes gRPC and HTTP of local callers.
+	Socket net.Listener
+	// GRPC takes gRPC and the cluster's traffic, HTTPS takes JSON; both want TLS.
+	GRPC, HTTPS net.Listener
+}
+
+// Serve answers until Stop.
+func (s *Server) Serve(l Listeners) error {
+	split := newSplit(auth.Listener(l.Socket))
+	parts := []func() error{split.run, func() error { return s.grpc.Serve(split.grpc) }, func() error { return s.http.Serve(split.http) }}
+	if l.GRPC != nil {
+		parts = append(parts, func() error { return s.grpc.Serve(l.GRPC) })
+	}
+	if l.HTTPS != nil {
+		parts = append(parts, func() error { return s.https.ServeTLS(l.HTTPS, "", "") })
+	}
+	errs := make(chan error, len(parts))
+	for _, part := range parts {
+		go func() { errs <- part() }()
+	}
 	var all error
-	for range 3 {
+	for range parts {
 		if err := <-errs; err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, grpc.ErrServerStopped) {
 			all = errors.Join(all, err)
 		}
 		split.close()
+		for _, one := range []net.Listener{l.GRPC, l.HTTPS} {
+			if one != nil {
+				_ = one.Close()
+			}
+		}
 	}
 	split.wait()
 	return all
@@ -163,14 +210,14 @@ func (s *Server) Stop(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
 		s.grpc.GracefulStop()
-		_ = s.http.Shutdown(ctx)
+		_ = errors.Join(s.http.Shutdown(ctx), s.https.Shutdown(ctx))
 		close(done)
 	}()
 	select {
 	case <-done:
 	case <-ctx.Done():
 		s.grpc.Stop()
-		_ = s.http.Close()
+		_ = errors.Join(s.http.Close(), s.https.Close())
 		<-done
 	}
 }

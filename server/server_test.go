@@ -59,9 +59,10 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, socket: filepath.Join(dir, "s")}
+	leases := leader.NewLeases(r, 10*time.Second, time.Second)
 	w.server, err = server.New(server.Config{
 		NodeID: "node-a", Version: "test", DataDir: dir, Socket: w.socket, Replica: r,
-		Leases:   &leader.Leases{Replica: r, TTL: 10 * time.Second},
+		Leases:   leases,
 		Consoles: noConsoles{}, Policy: auth.NewPolicy("blixard"), Logger: log,
 	})
 	if err != nil {
@@ -73,8 +74,10 @@ func newWorld(t *testing.T) *world {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served, led := make(chan error, 1), make(chan error, 1)
-	go func() { served <- w.server.Serve(l) }()
-	go func() { led <- leader.Run(ctx, leader.Config{Name: "a", Replica: r, Logger: log}) }()
+	go func() { served <- w.server.Serve(server.Listeners{Socket: l}) }()
+	go func() {
+		led <- leader.Run(ctx, leader.Config{Name: "a", Replica: r, Leases: leases, Voters: 3, ReplaceAfter: time.Minute, Logger: log})
+	}()
 	if w.client, err = client.Dial(t.Context(), client.Config{Addr: "unix:" + w.socket}); err != nil {
 		t.Fatal(err)
 	}
@@ -444,7 +447,10 @@ func TestStatusAndLease(t *testing.T) {
 		t.Fatalf("%v, %v", lease, err)
 	}
 	// What needs the agent says that it is not up.
-	_, err = w.client.VMs().Stats(t.Context(), &blixardv1.StatsRequest{Name: "x"})
+	w.create("x")
+	for err = error(nil); err == nil || problem.HasCode(err, "vm.not_placed"); <-time.After(time.Millisecond) {
+		_, err = w.client.VMs().Stats(t.Context(), &blixardv1.StatsRequest{Name: "x"})
+	}
 	if !problem.HasCode(err, "node.starting") {
 		t.Fatalf("without an agent: %v", err)
 	}

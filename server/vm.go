@@ -169,7 +169,7 @@ func notFound(name string) error {
 }
 
 func (s vmService) GetVM(ctx context.Context, req *blixardv1.GetVMRequest) (*blixardv1.GetVMResponse, error) {
-	view, err := s.cfg.Replica.Read(ctx)
+	view, age, err := s.readOrStale(ctx, req.GetStale())
 	if err != nil {
 		return nil, err
 	}
@@ -177,11 +177,11 @@ func (s vmService) GetVM(ctx context.Context, req *blixardv1.GetVMRequest) (*bli
 	if vm == nil {
 		return nil, notFound(req.GetName())
 	}
-	return &blixardv1.GetVMResponse{Vm: vm, Index: view.Index()}, nil
+	return &blixardv1.GetVMResponse{Vm: vm, Index: view.Index(), Age: age}, nil
 }
 
 func (s vmService) ListVMs(ctx context.Context, req *blixardv1.ListVMsRequest) (*blixardv1.ListVMsResponse, error) {
-	view, err := s.cfg.Replica.Read(ctx)
+	view, age, err := s.readOrStale(ctx, req.GetStale())
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +190,7 @@ func (s vmService) ListVMs(ctx context.Context, req *blixardv1.ListVMsRequest) (
 		size = defaultPageSize
 	}
 	vms := view.VMs(req.GetPageToken(), size+1)
-	resp := &blixardv1.ListVMsResponse{Vms: vms, Index: view.Index()}
+	resp := &blixardv1.ListVMsResponse{Vms: vms, Index: view.Index(), Age: age}
 	if len(vms) > size {
 		resp.Vms = vms[:size]
 		resp.NextPageToken = vms[size-1].GetName()
@@ -322,24 +322,6 @@ func (s vmService) receiveLabels(ctx context.Context, stream blixardv1.VMService
 			answers <- a // never blocks: it has a place for every slot
 		})
 	}
-}
-
-// hereOnly gives the allocation of a VM that is on this node.
-func (s *Server) hereOnly(view *state.View, name string) (*blixardv1.VM, *blixardv1.Allocation, error) {
-	vm := view.VM(name)
-	if vm == nil {
-		return nil, nil, notFound(name)
-	}
-	a := view.Allocation(vm.GetStatus().GetAllocationId())
-	if a == nil {
-		return vm, nil, problem.New(problem.Unavailable, "vm.not_placed", "VM %q is on no node: %s", vm.GetName(), waitingText(vm)).
-			WithHint("see `blixard vm status %s`", vm.GetName())
-	}
-	if a.GetNodeId() != s.cfg.NodeID {
-		return vm, nil, problem.New(problem.Unavailable, "vm.elsewhere", "VM %q is on node %s", vm.GetName(), vm.GetStatus().GetNode()).
-			WithHint("ask that node")
-	}
-	return vm, a, nil
 }
 
 func waitingText(vm *blixardv1.VM) string {

@@ -38,7 +38,7 @@ func (s *Server) changes(ctx context.Context, index uint64, each func([]state.Ch
 
 func (s vmService) WatchVMs(req *blixardv1.WatchVMsRequest, stream blixardv1.VMService_WatchVMsServer) error {
 	ctx := stream.Context()
-	view, err := s.cfg.Replica.Read(ctx)
+	view, err := s.read(ctx)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ type eventService struct {
 }
 
 func (s eventService) ListEvents(ctx context.Context, req *blixardv1.ListEventsRequest) (*blixardv1.ListEventsResponse, error) {
-	view, err := s.cfg.Replica.Read(ctx)
+	view, err := s.read(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (s eventService) ListEvents(ctx context.Context, req *blixardv1.ListEventsR
 
 func (s eventService) WatchEvents(req *blixardv1.WatchEventsRequest, stream blixardv1.EventService_WatchEventsServer) error {
 	ctx := stream.Context()
-	view, err := s.cfg.Replica.Read(ctx)
+	view, err := s.read(ctx)
 	if err != nil {
 		return err
 	}
@@ -142,6 +142,9 @@ func asAgent(ctx context.Context, node string) context.Context {
 }
 
 func (s agentService) Register(ctx context.Context, req *blixardv1.RegisterRequest) (*blixardv1.RegisterResponse, error) {
+	if err := s.speaksFor(ctx, req.GetNodeId()); err != nil {
+		return nil, err
+	}
 	r, err := s.propose(asAgent(ctx, req.GetName()), "", &blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
 		NodeId: req.GetNodeId(), Name: req.GetName(), Fingerprint: req.GetFingerprint(), Incarnation: req.GetIncarnation(),
 	}}})
@@ -153,7 +156,10 @@ func (s agentService) Register(ctx context.Context, req *blixardv1.RegisterReque
 
 func (s agentService) WatchAllocations(req *blixardv1.WatchAllocationsRequest, stream blixardv1.AgentService_WatchAllocationsServer) error {
 	ctx := stream.Context()
-	view, err := s.cfg.Replica.Read(ctx)
+	if err := s.speaksFor(ctx, req.GetNodeId()); err != nil {
+		return err
+	}
+	view, err := s.read(ctx)
 	if err != nil {
 		return err
 	}
@@ -179,6 +185,9 @@ func (s agentService) WatchAllocations(req *blixardv1.WatchAllocationsRequest, s
 }
 
 func (s agentService) Report(ctx context.Context, req *blixardv1.ReportRequest) (*blixardv1.ReportResponse, error) {
+	if err := s.speaksFor(ctx, req.GetNodeId()); err != nil {
+		return nil, err
+	}
 	name := req.GetNodeId()
 	if n := s.cfg.Replica.View().Node(name); n != nil {
 		name = n.GetName()
@@ -196,11 +205,14 @@ func (s agentService) Report(ctx context.Context, req *blixardv1.ReportRequest) 
 }
 
 func (s agentService) RenewLease(ctx context.Context, req *blixardv1.RenewLeaseRequest) (*blixardv1.RenewLeaseResponse, error) {
+	if err := s.speaksFor(ctx, req.GetNodeId()); err != nil {
+		return nil, err
+	}
 	var asked time.Duration
 	if req.GetTtl() != nil {
 		asked = req.GetTtl().AsDuration()
 	}
-	ttl, err := s.cfg.Leases.Grant(ctx, req.GetNodeId(), asked)
+	ttl, err := s.cfg.Leases.Grant(ctx, req.GetNodeId(), req.GetIncarnation(), asked)
 	if err != nil {
 		return nil, err
 	}

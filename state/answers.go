@@ -67,6 +67,10 @@ func (b *batch) once(cmd *blixardv1.Command) Result {
 	switch {
 	case r.VM != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.VM.GetId(), r.VM.GetName(), r.VM.GetModifyIndex()
+	case r.Member != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.Member.GetNodeId(), r.Member.GetName(), r.Member.GetModifyIndex()
+	case r.Token != nil:
+		a.objectID, a.objectName = r.Token.GetId(), r.Token.GetId()
 	case r.Node != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.Node.GetId(), r.Node.GetName(), r.Node.GetModifyIndex()
 	}
@@ -86,10 +90,22 @@ func (b *batch) repeat(a *answer, cmd *blixardv1.Command) Result {
 	if a.objectID == "" {
 		return r
 	}
-	if _, ok := cmd.GetChange().(*blixardv1.Command_RegisterNode); ok {
+	switch cmd.GetChange().(type) {
+	case *blixardv1.Command_RegisterNode, *blixardv1.Command_SetNodeState, *blixardv1.Command_DrainNode:
 		if n := b.node(a.objectID); n != nil {
 			r.Node = copyNode(n)
 			r.Node.ModifyIndex = a.modifyIndex
+		}
+		return r
+	case *blixardv1.Command_FormCluster, *blixardv1.Command_EnrollMember, *blixardv1.Command_ChangeMember, *blixardv1.Command_RemoveMember:
+		if m := b.member(a.objectID); m != nil {
+			r.Member = proto.CloneOf(m)
+			r.Member.ModifyIndex = a.modifyIndex
+		}
+		return r
+	case *blixardv1.Command_CreateToken, *blixardv1.Command_RevokeToken:
+		if r.Token = first[blixardv1.Token](b.txn, tableToken, indexID, a.objectID); r.Token == nil {
+			r.Token = &blixardv1.Token{Id: a.objectID}
 		}
 		return r
 	}

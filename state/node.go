@@ -7,6 +7,11 @@ import (
 	"github.com/blixard/blixard/internal/problem"
 )
 
+func removedProblem(name string) *problem.Error {
+	return problem.New(problem.Fenced, "member.removed", "node %q is no member of this cluster", name).
+		WithHint("it was removed; start it with an empty --data-dir and let it join again")
+}
+
 // registerNode makes a node known or renews what is known of it. A start of the
 // agent that is older than the newest known one is refused, so that a copied
 // data directory cannot take a node's place silently.
@@ -26,7 +31,16 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 				"start %d of node %q is over: start %d is known", c.GetIncarnation(), old.GetName(), old.GetIncarnation()).
 				WithHint("was its data directory copied or restored? Run it on one host only"))
 		}
+		if old.GetState() == blixardv1.NodeState_left {
+			return refused(b.index, removedProblem(old.GetName()))
+		}
 		next = copyNode(old)
+		if c.GetIncarnation() > old.GetIncarnation() {
+			next.LongLease = nil
+		}
+	}
+	if m := b.member(c.GetNodeId()); b.cluster() != nil && (m == nil || m.GetRemoved()) {
+		return refused(b.index, removedProblem(c.GetName()))
 	}
 	next.Name, next.Incarnation, next.Fingerprint = c.GetName(), c.GetIncarnation(), c.GetFingerprint()
 	next.State = blixardv1.NodeState_ready
@@ -43,4 +57,56 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 		Kind: kind, ObjectKind: "node", ObjectId: next.GetId(), ObjectName: next.GetName(), Node: next.GetName(), Message: message,
 	})
 	return Result{Index: b.index, Node: next}
+}
+
+// setNodeState takes in what the leader found out of a node's lease. VMs of a node
+// that is down are unknown, and stay where they are: nothing tells that they ended.
+func (b *batch) setNodeState(c *blixardv1.SetNodeStateCommand) Result {
+	old := b.node(c.GetNodeId())
+	switch {
+	case old == nil:
+		return refused(b.index, problem.New(problem.NotFound, "node.not_found", "there is no node %q", c.GetNodeId()))
+	case old.GetIncarnation() != c.GetIncarnation():
+		return refused(b.index, problem.New(problem.Conflict, "node.incarnation", "node %q is at start %d, not %d", old.GetName(), old.GetIncarnation(), c.GetIncarnation()))
+	case old.GetState() == blixardv1.NodeState_left:
+		return refused(b.index, problem.New(problem.Conflict, "node.left", "node %q left the cluster", old.GetName()))
+	case old.GetState() == c.GetState() && (c.GetLongLease() == nil || proto.Equal(c.GetLongLease(), old.GetLongLease())):
+		return Result{Index: b.index, Node: old}
+	}
+	switch c.GetState() {
+	case blixardv1.NodeState_ready, blixardv1.NodeState_suspect, blixardv1.NodeState_down:
+	default:
+		return refused(b.index, problem.New(problem.Invalid, "node.state", "a lease does not make a node %s", c.GetState()))
+	}
+	n := copyNode(old)
+	n.State = c.GetState()
+	if c.GetLongLease() != nil {
+		n.LongLease = c.GetLongLease()
+	}
+	b.putNode(n)
+	if n.GetState() == old.GetState() {
+		return Result{Index: b.index, Node: n}
+	}
+	b.event(&blixardv1.Event{
+		Kind: "node." + n.GetState().String(), ObjectKind: "node", ObjectId: n.GetId(), ObjectName: n.GetName(), Node: n.GetName(),
+		Reason: c.GetReason(),
+	})
+	if n.GetState() == blixardv1.NodeState_down {
+		for _, a := range all[blixardv1.Allocation](b.txn, tableAllocation, indexNode, n.GetId()) {
+			b.unheard(a, n)
+		}
+	}
+	return Result{Index: b.index, Node: n}
+}
+
+// unheard makes an allocation unknown, unless its life had ended before.
+func (b *batch) unheard(a *blixardv1.Allocation, n *blixardv1.Node) {
+	st := a.GetStatus()
+	if Ended(st.GetState()) && st.GetNextStartAt() == nil || st.GetState() == stUnknown {
+		return
+	}
+	next := proto.CloneOf(st)
+	next.State, next.Reason = stUnknown, "node_down"
+	next.Message = "node " + n.GetName() + " is not heard of; the VM may be running there"
+	b.observe(a, next)
 }

@@ -83,6 +83,12 @@ func (b *batch) placeable(p *blixardv1.Placement) (*blixardv1.VM, *blixardv1.Nod
 	if node.GetState() != blixardv1.NodeState_ready {
 		return nil, nil, problem.New(problem.Unavailable, "node.not_ready", "node %q is %s", node.GetName(), node.GetState())
 	}
+	if node.GetDraining() {
+		return nil, nil, problem.New(problem.Unavailable, "node.draining", "node %q is being emptied", node.GetName())
+	}
+	if m := b.member(node.GetId()); m.GetRole() == blixardv1.MemberRole_witness {
+		return nil, nil, problem.New(problem.Unavailable, "node.witness", "node %q is a witness and runs no VMs", node.GetName())
+	}
 	return vm, node, nil
 }
 

@@ -101,8 +101,12 @@ func (b *batch) removed(old *blixardv1.Allocation, last *blixardv1.VMStatus) {
 		exit = last.ExitCode
 	}
 	// The epoch stays: it is the counter that the next allocation goes on from.
+	state := stPending
+	if vm.GetSpec().GetDesired() == blixardv1.DesiredState_stop {
+		state = stStopped
+	}
 	next.Status = &blixardv1.VMStatus{
-		State: stPending, Epoch: a.GetEpoch(), Restarts: a.GetStatus().GetRestarts(),
+		State: state, Epoch: a.GetEpoch(), Restarts: a.GetStatus().GetRestarts(),
 		ExitCode: exit, Reason: reasonRemoved,
 		Message: "its allocation is gone from node " + a.GetStatus().GetNode(),
 	}

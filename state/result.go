@@ -13,8 +13,8 @@ type Entry struct {
 	Command *blixardv1.Command
 }
 
-// Result is the answer to one command. At most one of VM and Node is set; the
-// objects are shared and read-only.
+// Result is the answer to one command. At most one object is set; objects are
+// shared and read-only.
 type Result struct {
 	// Index of the entry that made the change; for a repeated idempotency key the
 	// index of the first one.
@@ -22,8 +22,12 @@ type Result struct {
 	// VM after CreateVM, SetVMDesired, DeleteVM, LabelVM and SetVMReason; its last
 	// form when it was dropped.
 	VM *blixardv1.VM
-	// Node after RegisterNode.
+	// Node after RegisterNode, SetNodeState and DrainNode.
 	Node *blixardv1.Node
+	// Member after FormCluster and those that change members.
+	Member *blixardv1.Member
+	// Token after CreateToken, and its last form after RevokeToken.
+	Token *blixardv1.Token
 	// Problem is why the command changed nothing; nil when it was carried out.
 	Problem *problem.Error
 	// Refused are the placements or reports that were refused by themselves while
@@ -52,6 +56,8 @@ const (
 	KindAllocation Kind = 2
 	KindNode       Kind = 3
 	KindEvent      Kind = 4
+	KindCluster    Kind = 5
+	KindMember     Kind = 6
 )
 
 // Change is one object as an entry left it. Exactly the field that Kind names is
@@ -64,4 +70,6 @@ type Change struct {
 	Allocation *blixardv1.Allocation
 	Node       *blixardv1.Node
 	Event      *blixardv1.Event
+	Cluster    *blixardv1.Cluster
+	Member     *blixardv1.Member
 }

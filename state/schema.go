@@ -13,6 +13,9 @@ const (
 	tableVM         = "vm"
 	tableAllocation = "allocation"
 	tableNode       = "node"
+	tableCluster    = "cluster"
+	tableMember     = "member"
+	tableToken      = "token"
 
 	indexID   = "id"
 	indexName = "name"
@@ -75,9 +78,36 @@ func schema() *memdb.DBSchema {
 		),
 		tableNode: table(tableNode,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Node]((*blixardv1.Node).GetId)},
-			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Node]((*blixardv1.Node).GetName)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, AllowMissing: true, Indexer: stringIndex[*blixardv1.Node](nameOfNode)},
+		),
+		// The cluster is one object, and none before it is formed.
+		tableCluster: table(tableCluster,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Cluster]((*blixardv1.Cluster).GetId)},
+		),
+		tableMember: table(tableMember,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Member]((*blixardv1.Member).GetNodeId)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, AllowMissing: true, Indexer: stringIndex[*blixardv1.Member](nameOfMember)},
+		),
+		tableToken: table(tableToken,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Token]((*blixardv1.Token).GetId)},
 		),
 	}}
+}
+
+// nameOfNode and nameOfMember leave out those that left: others may have their
+// names.
+func nameOfNode(n *blixardv1.Node) string {
+	if n.GetState() == blixardv1.NodeState_left {
+		return ""
+	}
+	return n.GetName()
+}
+
+func nameOfMember(m *blixardv1.Member) string {
+	if m.GetRemoved() {
+		return ""
+	}
+	return m.GetName()
 }
 
 // first gives the object of a unique index, or nil. It panics on an unknown

@@ -46,6 +46,15 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 	for _, o := range all[blixardv1.Node](txn, tableNode, indexID) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Node{Node: o}})
 	}
+	for _, o := range all[blixardv1.Cluster](txn, tableCluster, indexID) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Cluster{Cluster: o}})
+	}
+	for _, o := range all[blixardv1.Member](txn, tableMember, indexID) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Member{Member: o}})
+	}
+	for _, o := range all[blixardv1.Token](txn, tableToken, indexID) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Token{Token: o}})
+	}
 	for _, o := range v.events {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Event{Event: o}})
 	}
@@ -211,6 +220,12 @@ func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) erro
 		err = txn.Insert(tableAllocation, o.Allocation)
 	case *blixardv1.StateSnapshot_Node:
 		err = txn.Insert(tableNode, o.Node)
+	case *blixardv1.StateSnapshot_Cluster:
+		err = txn.Insert(tableCluster, o.Cluster)
+	case *blixardv1.StateSnapshot_Member:
+		err = txn.Insert(tableMember, o.Member)
+	case *blixardv1.StateSnapshot_Token:
+		err = txn.Insert(tableToken, o.Token)
 	case *blixardv1.StateSnapshot_Event:
 		s.events = append(s.events, o.Event)
 	case *blixardv1.StateSnapshot_Idempotency:

@@ -131,6 +131,31 @@ func (b *batch) run(cmd *blixardv1.Command) Result {
 		return b.registerNode(c.RegisterNode)
 	case *blixardv1.Command_SetVmReason:
 		return b.setVMReason(c.SetVmReason)
+	case *blixardv1.Command_SetNodeState:
+		return b.setNodeState(c.SetNodeState)
+	case *blixardv1.Command_DrainNode:
+		return b.drainNode(c.DrainNode)
+	case *blixardv1.Command_Evict:
+		return b.evict(c.Evict)
+	}
+	return b.runCluster(cmd)
+}
+
+// runCluster carries out one command about the cluster and its members.
+func (b *batch) runCluster(cmd *blixardv1.Command) Result {
+	switch c := cmd.GetChange().(type) {
+	case *blixardv1.Command_FormCluster:
+		return b.formCluster(c.FormCluster)
+	case *blixardv1.Command_CreateToken:
+		return b.createToken(c.CreateToken)
+	case *blixardv1.Command_RevokeToken:
+		return b.revokeToken(c.RevokeToken)
+	case *blixardv1.Command_EnrollMember:
+		return b.enrollMember(c.EnrollMember)
+	case *blixardv1.Command_ChangeMember:
+		return b.changeMember(c.ChangeMember)
+	case *blixardv1.Command_RemoveMember:
+		return b.removeMember(c.RemoveMember)
 	}
 	invariant.Fail("entry %d holds a command this version does not know: was it written by a newer one?", b.index)
 	return Result{}

@@ -90,9 +90,49 @@ func (v *View) Node(ref string) *blixardv1.Node {
 	return first[blixardv1.Node](txn, tableNode, indexName, ref)
 }
 
-// Nodes gives all nodes, ordered by name.
+// Nodes gives all nodes that have not left, ordered by name.
 func (v *View) Nodes() []*blixardv1.Node {
 	return all[blixardv1.Node](v.db.Txn(false), tableNode, indexName)
+}
+
+// Cluster gives what all members agree on; nil before the cluster is formed.
+func (v *View) Cluster() *blixardv1.Cluster {
+	all := all[blixardv1.Cluster](v.db.Txn(false), tableCluster, indexID)
+	if len(all) == 0 {
+		return nil
+	}
+	return all[0]
+}
+
+// Member finds a member by the id of its node, or, if it was not removed, by its
+// name; nil when there is none.
+func (v *View) Member(ref string) *blixardv1.Member {
+	txn := v.db.Txn(false)
+	if m := first[blixardv1.Member](txn, tableMember, indexID, ref); m != nil {
+		return m
+	}
+	return first[blixardv1.Member](txn, tableMember, indexName, ref)
+}
+
+// Members gives all members, removed ones too, ordered by the ids of their nodes.
+func (v *View) Members() []*blixardv1.Member {
+	return all[blixardv1.Member](v.db.Txn(false), tableMember, indexID)
+}
+
+// MemberOfReplica finds the member whose replica has that Raft id; nil when there
+// is none.
+func (v *View) MemberOfReplica(raftID uint64) *blixardv1.Member {
+	for _, m := range v.Members() {
+		if m.GetRaftId() == raftID {
+			return m
+		}
+	}
+	return nil
+}
+
+// Tokens gives all tokens, ordered by id.
+func (v *View) Tokens() []*blixardv1.Token {
+	return all[blixardv1.Token](v.db.Txn(false), tableToken, indexID)
 }
 
 // Events gives the newest kept events about object, by its id or name, oldest

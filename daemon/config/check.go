@@ -2,8 +2,10 @@ package config
 
 import (
 	"fmt"
+	"net"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,4 +95,31 @@ func oneOf(get func(*Config) string, words ...string) func(*Config) (string, str
 		}
 		return "it must be one of " + strings.Join(words, ", "), hint
 	}
+}
+
+// checkAddress wants HOST:PORT with a port in figures; empty is taken where the
+// default is.
+func checkAddress(name string, get func(*Config) string) func(*Config) (string, string) {
+	return func(c *Config) (reason, hint string) {
+		v := get(c)
+		if v == "" && name != "node.bind" {
+			return "", ""
+		}
+		_, port, err := net.SplitHostPort(v)
+		if err == nil {
+			_, err = strconv.ParseUint(port, 10, 16)
+		}
+		if err != nil {
+			return "it is no HOST:PORT", "write an address of the host and a port from 0 to 65535, such as 10.0.0.1:7700"
+		}
+		return "", ""
+	}
+}
+
+func checkVoters(c *Config) (reason, hint string) {
+	switch c.Cluster.Voters {
+	case 1, 3, 5:
+		return "", ""
+	}
+	return "it must be 1, 3 or 5", "3 bear the loss of one node, 5 that of two"
 }

@@ -23,6 +23,7 @@ type Config struct {
 	ShutdownTimeout time.Duration
 
 	Node    Node
+	Cluster Cluster
 	Log     Log
 	Lease   Lease
 	Console Console
@@ -37,6 +38,19 @@ type Node struct {
 	// ReservedMemory and ReservedCPUs are kept from VMs.
 	ReservedMemory units.Size
 	ReservedCPUs   uint32
+	// Bind is HOST:PORT for gRPC and the cluster's traffic, HTTPSBind for JSON; an
+	// empty one means the port after Bind's.
+	Bind, HTTPSBind string
+	// Advertise is the HOST or HOST:PORT that others are told; empty finds it.
+	Advertise string
+}
+
+// Cluster is what the cluster keeps to. It counts on the node that leads.
+type Cluster struct {
+	// Voters wanted, 1, 3 or 5.
+	Voters uint32
+	// ReplaceAfter: a voter that is silent for so long loses its vote to a stand-by.
+	ReplaceAfter time.Duration
 }
 
 // Log is the daemon's own log.

@@ -37,7 +37,8 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		DataDir: "/var/lib/blixard", Socket: "/run/blixard/blixard.sock", CacheDir: "/var/cache/blixard", AdminGroup: "blixard",
 		ShutdownTimeout: 10 * time.Second,
-		Node:            Node{Name: "host-1", ReservedMemory: 512 * units.MiB},
+		Node:            Node{Name: "host-1", ReservedMemory: 512 * units.MiB, Bind: ":7700"},
+		Cluster:         Cluster{Voters: 3, ReplaceAfter: 5 * time.Minute},
 		Log:             Log{Level: "info", Format: "auto"},
 		Lease:           Lease{TTL: 10 * time.Second, Margin: time.Second, Restart: 2 * time.Minute},
 		Console:         Console{LogSize: 4 * units.MiB, LogFiles: 3},

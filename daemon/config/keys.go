@@ -39,6 +39,8 @@ const (
 	bootTriesMax      = 20
 	shutdownMax       = 10 * time.Minute
 	reservedCPUsMax   = 4096
+	replaceAfterMin   = 5 * time.Second
+	replaceAfterMax   = 24 * time.Hour
 )
 
 func fixed(value string) func(Host) string { return func(Host) string { return value } }
@@ -87,6 +89,23 @@ var keys = []Key{
 		DefaultDoc: "the host's name up to its first point",
 	},
 	{
+		Name: "node.bind", field: func(c *Config) any { return &c.Node.Bind }, check: checkAddress("node.bind", func(c *Config) string { return c.Node.Bind }),
+		Doc:     "Address for gRPC and the cluster's traffic, HOST:PORT, always by TLS. An empty host means all addresses of the host; port 0 takes a free one and keeps it.",
+		Default: fixed(":7700"),
+	},
+	{
+		Name: "node.https_bind", field: func(c *Config) any { return &c.Node.HTTPSBind }, check: checkAddress("node.https_bind", func(c *Config) string { return c.Node.HTTPSBind }),
+		Doc:        "Address for JSON over HTTPS and for health checks, HOST:PORT.",
+		Default:    fixed(""),
+		DefaultDoc: "the port after that of node.bind",
+	},
+	{
+		Name: "node.advertise", field: func(c *Config) any { return &c.Node.Advertise },
+		Doc:        "Address that the other nodes are told, HOST or HOST:PORT.",
+		Default:    fixed(""),
+		DefaultDoc: "the host of node.bind, else the host's address towards its default route",
+	},
+	{
 		Name: "node.reserved_memory", field: func(c *Config) any { return &c.Node.ReservedMemory },
 		Doc:     "Memory that VMs may not have, kept for the host. All else may be given to VMs, once.",
 		Default: fixed("512MiB"),
@@ -95,6 +114,17 @@ var keys = []Key{
 		Name: "node.reserved_cpus", field: func(c *Config) any { return &c.Node.ReservedCPUs }, check: checkReservedCPUs,
 		Doc:     "CPUs that VMs may not have, kept for the host. Without KVM a virtual CPU is a thread like any other.",
 		Default: fixed("0"),
+	},
+	{
+		Name: "cluster.voters", field: func(c *Config) any { return &c.Cluster.Voters }, check: checkVoters,
+		Doc:     "How many nodes vote, 1, 3 or 5, as long as there are so many. It counts on the node that leads.",
+		Default: fixed("3"),
+	},
+	{
+		Name: "cluster.replace_after", field: func(c *Config) any { return &c.Cluster.ReplaceAfter },
+		check:   durationRange("cluster.replace_after", func(c *Config) time.Duration { return c.Cluster.ReplaceAfter }, replaceAfterMin, replaceAfterMax),
+		Doc:     "How long a voter may be silent before a stand-by takes its place. It counts on the node that leads.",
+		Default: fixed("5m"),
 	},
 	{
 		Name: "log.level", field: func(c *Config) any { return &c.Log.Level }, check: oneOf(func(c *Config) string { return c.Log.Level }, "debug", "info", "warn", "error"),

@@ -176,8 +176,17 @@ func (k Key) EnvName() string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(k.Name, ".", "_"))
 }
 
+// shortFlags are the flags of keys that a person gives so often that their table
+// is left out.
+var shortFlags = map[string]string{
+	"node.name": "id", "node.bind": "bind", "node.https_bind": "https-bind", "node.advertise": "advertise",
+}
+
 // FlagName gives the flag of a key, without its dashes.
 func (k Key) FlagName() string {
+	if short := shortFlags[k.Name]; short != "" {
+		return short
+	}
 	return strings.NewReplacer(".", "-", "_", "-").Replace(k.Name)
 }
 

@@ -1117,8 +1117,11 @@ type RemoveMemberRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Node           string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// force gives up the VMs that the node still has: they start elsewhere. It is
+	// for nodes that will never come back.
+	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RemoveMemberRequest) Reset() {
@@ -1165,6 +1168,13 @@ func (x *RemoveMemberRequest) GetNode() string {
 	return ""
 }
 
+func (x *RemoveMemberRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type RemoveMemberResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Member        *Member                `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"`
@@ -1209,6 +1219,111 @@ func (x *RemoveMemberResponse) GetMember() *Member {
 	return nil
 }
 
+type DrainNodeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Node           string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// drain is false to end a drain.
+	Drain         bool `protobuf:"varint,3,opt,name=drain,proto3" json:"drain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeRequest) Reset() {
+	*x = DrainNodeRequest{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeRequest) ProtoMessage() {}
+
+func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DrainNodeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *DrainNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainNodeRequest) GetDrain() bool {
+	if x != nil {
+		return x.Drain
+	}
+	return false
+}
+
+type DrainNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeResponse) Reset() {
+	*x = DrainNodeResponse{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeResponse) ProtoMessage() {}
+
+func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
+func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DrainNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
 type TransferLeaderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// node to lead, by name or id; empty lets the leader choose.
@@ -1219,7 +1334,7 @@ type TransferLeaderRequest struct {
 
 func (x *TransferLeaderRequest) Reset() {
 	*x = TransferLeaderRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[17]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1346,7 @@ func (x *TransferLeaderRequest) String() string {
 func (*TransferLeaderRequest) ProtoMessage() {}
 
 func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[17]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1359,7 @@ func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TransferLeaderRequest) GetNode() string {
@@ -1263,7 +1378,7 @@ type TransferLeaderResponse struct {
 
 func (x *TransferLeaderResponse) Reset() {
 	*x = TransferLeaderResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[18]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1390,7 @@ func (x *TransferLeaderResponse) String() string {
 func (*TransferLeaderResponse) ProtoMessage() {}
 
 func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[18]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1403,7 @@ func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeaderResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TransferLeaderResponse) GetLeaderNodeId() string {
@@ -1306,7 +1421,7 @@ type CompactRequest struct {
 
 func (x *CompactRequest) Reset() {
 	*x = CompactRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[19]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1433,7 @@ func (x *CompactRequest) String() string {
 func (*CompactRequest) ProtoMessage() {}
 
 func (x *CompactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[19]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1446,7 @@ func (x *CompactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactRequest.ProtoReflect.Descriptor instead.
 func (*CompactRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 type CompactResponse struct {
@@ -1344,7 +1459,7 @@ type CompactResponse struct {
 
 func (x *CompactResponse) Reset() {
 	*x = CompactResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[20]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1471,7 @@ func (x *CompactResponse) String() string {
 func (*CompactResponse) ProtoMessage() {}
 
 func (x *CompactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[20]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1484,7 @@ func (x *CompactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactResponse.ProtoReflect.Descriptor instead.
 func (*CompactResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CompactResponse) GetSnapshotIndex() uint64 {
@@ -1400,7 +1515,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[21]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1527,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[21]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1540,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JoinRequest) GetPeer() string {
@@ -1459,7 +1574,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[22]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1586,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[22]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1599,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *JoinResponse) GetClusterId() string {
@@ -1509,7 +1624,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[23]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1636,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[23]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1649,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 type LeaveResponse struct {
@@ -1545,7 +1660,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[24]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1672,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[24]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1685,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 type EnrollRequest struct {
@@ -1594,7 +1709,7 @@ type EnrollRequest struct {
 
 func (x *EnrollRequest) Reset() {
 	*x = EnrollRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[25]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1721,7 @@ func (x *EnrollRequest) String() string {
 func (*EnrollRequest) ProtoMessage() {}
 
 func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[25]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1734,7 @@ func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
 func (*EnrollRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EnrollRequest) GetTokenId() string {
@@ -1709,7 +1824,7 @@ type EnrollResponse struct {
 
 func (x *EnrollResponse) Reset() {
 	*x = EnrollResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[26]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1836,7 @@ func (x *EnrollResponse) String() string {
 func (*EnrollResponse) ProtoMessage() {}
 
 func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[26]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1849,7 @@ func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollResponse.ProtoReflect.Descriptor instead.
 func (*EnrollResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EnrollResponse) GetClusterId() string {
@@ -1782,13 +1897,18 @@ func (x *EnrollResponse) GetMembers() []*Member {
 type RenewCertificateRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	SigningRequest []byte                 `protobuf:"bytes,1,opt,name=signing_request,json=signingRequest,proto3" json:"signing_request,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// address, version and feature_level as they are now, of nodes only. An empty
+	// address leaves all three.
+	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Version       string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	FeatureLevel  uint32 `protobuf:"varint,4,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[27]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1920,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[27]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1933,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RenewCertificateRequest) GetSigningRequest() []byte {
@@ -1821,6 +1941,27 @@ func (x *RenewCertificateRequest) GetSigningRequest() []byte {
 		return x.SigningRequest
 	}
 	return nil
+}
+
+func (x *RenewCertificateRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *RenewCertificateRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *RenewCertificateRequest) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
 }
 
 type RenewCertificateResponse struct {
@@ -1833,7 +1974,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1986,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1999,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RenewCertificateResponse) GetCertificate() []byte {
@@ -1875,6 +2016,137 @@ func (x *RenewCertificateResponse) GetCaCertificates() [][]byte {
 	return nil
 }
 
+type IssueCertificateRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	SigningRequest []byte                 `protobuf:"bytes,1,opt,name=signing_request,json=signingRequest,proto3" json:"signing_request,omitempty"`
+	// role is operator or viewer.
+	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// name of the holder, as events tell it.
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueCertificateRequest) Reset() {
+	*x = IssueCertificateRequest{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueCertificateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueCertificateRequest) ProtoMessage() {}
+
+func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
+func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *IssueCertificateRequest) GetSigningRequest() []byte {
+	if x != nil {
+		return x.SigningRequest
+	}
+	return nil
+}
+
+func (x *IssueCertificateRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *IssueCertificateRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type IssueCertificateResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId      string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Certificate    []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	CaCertificates [][]byte               `protobuf:"bytes,3,rep,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"`
+	// members to reach the cluster by.
+	Members       []*Member `protobuf:"bytes,4,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueCertificateResponse) Reset() {
+	*x = IssueCertificateResponse{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueCertificateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueCertificateResponse) ProtoMessage() {}
+
+func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
+func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *IssueCertificateResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *IssueCertificateResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *IssueCertificateResponse) GetCaCertificates() [][]byte {
+	if x != nil {
+		return x.CaCertificates
+	}
+	return nil
+}
+
+func (x *IssueCertificateResponse) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 // PeerHello says who speaks to whom.
 type PeerHello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1887,7 +2159,7 @@ type PeerHello struct {
 
 func (x *PeerHello) Reset() {
 	*x = PeerHello{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2171,7 @@ func (x *PeerHello) String() string {
 func (*PeerHello) ProtoMessage() {}
 
 func (x *PeerHello) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2184,7 @@ func (x *PeerHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerHello.ProtoReflect.Descriptor instead.
 func (*PeerHello) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PeerHello) GetClusterId() string {
@@ -1948,7 +2220,7 @@ type MessagesRequest struct {
 
 func (x *MessagesRequest) Reset() {
 	*x = MessagesRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[30]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2232,7 @@ func (x *MessagesRequest) String() string {
 func (*MessagesRequest) ProtoMessage() {}
 
 func (x *MessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[30]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2245,7 @@ func (x *MessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessagesRequest.ProtoReflect.Descriptor instead.
 func (*MessagesRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MessagesRequest) GetHello() *PeerHello {
@@ -2000,7 +2272,7 @@ type MessagesResponse struct {
 
 func (x *MessagesResponse) Reset() {
 	*x = MessagesResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[31]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2284,7 @@ func (x *MessagesResponse) String() string {
 func (*MessagesResponse) ProtoMessage() {}
 
 func (x *MessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[31]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2297,7 @@ func (x *MessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessagesResponse.ProtoReflect.Descriptor instead.
 func (*MessagesResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *MessagesResponse) GetReceived() uint64 {
@@ -2048,7 +2320,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[32]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2332,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[32]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2345,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotRequest) GetHello() *PeerHello {
@@ -2106,7 +2378,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[33]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2390,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[33]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2403,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SnapshotResponse) GetBytes() uint64 {
@@ -2146,7 +2418,7 @@ var File_blixard_v1_cluster_proto protoreflect.FileDescriptor
 const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/cluster.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n" +
+	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"V\n" +
 	"\n" +
 	"MemberRole\"H\n" +
 	"\x04Enum\x12\x0f\n" +
@@ -2235,12 +2507,19 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\x04role\x18\x03 \x01(\x0e2\x1b.blixard.v1.MemberRole.EnumB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\"B\n" +
 	"\x14ChangeMemberResponse\x12*\n" +
-	"\x06member\x18\x01 \x01(\v2\x12.blixard.v1.MemberR\x06member\"f\n" +
+	"\x06member\x18\x01 \x01(\v2\x12.blixard.v1.MemberR\x06member\"|\n" +
 	"\x13RemoveMemberRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\"B\n" +
+	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"B\n" +
 	"\x14RemoveMemberResponse\x12*\n" +
-	"\x06member\x18\x01 \x01(\v2\x12.blixard.v1.MemberR\x06member\"4\n" +
+	"\x06member\x18\x01 \x01(\v2\x12.blixard.v1.MemberR\x06member\"y\n" +
+	"\x10DrainNodeRequest\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
+	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\x12\x14\n" +
+	"\x05drain\x18\x03 \x01(\bR\x05drain\"9\n" +
+	"\x11DrainNodeResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.blixard.v1.NodeR\x04node\"4\n" +
 	"\x15TransferLeaderRequest\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\">\n" +
 	"\x16TransferLeaderResponse\x12$\n" +
@@ -2282,13 +2561,27 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\x0fca_certificates\x18\x03 \x03(\fR\x0ecaCertificates\x12%\n" +
 	"\x0ecluster_secret\x18\x04 \x01(\fR\rclusterSecret\x12*\n" +
 	"\x06member\x18\x05 \x01(\v2\x12.blixard.v1.MemberR\x06member\x12,\n" +
-	"\amembers\x18\x06 \x03(\v2\x12.blixard.v1.MemberR\amembers\"N\n" +
+	"\amembers\x18\x06 \x03(\v2\x12.blixard.v1.MemberR\amembers\"\xbb\x01\n" +
 	"\x17RenewCertificateRequest\x123\n" +
 	"\x0fsigning_request\x18\x01 \x01(\fB\n" +
-	"\xbaH\az\x05\x10\x01\x18\x80@R\x0esigningRequest\"e\n" +
+	"\xbaH\az\x05\x10\x01\x18\x80@R\x0esigningRequest\x12\"\n" +
+	"\aaddress\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\aaddress\x12\"\n" +
+	"\aversion\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\x12#\n" +
+	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\"e\n" +
 	"\x18RenewCertificateResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12'\n" +
-	"\x0fca_certificates\x18\x02 \x03(\fR\x0ecaCertificates\"W\n" +
+	"\x0fca_certificates\x18\x02 \x03(\fR\x0ecaCertificates\"\xb4\x01\n" +
+	"\x17IssueCertificateRequest\x123\n" +
+	"\x0fsigning_request\x18\x01 \x01(\fB\n" +
+	"\xbaH\az\x05\x10\x01\x18\x80@R\x0esigningRequest\x12+\n" +
+	"\x04role\x18\x02 \x01(\tB\x17\xbaH\x14r\x12R\boperatorR\x06viewerR\x04role\x127\n" +
+	"\x04name\x18\x03 \x01(\tB#\xbaH r\x1e2\x1c^[a-z0-9][-a-z0-9_.@]{0,63}$R\x04name\"\xb2\x01\n" +
+	"\x18IssueCertificateResponse\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12 \n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12'\n" +
+	"\x0fca_certificates\x18\x03 \x03(\fR\x0ecaCertificates\x12,\n" +
+	"\amembers\x18\x04 \x03(\v2\x12.blixard.v1.MemberR\amembers\"W\n" +
 	"\tPeerHello\x12&\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\tclusterId\x12\x12\n" +
@@ -2304,7 +2597,7 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\amessage\x12\x1d\n" +
 	"\x04data\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80@R\x04data\"(\n" +
 	"\x10SnapshotResponse\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x04R\x05bytes2\x86\x06\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes2\xd0\x06\n" +
 	"\x0eClusterService\x12K\n" +
 	"\n" +
 	"GetCluster\x12\x1d.blixard.v1.GetClusterRequest\x1a\x1e.blixard.v1.GetClusterResponse\x12N\n" +
@@ -2313,14 +2606,16 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"ListTokens\x12\x1d.blixard.v1.ListTokensRequest\x1a\x1e.blixard.v1.ListTokensResponse\x12N\n" +
 	"\vRevokeToken\x12\x1e.blixard.v1.RevokeTokenRequest\x1a\x1f.blixard.v1.RevokeTokenResponse\x12Q\n" +
 	"\fChangeMember\x12\x1f.blixard.v1.ChangeMemberRequest\x1a .blixard.v1.ChangeMemberResponse\x12Q\n" +
-	"\fRemoveMember\x12\x1f.blixard.v1.RemoveMemberRequest\x1a .blixard.v1.RemoveMemberResponse\x12W\n" +
+	"\fRemoveMember\x12\x1f.blixard.v1.RemoveMemberRequest\x1a .blixard.v1.RemoveMemberResponse\x12H\n" +
+	"\tDrainNode\x12\x1c.blixard.v1.DrainNodeRequest\x1a\x1d.blixard.v1.DrainNodeResponse\x12W\n" +
 	"\x0eTransferLeader\x12!.blixard.v1.TransferLeaderRequest\x1a\".blixard.v1.TransferLeaderResponse\x12B\n" +
 	"\aCompact\x12\x1a.blixard.v1.CompactRequest\x1a\x1b.blixard.v1.CompactResponse\x129\n" +
 	"\x04Join\x12\x17.blixard.v1.JoinRequest\x1a\x18.blixard.v1.JoinResponse\x12<\n" +
-	"\x05Leave\x12\x18.blixard.v1.LeaveRequest\x1a\x19.blixard.v1.LeaveResponse2\xaf\x01\n" +
+	"\x05Leave\x12\x18.blixard.v1.LeaveRequest\x1a\x19.blixard.v1.LeaveResponse2\x8e\x02\n" +
 	"\rEnrollService\x12?\n" +
 	"\x06Enroll\x12\x19.blixard.v1.EnrollRequest\x1a\x1a.blixard.v1.EnrollResponse\x12]\n" +
-	"\x10RenewCertificate\x12#.blixard.v1.RenewCertificateRequest\x1a$.blixard.v1.RenewCertificateResponse2\xa1\x01\n" +
+	"\x10RenewCertificate\x12#.blixard.v1.RenewCertificateRequest\x1a$.blixard.v1.RenewCertificateResponse\x12]\n" +
+	"\x10IssueCertificate\x12#.blixard.v1.IssueCertificateRequest\x1a$.blixard.v1.IssueCertificateResponse2\xa1\x01\n" +
 	"\vPeerService\x12I\n" +
 	"\bMessages\x12\x1b.blixard.v1.MessagesRequest\x1a\x1c.blixard.v1.MessagesResponse(\x010\x01\x12G\n" +
 	"\bSnapshot\x12\x1b.blixard.v1.SnapshotRequest\x1a\x1c.blixard.v1.SnapshotResponse(\x01B5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
@@ -2338,7 +2633,7 @@ func file_blixard_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_blixard_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_blixard_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_blixard_v1_cluster_proto_goTypes = []any{
 	(MemberRole_Enum)(0),             // 0: blixard.v1.MemberRole.Enum
 	(*MemberRole)(nil),               // 1: blixard.v1.MemberRole
@@ -2358,80 +2653,91 @@ var file_blixard_v1_cluster_proto_goTypes = []any{
 	(*ChangeMemberResponse)(nil),     // 15: blixard.v1.ChangeMemberResponse
 	(*RemoveMemberRequest)(nil),      // 16: blixard.v1.RemoveMemberRequest
 	(*RemoveMemberResponse)(nil),     // 17: blixard.v1.RemoveMemberResponse
-	(*TransferLeaderRequest)(nil),    // 18: blixard.v1.TransferLeaderRequest
-	(*TransferLeaderResponse)(nil),   // 19: blixard.v1.TransferLeaderResponse
-	(*CompactRequest)(nil),           // 20: blixard.v1.CompactRequest
-	(*CompactResponse)(nil),          // 21: blixard.v1.CompactResponse
-	(*JoinRequest)(nil),              // 22: blixard.v1.JoinRequest
-	(*JoinResponse)(nil),             // 23: blixard.v1.JoinResponse
-	(*LeaveRequest)(nil),             // 24: blixard.v1.LeaveRequest
-	(*LeaveResponse)(nil),            // 25: blixard.v1.LeaveResponse
-	(*EnrollRequest)(nil),            // 26: blixard.v1.EnrollRequest
-	(*EnrollResponse)(nil),           // 27: blixard.v1.EnrollResponse
-	(*RenewCertificateRequest)(nil),  // 28: blixard.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil), // 29: blixard.v1.RenewCertificateResponse
-	(*PeerHello)(nil),                // 30: blixard.v1.PeerHello
-	(*MessagesRequest)(nil),          // 31: blixard.v1.MessagesRequest
-	(*MessagesResponse)(nil),         // 32: blixard.v1.MessagesResponse
-	(*SnapshotRequest)(nil),          // 33: blixard.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),         // 34: blixard.v1.SnapshotResponse
-	(*timestamppb.Timestamp)(nil),    // 35: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 36: google.protobuf.Duration
+	(*DrainNodeRequest)(nil),         // 18: blixard.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),        // 19: blixard.v1.DrainNodeResponse
+	(*TransferLeaderRequest)(nil),    // 20: blixard.v1.TransferLeaderRequest
+	(*TransferLeaderResponse)(nil),   // 21: blixard.v1.TransferLeaderResponse
+	(*CompactRequest)(nil),           // 22: blixard.v1.CompactRequest
+	(*CompactResponse)(nil),          // 23: blixard.v1.CompactResponse
+	(*JoinRequest)(nil),              // 24: blixard.v1.JoinRequest
+	(*JoinResponse)(nil),             // 25: blixard.v1.JoinResponse
+	(*LeaveRequest)(nil),             // 26: blixard.v1.LeaveRequest
+	(*LeaveResponse)(nil),            // 27: blixard.v1.LeaveResponse
+	(*EnrollRequest)(nil),            // 28: blixard.v1.EnrollRequest
+	(*EnrollResponse)(nil),           // 29: blixard.v1.EnrollResponse
+	(*RenewCertificateRequest)(nil),  // 30: blixard.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil), // 31: blixard.v1.RenewCertificateResponse
+	(*IssueCertificateRequest)(nil),  // 32: blixard.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 33: blixard.v1.IssueCertificateResponse
+	(*PeerHello)(nil),                // 34: blixard.v1.PeerHello
+	(*MessagesRequest)(nil),          // 35: blixard.v1.MessagesRequest
+	(*MessagesResponse)(nil),         // 36: blixard.v1.MessagesResponse
+	(*SnapshotRequest)(nil),          // 37: blixard.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),         // 38: blixard.v1.SnapshotResponse
+	(*timestamppb.Timestamp)(nil),    // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 40: google.protobuf.Duration
+	(*Node)(nil),                     // 41: blixard.v1.Node
 }
 var file_blixard_v1_cluster_proto_depIdxs = []int32{
-	35, // 0: blixard.v1.Cluster.created_at:type_name -> google.protobuf.Timestamp
+	39, // 0: blixard.v1.Cluster.created_at:type_name -> google.protobuf.Timestamp
 	0,  // 1: blixard.v1.Member.role:type_name -> blixard.v1.MemberRole.Enum
-	35, // 2: blixard.v1.Member.joined_at:type_name -> google.protobuf.Timestamp
+	39, // 2: blixard.v1.Member.joined_at:type_name -> google.protobuf.Timestamp
 	0,  // 3: blixard.v1.Token.role:type_name -> blixard.v1.MemberRole.Enum
-	35, // 4: blixard.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	39, // 4: blixard.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
 	3,  // 5: blixard.v1.MemberStatus.member:type_name -> blixard.v1.Member
 	6,  // 6: blixard.v1.GetClusterResponse.members:type_name -> blixard.v1.MemberStatus
-	36, // 7: blixard.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	40, // 7: blixard.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	0,  // 8: blixard.v1.CreateTokenRequest.role:type_name -> blixard.v1.MemberRole.Enum
 	4,  // 9: blixard.v1.CreateTokenResponse.token:type_name -> blixard.v1.Token
 	4,  // 10: blixard.v1.ListTokensResponse.tokens:type_name -> blixard.v1.Token
 	0,  // 11: blixard.v1.ChangeMemberRequest.role:type_name -> blixard.v1.MemberRole.Enum
 	3,  // 12: blixard.v1.ChangeMemberResponse.member:type_name -> blixard.v1.Member
 	3,  // 13: blixard.v1.RemoveMemberResponse.member:type_name -> blixard.v1.Member
-	3,  // 14: blixard.v1.JoinResponse.member:type_name -> blixard.v1.Member
-	35, // 15: blixard.v1.EnrollRequest.time:type_name -> google.protobuf.Timestamp
-	3,  // 16: blixard.v1.EnrollResponse.member:type_name -> blixard.v1.Member
-	3,  // 17: blixard.v1.EnrollResponse.members:type_name -> blixard.v1.Member
-	30, // 18: blixard.v1.MessagesRequest.hello:type_name -> blixard.v1.PeerHello
-	30, // 19: blixard.v1.SnapshotRequest.hello:type_name -> blixard.v1.PeerHello
-	5,  // 20: blixard.v1.ClusterService.GetCluster:input_type -> blixard.v1.GetClusterRequest
-	8,  // 21: blixard.v1.ClusterService.CreateToken:input_type -> blixard.v1.CreateTokenRequest
-	10, // 22: blixard.v1.ClusterService.ListTokens:input_type -> blixard.v1.ListTokensRequest
-	12, // 23: blixard.v1.ClusterService.RevokeToken:input_type -> blixard.v1.RevokeTokenRequest
-	14, // 24: blixard.v1.ClusterService.ChangeMember:input_type -> blixard.v1.ChangeMemberRequest
-	16, // 25: blixard.v1.ClusterService.RemoveMember:input_type -> blixard.v1.RemoveMemberRequest
-	18, // 26: blixard.v1.ClusterService.TransferLeader:input_type -> blixard.v1.TransferLeaderRequest
-	20, // 27: blixard.v1.ClusterService.Compact:input_type -> blixard.v1.CompactRequest
-	22, // 28: blixard.v1.ClusterService.Join:input_type -> blixard.v1.JoinRequest
-	24, // 29: blixard.v1.ClusterService.Leave:input_type -> blixard.v1.LeaveRequest
-	26, // 30: blixard.v1.EnrollService.Enroll:input_type -> blixard.v1.EnrollRequest
-	28, // 31: blixard.v1.EnrollService.RenewCertificate:input_type -> blixard.v1.RenewCertificateRequest
-	31, // 32: blixard.v1.PeerService.Messages:input_type -> blixard.v1.MessagesRequest
-	33, // 33: blixard.v1.PeerService.Snapshot:input_type -> blixard.v1.SnapshotRequest
-	7,  // 34: blixard.v1.ClusterService.GetCluster:output_type -> blixard.v1.GetClusterResponse
-	9,  // 35: blixard.v1.ClusterService.CreateToken:output_type -> blixard.v1.CreateTokenResponse
-	11, // 36: blixard.v1.ClusterService.ListTokens:output_type -> blixard.v1.ListTokensResponse
-	13, // 37: blixard.v1.ClusterService.RevokeToken:output_type -> blixard.v1.RevokeTokenResponse
-	15, // 38: blixard.v1.ClusterService.ChangeMember:output_type -> blixard.v1.ChangeMemberResponse
-	17, // 39: blixard.v1.ClusterService.RemoveMember:output_type -> blixard.v1.RemoveMemberResponse
-	19, // 40: blixard.v1.ClusterService.TransferLeader:output_type -> blixard.v1.TransferLeaderResponse
-	21, // 41: blixard.v1.ClusterService.Compact:output_type -> blixard.v1.CompactResponse
-	23, // 42: blixard.v1.ClusterService.Join:output_type -> blixard.v1.JoinResponse
-	25, // 43: blixard.v1.ClusterService.Leave:output_type -> blixard.v1.LeaveResponse
-	27, // 44: blixard.v1.EnrollService.Enroll:output_type -> blixard.v1.EnrollResponse
-	29, // 45: blixard.v1.EnrollService.RenewCertificate:output_type -> blixard.v1.RenewCertificateResponse
-	32, // 46: blixard.v1.PeerService.Messages:output_type -> blixard.v1.MessagesResponse
-	34, // 47: blixard.v1.PeerService.Snapshot:output_type -> blixard.v1.SnapshotResponse
-	34, // [34:48] is the sub-list for method output_type
-	20, // [20:34] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	41, // 14: blixard.v1.DrainNodeResponse.node:type_name -> blixard.v1.Node
+	3,  // 15: blixard.v1.JoinResponse.member:type_name -> blixard.v1.Member
+	39, // 16: blixard.v1.EnrollRequest.time:type_name -> google.protobuf.Timestamp
+	3,  // 17: blixard.v1.EnrollResponse.member:type_name -> blixard.v1.Member
+	3,  // 18: blixard.v1.EnrollResponse.members:type_name -> blixard.v1.Member
+	3,  // 19: blixard.v1.IssueCertificateResponse.members:type_name -> blixard.v1.Member
+	34, // 20: blixard.v1.MessagesRequest.hello:type_name -> blixard.v1.PeerHello
+	34, // 21: blixard.v1.SnapshotRequest.hello:type_name -> blixard.v1.PeerHello
+	5,  // 22: blixard.v1.ClusterService.GetCluster:input_type -> blixard.v1.GetClusterRequest
+	8,  // 23: blixard.v1.ClusterService.CreateToken:input_type -> blixard.v1.CreateTokenRequest
+	10, // 24: blixard.v1.ClusterService.ListTokens:input_type -> blixard.v1.ListTokensRequest
+	12, // 25: blixard.v1.ClusterService.RevokeToken:input_type -> blixard.v1.RevokeTokenRequest
+	14, // 26: blixard.v1.ClusterService.ChangeMember:input_type -> blixard.v1.ChangeMemberRequest
+	16, // 27: blixard.v1.ClusterService.RemoveMember:input_type -> blixard.v1.RemoveMemberRequest
+	18, // 28: blixard.v1.ClusterService.DrainNode:input_type -> blixard.v1.DrainNodeRequest
+	20, // 29: blixard.v1.ClusterService.TransferLeader:input_type -> blixard.v1.TransferLeaderRequest
+	22, // 30: blixard.v1.ClusterService.Compact:input_type -> blixard.v1.CompactRequest
+	24, // 31: blixard.v1.ClusterService.Join:input_type -> blixard.v1.JoinRequest
+	26, // 32: blixard.v1.ClusterService.Leave:input_type -> blixard.v1.LeaveRequest
+	28, // 33: blixard.v1.EnrollService.Enroll:input_type -> blixard.v1.EnrollRequest
+	30, // 34: blixard.v1.EnrollService.RenewCertificate:input_type -> blixard.v1.RenewCertificateRequest
+	32, // 35: blixard.v1.EnrollService.IssueCertificate:input_type -> blixard.v1.IssueCertificateRequest
+	35, // 36: blixard.v1.PeerService.Messages:input_type -> blixard.v1.MessagesRequest
+	37, // 37: blixard.v1.PeerService.Snapshot:input_type -> blixard.v1.SnapshotRequest
+	7,  // 38: blixard.v1.ClusterService.GetCluster:output_type -> blixard.v1.GetClusterResponse
+	9,  // 39: blixard.v1.ClusterService.CreateToken:output_type -> blixard.v1.CreateTokenResponse
+	11, // 40: blixard.v1.ClusterService.ListTokens:output_type -> blixard.v1.ListTokensResponse
+	13, // 41: blixard.v1.ClusterService.RevokeToken:output_type -> blixard.v1.RevokeTokenResponse
+	15, // 42: blixard.v1.ClusterService.ChangeMember:output_type -> blixard.v1.ChangeMemberResponse
+	17, // 43: blixard.v1.ClusterService.RemoveMember:output_type -> blixard.v1.RemoveMemberResponse
+	19, // 44: blixard.v1.ClusterService.DrainNode:output_type -> blixard.v1.DrainNodeResponse
+	21, // 45: blixard.v1.ClusterService.TransferLeader:output_type -> blixard.v1.TransferLeaderResponse
+	23, // 46: blixard.v1.ClusterService.Compact:output_type -> blixard.v1.CompactResponse
+	25, // 47: blixard.v1.ClusterService.Join:output_type -> blixard.v1.JoinResponse
+	27, // 48: blixard.v1.ClusterService.Leave:output_type -> blixard.v1.LeaveResponse
+	29, // 49: blixard.v1.EnrollService.Enroll:output_type -> blixard.v1.EnrollResponse
+	31, // 50: blixard.v1.EnrollService.RenewCertificate:output_type -> blixard.v1.RenewCertificateResponse
+	33, // 51: blixard.v1.EnrollService.IssueCertificate:output_type -> blixard.v1.IssueCertificateResponse
+	36, // 52: blixard.v1.PeerService.Messages:output_type -> blixard.v1.MessagesResponse
+	38, // 53: blixard.v1.PeerService.Snapshot:output_type -> blixard.v1.SnapshotResponse
+	38, // [38:54] is the sub-list for method output_type
+	22, // [22:38] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_cluster_proto_init() }
@@ -2439,13 +2745,14 @@ func file_blixard_v1_cluster_proto_init() {
 	if File_blixard_v1_cluster_proto != nil {
 		return
 	}
+	file_blixard_v1_objects_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_cluster_proto_rawDesc), len(file_blixard_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

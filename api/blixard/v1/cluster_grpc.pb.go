@@ -25,6 +25,7 @@ const (
 	ClusterService_RevokeToken_FullMethodName    = "/blixard.v1.ClusterService/RevokeToken"
 	ClusterService_ChangeMember_FullMethodName   = "/blixard.v1.ClusterService/ChangeMember"
 	ClusterService_RemoveMember_FullMethodName   = "/blixard.v1.ClusterService/RemoveMember"
+	ClusterService_DrainNode_FullMethodName      = "/blixard.v1.ClusterService/DrainNode"
 	ClusterService_TransferLeader_FullMethodName = "/blixard.v1.ClusterService/TransferLeader"
 	ClusterService_Compact_FullMethodName        = "/blixard.v1.ClusterService/Compact"
 	ClusterService_Join_FullMethodName           = "/blixard.v1.ClusterService/Join"
@@ -48,6 +49,8 @@ type ClusterServiceClient interface {
 	// RemoveMember takes a member out for good: its certificate is worth nothing
 	// from then on.
 	RemoveMember(ctx context.Context, in *RemoveMemberRequest, opts ...grpc.CallOption) (*RemoveMemberResponse, error)
+	// DrainNode sends a node's VMs elsewhere, or lets it have VMs again.
+	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*DrainNodeResponse, error)
 	TransferLeader(ctx context.Context, in *TransferLeaderRequest, opts ...grpc.CallOption) (*TransferLeaderResponse, error)
 	// Compact writes a snapshot on the answering node and drops what of its log is
 	// not needed any more.
@@ -127,6 +130,16 @@ func (c *clusterServiceClient) RemoveMember(ctx context.Context, in *RemoveMembe
 	return out, nil
 }
 
+func (c *clusterServiceClient) DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (*DrainNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainNodeResponse)
+	err := c.cc.Invoke(ctx, ClusterService_DrainNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterServiceClient) TransferLeader(ctx context.Context, in *TransferLeaderRequest, opts ...grpc.CallOption) (*TransferLeaderResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TransferLeaderResponse)
@@ -184,6 +197,8 @@ type ClusterServiceServer interface {
 	// RemoveMember takes a member out for good: its certificate is worth nothing
 	// from then on.
 	RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error)
+	// DrainNode sends a node's VMs elsewhere, or lets it have VMs again.
+	DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error)
 	TransferLeader(context.Context, *TransferLeaderRequest) (*TransferLeaderResponse, error)
 	// Compact writes a snapshot on the answering node and drops what of its log is
 	// not needed any more.
@@ -220,6 +235,9 @@ func (UnimplementedClusterServiceServer) ChangeMember(context.Context, *ChangeMe
 }
 func (UnimplementedClusterServiceServer) RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveMember not implemented")
+}
+func (UnimplementedClusterServiceServer) DrainNode(context.Context, *DrainNodeRequest) (*DrainNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainNode not implemented")
 }
 func (UnimplementedClusterServiceServer) TransferLeader(context.Context, *TransferLeaderRequest) (*TransferLeaderResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TransferLeader not implemented")
@@ -362,6 +380,24 @@ func _ClusterService_RemoveMember_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_DrainNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).DrainNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_DrainNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).DrainNode(ctx, req.(*DrainNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_TransferLeader_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(TransferLeaderRequest)
 	if err := dec(in); err != nil {
@@ -466,6 +502,10 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _ClusterService_RemoveMember_Handler,
 		},
 		{
+			MethodName: "DrainNode",
+			Handler:    _ClusterService_DrainNode_Handler,
+		},
+		{
 			MethodName: "TransferLeader",
 			Handler:    _ClusterService_TransferLeader_Handler,
 		},
@@ -489,6 +529,7 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 const (
 	EnrollService_Enroll_FullMethodName           = "/blixard.v1.EnrollService/Enroll"
 	EnrollService_RenewCertificate_FullMethodName = "/blixard.v1.EnrollService/RenewCertificate"
+	EnrollService_IssueCertificate_FullMethodName = "/blixard.v1.EnrollService/IssueCertificate"
 )
 
 // EnrollServiceClient is the client API for EnrollService service.
@@ -502,6 +543,9 @@ type EnrollServiceClient interface {
 	// RenewCertificate signs the caller's next certificate with the identity of its present
 	// one.
 	RenewCertificate(ctx context.Context, in *RenewCertificateRequest, opts ...grpc.CallOption) (*RenewCertificateResponse, error)
+	// IssueCertificate signs a certificate for a person or a program outside the
+	// cluster.
+	IssueCertificate(ctx context.Context, in *IssueCertificateRequest, opts ...grpc.CallOption) (*IssueCertificateResponse, error)
 }
 
 type enrollServiceClient struct {
@@ -532,6 +576,16 @@ func (c *enrollServiceClient) RenewCertificate(ctx context.Context, in *RenewCer
 	return out, nil
 }
 
+func (c *enrollServiceClient) IssueCertificate(ctx context.Context, in *IssueCertificateRequest, opts ...grpc.CallOption) (*IssueCertificateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(IssueCertificateResponse)
+	err := c.cc.Invoke(ctx, EnrollService_IssueCertificate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnrollServiceServer is the server API for EnrollService service.
 // All implementations must embed UnimplementedEnrollServiceServer
 // for forward compatibility.
@@ -543,6 +597,9 @@ type EnrollServiceServer interface {
 	// RenewCertificate signs the caller's next certificate with the identity of its present
 	// one.
 	RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error)
+	// IssueCertificate signs a certificate for a person or a program outside the
+	// cluster.
+	IssueCertificate(context.Context, *IssueCertificateRequest) (*IssueCertificateResponse, error)
 	mustEmbedUnimplementedEnrollServiceServer()
 }
 
@@ -558,6 +615,9 @@ func (UnimplementedEnrollServiceServer) Enroll(context.Context, *EnrollRequest) 
 }
 func (UnimplementedEnrollServiceServer) RenewCertificate(context.Context, *RenewCertificateRequest) (*RenewCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewCertificate not implemented")
+}
+func (UnimplementedEnrollServiceServer) IssueCertificate(context.Context, *IssueCertificateRequest) (*IssueCertificateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method IssueCertificate not implemented")
 }
 func (UnimplementedEnrollServiceServer) mustEmbedUnimplementedEnrollServiceServer() {}
 func (UnimplementedEnrollServiceServer) testEmbeddedByValue()                       {}
@@ -616,6 +676,24 @@ func _EnrollService_RenewCertificate_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EnrollService_IssueCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(IssueCertificateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrollServiceServer).IssueCertificate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EnrollService_IssueCertificate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrollServiceServer).IssueCertificate(ctx, req.(*IssueCertificateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EnrollService_ServiceDesc is the grpc.ServiceDesc for EnrollService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -630,6 +708,10 @@ var EnrollService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RenewCertificate",
 			Handler:    _EnrollService_RenewCertificate_Handler,
+		},
+		{
+			MethodName: "IssueCertificate",
+			Handler:    _EnrollService_IssueCertificate_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

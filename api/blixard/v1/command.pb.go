@@ -9,6 +9,7 @@ package blixardv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -53,6 +54,8 @@ type Command struct {
 	//	*Command_ChangeMember
 	//	*Command_RemoveMember
 	//	*Command_SetNodeState
+	//	*Command_DrainNode
+	//	*Command_Evict
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -258,6 +261,24 @@ func (x *Command) GetSetNodeState() *SetNodeStateCommand {
 	return nil
 }
 
+func (x *Command) GetDrainNode() *DrainNodeCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_DrainNode); ok {
+			return x.DrainNode
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetEvict() *EvictCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_Evict); ok {
+			return x.Evict
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -322,6 +343,14 @@ type Command_SetNodeState struct {
 	SetNodeState *SetNodeStateCommand `protobuf:"bytes,24,opt,name=set_node_state,json=setNodeState,proto3,oneof"`
 }
 
+type Command_DrainNode struct {
+	DrainNode *DrainNodeCommand `protobuf:"bytes,25,opt,name=drain_node,json=drainNode,proto3,oneof"`
+}
+
+type Command_Evict struct {
+	Evict *EvictCommand `protobuf:"bytes,26,opt,name=evict,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -351,6 +380,10 @@ func (*Command_ChangeMember) isCommand_Change() {}
 func (*Command_RemoveMember) isCommand_Change() {}
 
 func (*Command_SetNodeState) isCommand_Change() {}
+
+func (*Command_DrainNode) isCommand_Change() {}
+
+func (*Command_Evict) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -1269,8 +1302,10 @@ func (x *ChangeMemberCommand) GetVersion() string {
 }
 
 type RemoveMemberCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// force gives up the VMs that the node still has.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1312,21 +1347,136 @@ func (x *RemoveMemberCommand) GetNode() string {
 	return ""
 }
 
+func (x *RemoveMemberCommand) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// EvictCommand takes VMs off their nodes, to be placed again.
+type EvictCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllocationIds []string               `protobuf:"bytes,1,rep,name=allocation_ids,json=allocationIds,proto3" json:"allocation_ids,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvictCommand) Reset() {
+	*x = EvictCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvictCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvictCommand) ProtoMessage() {}
+
+func (x *EvictCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
+func (*EvictCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *EvictCommand) GetAllocationIds() []string {
+	if x != nil {
+		return x.AllocationIds
+	}
+	return nil
+}
+
+func (x *EvictCommand) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// DrainNodeCommand begins or ends a drain.
+type DrainNodeCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Drain         bool                   `protobuf:"varint,2,opt,name=drain,proto3" json:"drain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeCommand) Reset() {
+	*x = DrainNodeCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeCommand) ProtoMessage() {}
+
+func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
+func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DrainNodeCommand) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainNodeCommand) GetDrain() bool {
+	if x != nil {
+		return x.Drain
+	}
+	return false
+}
+
 // SetNodeStateCommand tells what the leader found out about a node's lease. An
 // incarnation other than the node's refuses it: the node was back before.
 type SetNodeStateCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	State         NodeState_Enum         `protobuf:"varint,3,opt,name=state,proto3,enum=blixard.v1.NodeState_Enum" json:"state,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	NodeId      string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	State       NodeState_Enum         `protobuf:"varint,3,opt,name=state,proto3,enum=blixard.v1.NodeState_Enum" json:"state,omitempty"`
+	Reason      string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// long_lease as in Node; unset leaves it.
+	LongLease     *durationpb.Duration `protobuf:"bytes,5,opt,name=long_lease,json=longLease,proto3" json:"long_lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1488,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1501,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -1382,6 +1532,13 @@ func (x *SetNodeStateCommand) GetReason() string {
 	return ""
 }
 
+func (x *SetNodeStateCommand) GetLongLease() *durationpb.Duration {
+	if x != nil {
+		return x.LongLease
+	}
+	return nil
+}
+
 // StateSnapshot is one record of a Raft snapshot's stream: exactly one field is
 // set.
 type StateSnapshot struct {
@@ -1405,7 +1562,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1574,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1587,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -1607,7 +1764,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1776,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1789,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -1662,7 +1819,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1831,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1844,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -1725,7 +1882,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1894,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1907,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -1821,7 +1978,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\b\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\t\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -1842,7 +1999,10 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\renroll_member\x18\x15 \x01(\v2\x1f.blixard.v1.EnrollMemberCommandH\x00R\fenrollMember\x12F\n" +
 	"\rchange_member\x18\x16 \x01(\v2\x1f.blixard.v1.ChangeMemberCommandH\x00R\fchangeMember\x12F\n" +
 	"\rremove_member\x18\x17 \x01(\v2\x1f.blixard.v1.RemoveMemberCommandH\x00R\fremoveMember\x12G\n" +
-	"\x0eset_node_state\x18\x18 \x01(\v2\x1f.blixard.v1.SetNodeStateCommandH\x00R\fsetNodeStateB\b\n" +
+	"\x0eset_node_state\x18\x18 \x01(\v2\x1f.blixard.v1.SetNodeStateCommandH\x00R\fsetNodeState\x12=\n" +
+	"\n" +
+	"drain_node\x18\x19 \x01(\v2\x1c.blixard.v1.DrainNodeCommandH\x00R\tdrainNode\x120\n" +
+	"\x05evict\x18\x1a \x01(\v2\x18.blixard.v1.EvictCommandH\x00R\x05evictB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -1919,14 +2079,23 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x04role\x18\x02 \x01(\x0e2\x1b.blixard.v1.MemberRole.EnumR\x04role\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12#\n" +
 	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\tR\aversion\")\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\"?\n" +
 	"\x13RemoveMemberCommand\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\tR\x04node\"\x9a\x01\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"M\n" +
+	"\fEvictCommand\x12%\n" +
+	"\x0eallocation_ids\x18\x01 \x03(\tR\rallocationIds\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"<\n" +
+	"\x10DrainNodeCommand\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05drain\x18\x02 \x01(\bR\x05drain\"\xd4\x01\n" +
 	"\x13SetNodeStateCommand\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x120\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xf2\x03\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
+	"\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xf2\x03\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -1972,7 +2141,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),               // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),       // 1: blixard.v1.CreateVMCommand
@@ -1990,31 +2159,34 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*EnrollMemberCommand)(nil),   // 13: blixard.v1.EnrollMemberCommand
 	(*ChangeMemberCommand)(nil),   // 14: blixard.v1.ChangeMemberCommand
 	(*RemoveMemberCommand)(nil),   // 15: blixard.v1.RemoveMemberCommand
-	(*SetNodeStateCommand)(nil),   // 16: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),         // 17: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),           // 18: blixard.v1.StateHeader
-	(*StateEnd)(nil),              // 19: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),     // 20: blixard.v1.IdempotencyRecord
-	nil,                           // 21: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                           // 22: blixard.v1.LabelVMCommand.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*VMSpec)(nil),                // 24: blixard.v1.VMSpec
-	(DesiredState_Enum)(0),        // 25: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),      // 26: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),       // 27: blixard.v1.NodeFingerprint
-	(*Member)(nil),                // 28: blixard.v1.Member
-	(MemberRole_Enum)(0),          // 29: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),           // 30: blixard.v1.NodeState.Enum
-	(*VM)(nil),                    // 31: blixard.v1.VM
-	(*Allocation)(nil),            // 32: blixard.v1.Allocation
-	(*Node)(nil),                  // 33: blixard.v1.Node
-	(*Event)(nil),                 // 34: blixard.v1.Event
-	(*Cluster)(nil),               // 35: blixard.v1.Cluster
-	(*Token)(nil),                 // 36: blixard.v1.Token
-	(*Problem)(nil),               // 37: blixard.v1.Problem
+	(*EvictCommand)(nil),          // 16: blixard.v1.EvictCommand
+	(*DrainNodeCommand)(nil),      // 17: blixard.v1.DrainNodeCommand
+	(*SetNodeStateCommand)(nil),   // 18: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),         // 19: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),           // 20: blixard.v1.StateHeader
+	(*StateEnd)(nil),              // 21: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),     // 22: blixard.v1.IdempotencyRecord
+	nil,                           // 23: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                           // 24: blixard.v1.LabelVMCommand.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*VMSpec)(nil),                // 26: blixard.v1.VMSpec
+	(DesiredState_Enum)(0),        // 27: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),      // 28: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),       // 29: blixard.v1.NodeFingerprint
+	(*Member)(nil),                // 30: blixard.v1.Member
+	(MemberRole_Enum)(0),          // 31: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),           // 32: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),   // 33: google.protobuf.Duration
+	(*VM)(nil),                    // 34: blixard.v1.VM
+	(*Allocation)(nil),            // 35: blixard.v1.Allocation
+	(*Node)(nil),                  // 36: blixard.v1.Node
+	(*Event)(nil),                 // 37: blixard.v1.Event
+	(*Cluster)(nil),               // 38: blixard.v1.Cluster
+	(*Token)(nil),                 // 39: blixard.v1.Token
+	(*Problem)(nil),               // 40: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	23, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	25, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
 	2,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
 	3,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
@@ -2029,37 +2201,40 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	13, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
 	14, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
 	15, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	16, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	24, // 16: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	21, // 17: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	25, // 18: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	22, // 19: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	5,  // 20: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	26, // 21: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	27, // 22: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	28, // 23: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	29, // 24: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	23, // 25: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	28, // 26: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	29, // 27: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	30, // 28: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	18, // 29: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	31, // 30: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	32, // 31: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	33, // 32: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	34, // 33: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	20, // 34: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	19, // 35: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	35, // 36: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	28, // 37: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	36, // 38: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	23, // 39: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	37, // 40: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	18, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	17, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	16, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	26, // 18: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	23, // 19: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	27, // 20: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	24, // 21: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	5,  // 22: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	28, // 23: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	29, // 24: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	30, // 25: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	31, // 26: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	25, // 27: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	30, // 28: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	31, // 29: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	32, // 30: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	33, // 31: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	20, // 32: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	34, // 33: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	35, // 34: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	36, // 35: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	37, // 36: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	22, // 37: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	21, // 38: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	38, // 39: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	30, // 40: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	39, // 41: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	25, // 42: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	40, // 43: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -2086,8 +2261,10 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_ChangeMember)(nil),
 		(*Command_RemoveMember)(nil),
 		(*Command_SetNodeState)(nil),
+		(*Command_DrainNode)(nil),
+		(*Command_Evict)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[17].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[19].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -2105,7 +2282,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1399,9 +1399,14 @@ type Node struct {
 	// allocated is what the allocations of the node have reserved.
 	Allocated *Resources `protobuf:"bytes,6,opt,name=allocated,proto3" json:"allocated,omitempty"`
 	// allocatable is what VMs may reserve in all.
-	Allocatable   *Resources `protobuf:"bytes,7,opt,name=allocatable,proto3" json:"allocatable,omitempty"`
-	CreateIndex   uint64     `protobuf:"varint,8,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
-	ModifyIndex   uint64     `protobuf:"varint,9,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	Allocatable *Resources `protobuf:"bytes,7,opt,name=allocatable,proto3" json:"allocatable,omitempty"`
+	CreateIndex uint64     `protobuf:"varint,8,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
+	ModifyIndex uint64     `protobuf:"varint,9,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	// draining: its VMs go elsewhere and no more are placed on it.
+	Draining bool `protobuf:"varint,10,opt,name=draining,proto3" json:"draining,omitempty"`
+	// long_lease was granted to the agent's present start, for a planned restart: a
+	// new leader waits as long before it calls the node down.
+	LongLease     *durationpb.Duration `protobuf:"bytes,11,opt,name=long_lease,json=longLease,proto3" json:"long_lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1497,6 +1502,20 @@ func (x *Node) GetModifyIndex() uint64 {
 		return x.ModifyIndex
 	}
 	return 0
+}
+
+func (x *Node) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *Node) GetLongLease() *durationpb.Duration {
+	if x != nil {
+		return x.LongLease
+	}
+	return nil
 }
 
 // Resources of a node or a VM.
@@ -1962,7 +1981,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05ready\x10\x02\x12\v\n" +
 	"\asuspect\x10\x03\x12\b\n" +
 	"\x04down\x10\x04\x12\b\n" +
-	"\x04left\x10\x05\"\xf1\x02\n" +
+	"\x04left\x10\x05\"\xc7\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
@@ -1972,7 +1991,11 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\tallocated\x18\x06 \x01(\v2\x15.blixard.v1.ResourcesR\tallocated\x127\n" +
 	"\vallocatable\x18\a \x01(\v2\x15.blixard.v1.ResourcesR\vallocatable\x12!\n" +
 	"\fcreate_index\x18\b \x01(\x04R\vcreateIndex\x12!\n" +
-	"\fmodify_index\x18\t \x01(\x04R\vmodifyIndex\"_\n" +
+	"\fmodify_index\x18\t \x01(\x04R\vmodifyIndex\x12\x1a\n" +
+	"\bdraining\x18\n" +
+	" \x01(\bR\bdraining\x128\n" +
+	"\n" +
+	"long_lease\x18\v \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"_\n" +
 	"\tResources\x12\x14\n" +
 	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12\x1d\n" +
 	"\n" +
@@ -2072,13 +2095,14 @@ var file_blixard_v1_objects_proto_depIdxs = []int32{
 	20, // 20: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
 	19, // 21: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
 	19, // 22: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
-	19, // 23: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
-	23, // 24: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	24, // 23: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
+	19, // 24: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
+	23, // 25: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_objects_proto_init() }

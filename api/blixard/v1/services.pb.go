@@ -140,7 +140,9 @@ func (x *CreateVMResponse) GetVm() *VM {
 type GetVMRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name or id.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// stale reads what the answering node knows, also without a leader.
+	Stale         bool `protobuf:"varint,2,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -182,11 +184,21 @@ func (x *GetVMRequest) GetName() string {
 	return ""
 }
 
+func (x *GetVMRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
 type GetVMResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Vm    *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	// index of the state that was read.
-	Index         uint64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Index uint64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	// age bounds, for a stale read, how old that state may be; unset when the node
+	// has not heard of a leader since it started.
+	Age           *durationpb.Duration `protobuf:"bytes,3,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -235,11 +247,20 @@ func (x *GetVMResponse) GetIndex() uint64 {
 	return 0
 }
 
+func (x *GetVMResponse) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
 type ListVMsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// page_size from 1 to 10000; 0 means 1000.
-	PageSize      uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageSize  uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// stale as in GetVMRequest.
+	Stale         bool `protobuf:"varint,3,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -288,11 +309,20 @@ func (x *ListVMsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListVMsRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
 type ListVMsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vms           []*VM                  `protobuf:"bytes,1,rep,name=vms,proto3" json:"vms,omitempty"`
 	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	// age as in GetVMResponse.
+	Age           *durationpb.Duration `protobuf:"bytes,4,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -346,6 +376,13 @@ func (x *ListVMsResponse) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+func (x *ListVMsResponse) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
 }
 
 type StartVMRequest struct {
@@ -2243,7 +2280,9 @@ func (x *StatsResponse) GetUptime() *durationpb.Duration {
 }
 
 type ListNodesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// stale as in GetVMRequest.
+	Stale         bool `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2278,10 +2317,19 @@ func (*ListNodesRequest) Descriptor() ([]byte, []int) {
 	return file_blixard_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
+func (x *ListNodesRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
 type ListNodesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nodes         []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Nodes []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Index uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	// age as in GetVMResponse.
+	Age           *durationpb.Duration `protobuf:"bytes,3,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2328,6 +2376,13 @@ func (x *ListNodesResponse) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+func (x *ListNodesResponse) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
 }
 
 type GetStatusRequest struct {
@@ -2989,7 +3044,9 @@ type RenewLeaseRequest struct {
 	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	// ttl asked for; unset means the cluster's. A longer one, up to five minutes,
 	// is asked for before a planned restart of the daemon.
-	Ttl           *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	Ttl *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// incarnation of the agent, so that a lease is not taken for a later one's.
+	Incarnation   uint64 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3036,6 +3093,13 @@ func (x *RenewLeaseRequest) GetTtl() *durationpb.Duration {
 		return x.Ttl
 	}
 	return nil
+}
+
+func (x *RenewLeaseRequest) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 type RenewLeaseResponse struct {
@@ -3383,20 +3447,24 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"2\n" +
 	"\x10CreateVMResponse\x12\x1e\n" +
-	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"-\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"C\n" +
 	"\fGetVMRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"E\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x14\n" +
+	"\x05stale\x18\x02 \x01(\bR\x05stale\"r\n" +
 	"\rGetVMResponse\x12\x1e\n" +
 	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"`\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12+\n" +
+	"\x03age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03age\"v\n" +
 	"\x0eListVMsRequest\x12%\n" +
 	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\tpageToken\"q\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\tpageToken\x12\x14\n" +
+	"\x05stale\x18\x03 \x01(\bR\x05stale\"\x9e\x01\n" +
 	"\x0fListVMsResponse\x12 \n" +
 	"\x03vms\x18\x01 \x03(\v2\x0e.blixard.v1.VMR\x03vms\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\x88\x01\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x12+\n" +
+	"\x03age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x88\x01\n" +
 	"\x0eStartVMRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
 	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
@@ -3526,11 +3594,13 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x05load5\x18\x04 \x01(\x01R\x05load5\x12\x16\n" +
 	"\x06load15\x18\x05 \x01(\x01R\x06load15\x12\x1c\n" +
 	"\tprocesses\x18\x06 \x01(\rR\tprocesses\x121\n" +
-	"\x06uptime\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06uptime\"\x12\n" +
-	"\x10ListNodesRequest\"Q\n" +
+	"\x06uptime\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06uptime\"(\n" +
+	"\x10ListNodesRequest\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\bR\x05stale\"~\n" +
 	"\x11ListNodesResponse\x12&\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x10.blixard.v1.NodeR\x05nodes\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\x12\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12+\n" +
+	"\x03age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x12\n" +
 	"\x10GetStatusRequest\"\xb1\x04\n" +
 	"\x11GetStatusResponse\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.blixard.v1.NodeR\x04node\x12\x18\n" +
@@ -3586,10 +3656,11 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\areports\x18\x02 \x03(\v2\x1c.blixard.v1.AllocationReportB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\areports\x120\n" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\"&\n" +
 	"\x0eReportResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"d\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\x86\x01\n" +
 	"\x11RenewLeaseRequest\x12\"\n" +
 	"\anode_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06nodeId\x12+\n" +
-	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"A\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12 \n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\"A\n" +
 	"\x12RenewLeaseResponse\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"T\n" +
 	"\x11ListEventsRequest\x12\x1f\n" +
@@ -3725,95 +3796,98 @@ var file_blixard_v1_services_proto_depIdxs = []int32{
 	52, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
 	56, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
 	56, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
-	56, // 4: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
-	56, // 5: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
-	57, // 6: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	56, // 7: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
-	57, // 8: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
-	56, // 9: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
-	57, // 10: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
-	56, // 11: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
-	53, // 12: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
-	14, // 13: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
-	51, // 14: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
-	56, // 15: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
-	58, // 16: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	22, // 17: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	59, // 18: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
-	22, // 19: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
-	25, // 20: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
-	22, // 21: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
-	22, // 22: blixard.v1.AttachStart.size:type_name -> blixard.v1.TerminalSize
-	28, // 23: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
-	22, // 24: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
-	57, // 25: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
-	60, // 26: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	60, // 27: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	58, // 28: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	37, // 29: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	54, // 30: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	58, // 31: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	57, // 32: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	61, // 33: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	60, // 34: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	62, // 35: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	63, // 36: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
-	42, // 37: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	57, // 38: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	57, // 39: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	64, // 40: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
-	64, // 41: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,  // 42: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,  // 43: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,  // 44: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,  // 45: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,  // 46: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10, // 47: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12, // 48: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14, // 49: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16, // 50: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18, // 51: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20, // 52: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23, // 53: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26, // 54: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29, // 55: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	31, // 56: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	33, // 57: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	35, // 58: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	38, // 59: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	40, // 60: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	43, // 61: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	45, // 62: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	47, // 63: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	49, // 64: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,  // 65: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,  // 66: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,  // 67: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,  // 68: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,  // 69: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11, // 70: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13, // 71: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15, // 72: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17, // 73: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19, // 74: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21, // 75: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24, // 76: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27, // 77: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30, // 78: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	32, // 79: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	34, // 80: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	36, // 81: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	39, // 82: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	41, // 83: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	44, // 84: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	46, // 85: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	48, // 86: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	50, // 87: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	65, // [65:88] is the sub-list for method output_type
-	42, // [42:65] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	57, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
+	56, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
+	57, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
+	56, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
+	57, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	56, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
+	57, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
+	56, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
+	57, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
+	56, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
+	53, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
+	14, // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
+	51, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
+	56, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
+	58, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	22, // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
+	59, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
+	22, // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
+	25, // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
+	22, // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
+	22, // 24: blixard.v1.AttachStart.size:type_name -> blixard.v1.TerminalSize
+	28, // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
+	22, // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
+	57, // 27: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
+	60, // 28: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
+	57, // 29: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
+	60, // 30: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	58, // 31: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	37, // 32: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
+	54, // 33: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	58, // 34: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	57, // 35: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	61, // 36: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	60, // 37: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	62, // 38: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	63, // 39: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	42, // 40: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
+	57, // 41: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	57, // 42: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	64, // 43: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	64, // 44: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	0,  // 45: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,  // 46: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,  // 47: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,  // 48: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,  // 49: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10, // 50: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12, // 51: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14, // 52: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16, // 53: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18, // 54: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20, // 55: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23, // 56: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26, // 57: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29, // 58: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	31, // 59: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	33, // 60: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	35, // 61: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	38, // 62: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	40, // 63: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	43, // 64: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	45, // 65: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	47, // 66: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	49, // 67: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,  // 68: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,  // 69: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,  // 70: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,  // 71: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,  // 72: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11, // 73: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13, // 74: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15, // 75: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17, // 76: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19, // 77: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21, // 78: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24, // 79: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27, // 80: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30, // 81: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	32, // 82: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	34, // 83: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	36, // 84: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	39, // 85: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	41, // 86: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	44, // 87: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	46, // 88: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	48, // 89: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	50, // 90: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	68, // [68:91] is the sub-list for method output_type
+	45, // [45:68] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }

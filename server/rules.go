@@ -1,0 +1,236 @@
+package server
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+
+	"github.com/blixard/blixard/auth"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// route is where a call is answered.
+type route int
+
+const (
+	// here: by the node that is asked.
+	here route = iota + 1
+	// toLeader: by the node that leads.
+	toLeader
+	// toVM: by the node that has the VM of the request's name.
+	toVM
+)
+
+// rule of one method: who may call it, and where it is answered.
+type rule struct {
+	route route
+	who   []auth.Role
+	// agent: the own user of the socket may, and nobody else on it. who says which
+	// certificates may.
+	agent bool
+	// anyone may, with or without a certificate: the request itself proves a right.
+	anyone bool
+	// internal: only nodes, never for somebody else.
+	internal bool
+}
+
+var (
+	look    = []auth.Role{auth.RoleViewer, auth.RoleOperator}
+	operate = []auth.Role{auth.RoleOperator}
+	member  = []auth.Role{auth.RoleNode}
+)
+
+// rules has one rule for every method; a method without one is refused to all,
+// and a test fails.
+var rules = map[string]rule{
+	"/blixard.v1.VMService/CreateVM":  {route: toLeader, who: operate},
+	"/blixard.v1.VMService/GetVM":     {route: here, who: look},
+	"/blixard.v1.VMService/ListVMs":   {route: here, who: look},
+	"/blixard.v1.VMService/StartVM":   {route: toLeader, who: operate},
+	"/blixard.v1.VMService/StopVM":    {route: toLeader, who: operate},
+	"/blixard.v1.VMService/RestartVM": {route: toLeader, who: operate},
+	"/blixard.v1.VMService/DeleteVM":  {route: toLeader, who: operate},
+	"/blixard.v1.VMService/LabelVM":   {route: toLeader, who: operate},
+	"/blixard.v1.VMService/LabelVMs":  {route: toLeader, who: operate},
+	"/blixard.v1.VMService/WatchVMs":  {route: here, who: look},
+	"/blixard.v1.VMService/Logs":      {route: toVM, who: look},
+	"/blixard.v1.VMService/Console":   {route: toVM, who: operate},
+	"/blixard.v1.VMService/Exec":      {route: toVM, who: operate},
+	"/blixard.v1.VMService/Attach":    {route: toVM, who: operate},
+	"/blixard.v1.VMService/Stats":     {route: toVM, who: look},
+
+	"/blixard.v1.NodeService/ListNodes": {route: here, who: look},
+	"/blixard.v1.NodeService/GetStatus": {route: here, who: look},
+
+	"/blixard.v1.EventService/ListEvents":  {route: here, who: look},
+	"/blixard.v1.EventService/WatchEvents": {route: here, who: look},
+
+	"/blixard.v1.AgentService/Register":         {route: toLeader, who: member, agent: true},
+	"/blixard.v1.AgentService/WatchAllocations": {route: here, agent: true},
+	"/blixard.v1.AgentService/Report":           {route: toLeader, who: member, agent: true},
+	"/blixard.v1.AgentService/RenewLease":       {route: toLeader, who: member, agent: true},
+
+	"/blixard.v1.ClusterService/GetCluster":     {route: here, who: append(slices.Clone(look), auth.RoleNode)},
+	"/blixard.v1.ClusterService/CreateToken":    {route: toLeader, who: operate},
+	"/blixard.v1.ClusterService/ListTokens":     {route: here, who: operate},
+	"/blixard.v1.ClusterService/RevokeToken":    {route: toLeader, who: operate},
+	"/blixard.v1.ClusterService/ChangeMember":   {route: toLeader, who: operate},
+	"/blixard.v1.ClusterService/RemoveMember":   {route: toLeader, who: operate},
+	"/blixard.v1.ClusterService/DrainNode":      {route: toLeader, who: operate},
+	"/blixard.v1.ClusterService/TransferLeader": {route: toLeader, who: operate},
+	"/blixard.v1.ClusterService/Compact":        {route: here, who: operate},
+	"/blixard.v1.ClusterService/Join":           {route: here, who: operate},
+	"/blixard.v1.ClusterService/Leave":          {route: here, who: operate},
+
+	"/blixard.v1.EnrollService/Enroll":           {route: toLeader, anyone: true},
+	"/blixard.v1.EnrollService/RenewCertificate": {route: toLeader, who: []auth.Role{auth.RoleNode, auth.RoleOperator, auth.RoleViewer}},
+	"/blixard.v1.EnrollService/IssueCertificate": {route: toLeader, who: operate},
+
+	"/blixard.v1.PeerService/Messages": {route: here, who: member, internal: true},
+	"/blixard.v1.PeerService/Snapshot": {route: here, who: member, internal: true},
+}
+
+// caller is who asks, as far as the connection proves it.
+type caller struct {
+	// role is empty for one that proved nothing.
+	role auth.Role
+	// name is a node's id, a person's name or a user's number.
+	name string
+	// actor for events.
+	actor string
+	// agent: the daemon's own user on the socket speaks for this node.
+	agent bool
+	// asNode: it calls as the agent does.
+	asNode bool
+	// via is the node that asks for the caller, empty when it asks itself.
+	via string
+}
+
+// Metadata of a call that a node passes on: who asked it, and as what. It counts
+// only on a connection of a node of the cluster.
+const (
+	metaActor = "blixard-actor"
+	metaRole  = "blixard-role"
+	metaName  = "blixard-name"
+)
+
+func denied(code, format string, args ...any) *problem.Error {
+	return problem.New(problem.Denied, code, format, args...)
+}
+
+// identify finds the caller of a connection.
+func (s *Server) identify(ctx context.Context) (caller, error) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok {
+			return s.identifyTLS(ctx, info)
+		}
+	}
+	local, err := s.cfg.Policy.Check(ctx)
+	if err != nil {
+		return caller{}, err
+	}
+	return caller{role: auth.RoleOperator, name: local.Actor(), actor: local.Actor(), agent: local.UID == uint32(os.Geteuid())}, nil
+}
+
+func (s *Server) identifyTLS(ctx context.Context, info credentials.TLSInfo) (caller, error) {
+	if s.cfg.Trust == nil {
+		return caller{}, denied("auth.unknown_caller", "this node takes calls on its socket only")
+	}
+	id, ok, err := s.cfg.Trust.Caller(info.State)
+	if err != nil {
+		return caller{}, err
+	}
+	if !ok {
+		return caller{actor: "nobody"}, nil
+	}
+	c := caller{role: id.Role, name: id.Name, actor: id.Actor()}
+	if id.Role != auth.RoleNode {
+		return c, nil
+	}
+	md, _ := metadata.FromIncomingContext(ctx)
+	if actors := md.Get(metaActor); len(actors) == 1 {
+		c = caller{actor: actors[0], via: id.Name}
+		if roles := md.Get(metaRole); len(roles) == 1 {
+			c.role = auth.Role(roles[0])
+		}
+		if names := md.Get(metaName); len(names) == 1 {
+			c.name = names[0]
+		}
+		if c.role == auth.RoleNode && c.name != id.Name {
+			return caller{}, denied("auth.other_node", "node %s can't speak for node %s", id.Name, c.name)
+		}
+	}
+	return c, nil
+}
+
+// authorize refuses callers that no rule allows.
+func (s *Server) authorize(ctx context.Context, method string) (caller, rule, error) {
+	c, err := s.identify(ctx)
+	if err != nil {
+		return c, rule{}, err
+	}
+	r, ok := rules[method]
+	if !ok {
+		return c, r, denied("auth.no_rule", "nobody may call %s", method)
+	}
+	c.asNode = r.agent && c.agent
+	return c, r, s.allow(c, r, method)
+}
+
+func (s *Server) allow(c caller, r rule, method string) error {
+	short := method[strings.LastIndexByte(method, '/')+1:]
+	switch {
+	case r.anyone:
+		return nil
+	case c.role == "":
+		return denied("auth.no_certificate", "%s needs a certificate of this cluster", short).
+			WithHint("use the node's socket, or name a certificate with --credentials (see `blixard cluster credentials --help`)")
+	case r.agent && c.agent, slices.Contains(r.who, c.role) && !(r.internal && c.via != "") && !(r.agent && c.role != auth.RoleNode):
+		return nil
+	case r.agent:
+		return denied("auth.agent_only", "%s is for the agents of nodes", short).WithHint("use the commands of `blixard vm`")
+	case c.role == auth.RoleNode:
+		return denied("auth.node", "a node's certificate does not allow %s", short).
+			WithHint("people use the node's socket, or certificates of their own")
+	}
+	return denied("auth.role", "role %s does not allow %s", c.role, short).WithHint("ask an operator of the cluster")
+}
+
+// speaksFor refuses an agent that speaks for another node than its own.
+func (s *Server) speaksFor(ctx context.Context, nodeID string) error {
+	c := callerOf(ctx)
+	if c.agent && nodeID == s.cfg.NodeID || c.agent && s.cfg.Nodes == nil || c.role == auth.RoleNode && c.name == nodeID {
+		return nil
+	}
+	return denied("auth.other_node", "%s can't speak for node %s", c.actor, nodeID)
+}
+
+type callerKey struct{}
+
+func callerOf(ctx context.Context) caller {
+	c, _ := ctx.Value(callerKey{}).(caller)
+	return c
+}
+
+// passedOn is the metadata by which another node learns who asks.
+func (s *Server) passedOn(ctx context.Context) context.Context {
+	c := callerOf(ctx)
+	if c.asNode {
+		return ctx // the node asks for itself, and its certificate says so
+	}
+	return metadata.AppendToOutgoingContext(ctx, metaActor, c.actor, metaRole, string(c.role), metaName, c.name)
+}
+
+// CallerNode is the id of the node whose certificate the caller of a method
+// showed; empty when it is no node.
+func (s *Server) CallerNode(ctx context.Context) string {
+	if c := callerOf(ctx); c.role == auth.RoleNode && c.via == "" {
+		return c.name
+	}
+	return ""
+}
