@@ -28,9 +28,11 @@ type app struct {
 	stdout, stderr io.Writer
 	env            func(string) string
 
-	addr    string
-	timeout durationFlag
-	output  outputFlag
+	addr string
+	// credentials is the file for addresses of the network.
+	credentials string
+	timeout     durationFlag
+	output      outputFlag
 }
 
 // Main runs the program with those arguments (without the program's name) and
@@ -78,7 +80,7 @@ func (a *app) defaultsFromEnv() error {
 
 // dial connects to the node; the caller closes the client.
 func (a *app) dial(ctx context.Context) (*client.Client, error) {
-	return client.Dial(ctx, client.Config{Addr: a.addr, Timeout: time.Duration(a.timeout)})
+	return client.Dial(ctx, client.Config{Addr: a.addr, Credentials: a.credentials, Timeout: time.Duration(a.timeout)})
 }
 
 // withClient runs f with a connection.

@@ -14,9 +14,10 @@ import (
 
 // The groups of commands in the help.
 const (
-	groupVMs  = "vms"
-	groupNode = "node"
-	groupMore = "more"
+	groupVMs     = "vms"
+	groupNode    = "node"
+	groupCluster = "cluster"
+	groupMore    = "more"
 )
 
 // usageTemplate is cobra's, without what says nothing here.
@@ -61,10 +62,12 @@ func (a *app) rootCommand() *cobra.Command {
 	root.AddGroup(
 		&cobra.Group{ID: groupVMs, Title: "VMs:"},
 		&cobra.Group{ID: groupNode, Title: "Node:"},
+		&cobra.Group{ID: groupCluster, Title: "Cluster:"},
 		&cobra.Group{ID: groupMore, Title: "More:"},
 	)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.addr, "addr", "", "node to speak to: unix:PATH or https://HOST:PORT (default: BLIXARD_ADDR, else the local node)")
+	flags.StringVar(&a.credentials, "credentials", "", "file with credentials for https addresses (default: BLIXARD_CREDENTIALS)")
 	flags.Var(&a.timeout, "timeout", "give up after that time (default: 30s for a call, 5m for a wait)")
 	flags.VarP(&a.output, "output", "o", "form of the output: table, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputForms, cobra.ShellCompDirectiveNoFileComp))
@@ -77,6 +80,7 @@ func (a *app) rootCommand() *cobra.Command {
 	}
 	add(groupVMs, a.runCommand(), a.vmCommand(), a.eventsCommand())
 	add(groupNode, a.nodeCommand(), a.bundleCommand(), a.configCommand())
+	add(groupCluster, a.clusterCommand())
 	add(groupMore, a.versionCommand(), a.completionCommand(), a.helpCommand())
 	root.AddCommand(a.supervisorCommand())
 	return root

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io/fs"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/blixard/blixard/auth"
 	"github.com/blixard/blixard/internal/localpath"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/unixsocket"
@@ -19,15 +21,36 @@ import (
 // EnvAddr is the variable that names the node when no address is given.
 const EnvAddr = "BLIXARD_ADDR"
 
-// resolve gives the path of the unix socket that addr stands for. An empty addr
-// means the environment's, and without one the first of the local sockets that
-// exists.
-func resolve(addr string, user localpath.User) (path string, err error) {
+// EnvCredentials is the variable that names the credentials' file.
+const EnvCredentials = "BLIXARD_CREDENTIALS"
+
+// target is where a client connects: a socket, or an address by TLS.
+type target struct {
+	path    string
+	address string
+	trust   *auth.Trust
+}
+
+func (t target) String() string {
+	if t.address != "" {
+		return "https://" + t.address
+	}
+	return "unix:" + t.path
+}
+
+// resolve gives what addr stands for. An empty addr means the environment's, and
+// without one the first of the local sockets that exists. A network address of a
+// node of this host and user is its socket, unless credentials were named.
+func resolve(addr, credentials string, user localpath.User) (target, error) {
 	if addr == "" {
 		addr = user.Env(EnvAddr)
 	}
+	if credentials == "" {
+		credentials = user.Env(EnvCredentials)
+	}
 	if addr == "" {
-		return localSocket(user)
+		path, err := localSocket(user)
+		return target{path: path}, err
 	}
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		// Both unix:PATH and unix:///PATH are in use.
@@ -35,16 +58,31 @@ func resolve(addr string, user localpath.User) (path string, err error) {
 			path = path[2:]
 		}
 		if path == "" {
-			return "", badAddr(addr, "the path of the socket is missing")
+			return target{}, badAddr(addr, "the path of the socket is missing")
 		}
-		return filepath.Abs(path)
+		path, err := filepath.Abs(path)
+		return target{path: path}, err
 	}
 	if err := checkHTTPS(addr); err != nil {
-		return "", err
+		return target{}, err
 	}
-	return "", problem.New(problem.Unavailable, "addr.tls_not_available",
-		"address %q is reached over TLS, which this version of blixard does not speak", addr).
-		WithHint("run the command on the node itself, or name its socket with --addr unix:PATH")
+	_, hostPort, found := strings.Cut(addr, "://")
+	if !found {
+		hostPort = addr
+	}
+	hostPort = strings.TrimSuffix(hostPort, "/")
+	if credentials == "" {
+		if path, err := os.Readlink(filepath.Join(user.AddressDir(), hostPort)); err == nil {
+			return target{path: path}, nil
+		}
+		credentials = user.Credentials()
+		if _, err := os.Stat(credentials); err != nil {
+			return target{}, problem.New(problem.Denied, "credentials.missing", "no node of this host has the address %s, and there are no credentials for others", hostPort).
+				WithHint("name credentials with --credentials FILE or %s; `blixard cluster credentials` on a node makes them", EnvCredentials)
+		}
+	}
+	trust, err := auth.LoadCredentials(credentials)
+	return target{address: hostPort, trust: trust}, err
 }
 
 func checkHTTPS(addr string) error {
@@ -93,6 +131,23 @@ func localSocket(user localpath.User) (string, error) {
 		}
 	}
 	return sockets[0], nil
+}
+
+// dialTLS connects to a node of the cluster whose credentials are trusted.
+func dialTLS(ctx context.Context, t target) (net.Conn, error) {
+	c, err := (&tls.Dialer{Config: t.trust.ClientTLS("")}).DialContext(ctx, "tcp", t.address)
+	switch {
+	case err == nil:
+		return c, nil
+	case ctx.Err() != nil:
+		return nil, problem.From(err)
+	}
+	var p *problem.Error
+	if errors.As(err, &p) {
+		return nil, p
+	}
+	return nil, problem.New(problem.Unavailable, "node.not_running", "no blixard node answers at %s", t.address).WithCause(err).
+		WithHint("is the address right, and its port open? Any other node of the cluster will do as well")
 }
 
 // dialSocket connects and turns what can go wrong into problems.

@@ -34,10 +34,11 @@ func TestAddresses(t *testing.T) {
 		{addr: "https://me@host:7", code: "addr.invalid"},
 		{addr: "https://host:7/path", code: "addr.invalid"},
 		{addr: "https://:7", code: "addr.invalid"},
-		{addr: "https://host:7", code: "addr.tls_not_available"},
-		{addr: "[::1]:7", code: "addr.tls_not_available"},
+		{addr: "https://host:7", code: "credentials.missing"},
+		{addr: "[::1]:7", code: "credentials.missing"},
 	} {
-		path, err := resolve(tc.addr, userWith(map[string]string{EnvAddr: tc.env}))
+		to, err := resolve(tc.addr, "", userWith(map[string]string{EnvAddr: tc.env}))
+		path := to.path
 		if tc.code == "" && (err != nil || path != tc.path) {
 			t.Errorf("%q (%q in the environment): %q, %v", tc.addr, tc.env, path, err)
 		}
@@ -61,8 +62,8 @@ func TestLocalNodeIsFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	if path, err := resolve("", u); err != nil || path != own {
-		t.Errorf("found %s, %v", path, err)
+	if to, err := resolve("", "", u); err != nil || to.path != own {
+		t.Errorf("found %s, %v", to, err)
 	}
 	if LocalSocket() == "" {
 		t.Error("this user has no socket")

@@ -39,6 +39,9 @@ type Config struct {
 	// Addr is unix:PATH or https://HOST:PORT. Empty means BLIXARD_ADDR, and
 	// without it the node on this host.
 	Addr string
+	// Credentials is the file for addresses of the network. Empty means
+	// BLIXARD_CREDENTIALS, and without it the user's own.
+	Credentials string
 	// Timeout of each call whose context has no deadline; 0 means
 	// DefaultTimeout. Streams have none.
 	Timeout time.Duration
@@ -48,7 +51,7 @@ type Config struct {
 // must Close it.
 type Client struct {
 	conn *grpc.ClientConn
-	path string
+	to   target
 	// timeout of unary calls.
 	timeout time.Duration
 	// given is the first connection until gRPC took it.
@@ -63,11 +66,11 @@ type dialResult struct{ problem *problem.Error }
 // Dial connects to a node. It fails at once when none listens: a problem of kind
 // Unavailable and code node.not_running.
 func Dial(ctx context.Context, cfg Config) (*Client, error) {
-	path, err := resolve(cfg.Addr, localpath.Current())
+	to, err := resolve(cfg.Addr, cfg.Credentials, localpath.Current())
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{path: path, timeout: cfg.Timeout}
+	c := &Client{to: to, timeout: cfg.Timeout}
 	if c.timeout <= 0 {
 		c.timeout = DefaultTimeout
 	}
@@ -109,7 +112,13 @@ func (c *Client) first(ctx context.Context) (net.Conn, error) {
 }
 
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
-	conn, err := dialSocket(ctx, c.path)
+	var conn net.Conn
+	var err error
+	if c.to.trust != nil {
+		conn, err = dialTLS(ctx, c.to)
+	} else {
+		conn, err = dialSocket(ctx, c.to.path)
+	}
 	c.dialed.Store(&dialResult{problem.From(err)})
 	return conn, err
 }
@@ -124,7 +133,7 @@ func (c *Client) Close() error {
 }
 
 // Addr is the address of the node in the form that Dial takes.
-func (c *Client) Addr() string { return "unix:" + c.path }
+func (c *Client) Addr() string { return c.to.String() }
 
 // VMs declares, changes and reaches VMs.
 func (c *Client) VMs() blixardv1.VMServiceClient { return blixardv1.NewVMServiceClient(c.conn) }

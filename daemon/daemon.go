@@ -156,6 +156,11 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	n.again = func() { cancel(errAgain) }
+	links, err := announce(n.network, n.cfg.Socket)
+	if err != nil {
+		n.log.Warn("people on this host can't name the node by its address", "err", err)
+	}
+	defer withdraw(links, n.cfg.Socket)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	part := func(name string, run func() error) {

@@ -84,3 +84,23 @@ func (u User) Sockets() []string {
 	}
 	return []string{own, system}
 }
+
+// AddressDir holds a link for each network address of a node on this host, by
+// which the node's own users reach its socket instead.
+func (u User) AddressDir() string {
+	if u.UID == 0 {
+		return filepath.Join(systemRunDir, "addresses")
+	}
+	if d := u.Env("XDG_RUNTIME_DIR"); filepath.IsAbs(d) {
+		return filepath.Join(d, "blixard", "addresses")
+	}
+	return filepath.Join(u.DataDir(), "addresses")
+}
+
+// Credentials is the file of a person's credentials when no other is named.
+func (u User) Credentials() string {
+	if u.UID == 0 {
+		return "/etc/blixard/credentials.pem"
+	}
+	return filepath.Join(u.xdg("XDG_CONFIG_HOME", ".config"), "credentials.pem")
+}
