@@ -135,6 +135,8 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"post":    postCommand,
 	"until":   untilCommand,
 	"flip":    flipCommand,
+	"words":   wordsCommand,
+	"kill9":   kill9Command,
 }
 
 // exitsCommand is "exits CODE COMMAND...": the command ends with that code.
@@ -192,6 +194,32 @@ func awaitCommand(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("not within %v", eventLimit)
+}
+
+var joinLine = regexp.MustCompile(`cluster join --peer (\S+) --token (\S+)`)
+
+// wordsCommand is "words FILE PEER TOKEN": sets both variables to what the line
+// for joining in the file says.
+func wordsCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: words FILE PEER TOKEN")
+	}
+	found := joinLine.FindStringSubmatch(ts.ReadFile(args[0]))
+	if found == nil {
+		ts.Fatalf("there is no line for joining")
+	}
+	ts.Setenv(args[1], found[1])
+	ts.Setenv(args[2], found[2])
+}
+
+// kill9Command is "kill9 DIR": the daemon of that data directory loses its life.
+func kill9Command(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: kill9 DIR")
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(ts.ReadFile(filepath.Join(args[0], "lock"))))
+	ts.Check(err)
+	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
 }
 
 // postCommand is "post SOCKET PATH BODY": what `curl --unix-socket SOCKET -d

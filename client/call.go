@@ -21,7 +21,9 @@ import (
 const keyField = "idempotency_key"
 
 // neverRetried are codes of kind Unavailable that another try can't mend.
-var neverRetried = []string{"deadline", "canceled", "unimplemented"}
+// A node that knows no leader has waited for one already, and who joins names
+// addresses that may be wrong.
+var neverRetried = []string{"deadline", "canceled", "unimplemented", "replica.no_leader", "peer.unreachable", "member.unreachable"}
 
 // unary gives a call its key, its deadline and its retries.
 func (c *Client) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn,
@@ -35,7 +37,11 @@ func (c *Client) unary(ctx context.Context, method string, req, reply any, conn 
 	}
 	var last error
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		last = c.decode(invoke(ctx, method, req, reply, conn, opts...))
+		err := c.decode(invoke(ctx, method, req, reply, conn, opts...))
+		if last != nil && ctx.Err() != nil {
+			return struct{}{}, backoff.Permanent(last) // what a node said, not that the time is over
+		}
+		last = err
 		if last != nil && !retriable(last) {
 			return struct{}{}, backoff.Permanent(last)
 		}
