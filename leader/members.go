@@ -53,7 +53,9 @@ func look(m replica.Membership, members []*blixardv1.Member) seen {
 // caughtUp tells that a replica answers and has nearly everything.
 func (s seen) caughtUp(id uint64) bool {
 	p := s.m.Progress[id]
-	return p.Active && p.Match+lagMax >= s.head
+	// Raft takes a new member for active until it learns better; what it has
+	// acknowledged is the proof that it is there.
+	return p.Active && p.Match > 0 && p.Match+lagMax >= s.head
 }
 
 func wantsVote(r blixardv1.MemberRole_Enum) bool {
