@@ -168,9 +168,14 @@ func (c *core) tick() {
 		return
 	}
 	if c.sinceAsked++; c.sinceAsked >= readRetryTicks {
-		c.waiting = append(c.asked, c.waiting...)
-		c.asked = nil
+		c.askAgain()
 	}
+}
+
+// askAgain lets the reads of a round that is under way wait for another.
+func (c *core) askAgain() {
+	c.waiting = append(c.asked, c.waiting...)
+	c.asked = nil
 }
 
 // step takes messages of peers and the responses of the own appender and
@@ -247,6 +252,9 @@ func (c *core) ready(e *effects) {
 	for c.rn.HasReady() {
 		rd := c.rn.Ready()
 		if rd.SoftState != nil {
+			if c.lead != rd.SoftState.Lead {
+				c.askAgain() // a round at the former leader gets no answer
+			}
 			c.lead = rd.SoftState.Lead
 		}
 		if !raft.IsEmptyHardState(rd.HardState) {

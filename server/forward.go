@@ -173,13 +173,14 @@ func (s *Server) ready(ctx context.Context, node string) (*grpc.ClientConn, erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
-	for {
+	conn.ResetConnectBackoff() // the node may be back by now
+	for first := true; ; first = false {
 		st := conn.GetState()
 		if st == connectivity.Ready {
 			return conn, nil
 		}
 		conn.Connect()
-		if !conn.WaitForStateChange(ctx, st) {
+		if !first && st == connectivity.TransientFailure || !conn.WaitForStateChange(ctx, st) {
 			return nil, problem.New(problem.Unavailable, "node.unreachable", "node %s can't be reached", s.nodeName(node)).
 				WithHint("see `blixard cluster status`")
 		}
