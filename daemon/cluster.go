@@ -112,16 +112,14 @@ func (n *node) setPeers() {
 
 // followMembers keeps the transport's peers as the state has them, until ctx ends.
 func (n *node) followMembers(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		view := n.replica.View()
 		n.setPeers()
 		if err := n.untilMembersChange(ctx, view.Index()); err != nil {
 			return err
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
 	}
+	return nil
 }
 
 // untilMembersChange returns when a member changed, when all is to be looked at
@@ -131,14 +129,11 @@ func (n *node) untilMembersChange(ctx context.Context, after uint64) error {
 	defer sub.Close()
 	for {
 		changes, _, err := sub.Next(ctx)
-		if ctx.Err() != nil {
-			return nil
+		if problem.HasCode(err, "replica.stopped") {
+			return err
 		}
 		if err != nil {
-			if problem.HasCode(err, "replica.stopped") {
-				return err
-			}
-			return nil // too far behind: the view has it all
+			return nil //nolint:nilerr // ctx ended, or it is too far behind, and then the view has it all
 		}
 		for _, c := range changes {
 			if c.Kind == state.KindMember || c.Kind == state.KindCluster {
