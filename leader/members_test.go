@@ -1,0 +1,189 @@
+package leader
+
+import (
+	"testing"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/replica"
+)
+
+func memberAs(id uint64, role blixardv1.MemberRole_Enum) *blixardv1.Member {
+	return &blixardv1.Member{NodeId: "node-" + string(rune('a'+id-1)), RaftId: id, Role: role}
+}
+
+// raftOf makes Raft's side: who of the voters and learners has acknowledged all.
+func raftOf(voters, learners, active []uint64) replica.Membership {
+	m := replica.Membership{Voters: voters, Learners: learners, Leader: 1, Progress: map[uint64]replica.Progress{}}
+	for _, id := range append(append([]uint64{}, voters...), learners...) {
+		m.Progress[id] = replica.Progress{}
+	}
+	for _, id := range active {
+		m.Progress[id] = replica.Progress{Match: 5000, Active: true}
+	}
+	return m
+}
+
+const (
+	voter   = blixardv1.MemberRole_voter
+	standby = blixardv1.MemberRole_standby
+	worker  = blixardv1.MemberRole_worker
+)
+
+func alone(string) string { return "" }
+
+// roles gives what Roles decided: node -> role.
+func roles(cmds []*blixardv1.Command) map[string]blixardv1.MemberRole_Enum {
+	out := map[string]blixardv1.MemberRole_Enum{}
+	for _, c := range cmds {
+		out[c.GetChangeMember().GetNode()] = c.GetChangeMember().GetRole()
+	}
+	return out
+}
+
+func steps(c *raftpb.ConfChangeV2) map[uint64]raftpb.ConfChangeType {
+	out := map[uint64]raftpb.ConfChangeType{}
+	for _, s := range c.GetChanges() {
+		out[s.GetNodeId()] = s.GetType()
+	}
+	return out
+}
+
+// A cluster of one grows to three: enrolled members become learners, stand-bys
+// voters two at a time, and nobody who has acknowledged nothing.
+func TestMembersGrow(t *testing.T) {
+	d := &Members{Voters: 3, ReplaceAfter: time.Minute}
+	d.Begin()
+	members := []*blixardv1.Member{memberAs(1, voter), memberAs(2, standby), memberAs(3, standby)}
+	now := time.Now()
+	change, to := d.Change(raftOf([]uint64{1}, nil, []uint64{1}), members)
+	if got := steps(change); to != 0 || len(got) != 2 || got[2] != raftpb.ConfChangeAddLearnerNode || got[3] != raftpb.ConfChangeAddLearnerNode {
+		t.Fatalf("the first change is %v", got)
+	}
+	// One of the two has acknowledged: a vote for it alone would bear no loss more.
+	if got := d.Roles(raftOf([]uint64{1}, []uint64{2, 3}, []uint64{1, 2}), members, alone, now); len(got) != 0 {
+		t.Fatalf("one stand-by became %v", roles(got))
+	}
+	got := roles(d.Roles(raftOf([]uint64{1}, []uint64{2, 3}, []uint64{1, 2, 3}), members, alone, now))
+	if len(got) != 2 || got["node-b"] != voter || got["node-c"] != voter {
+		t.Fatalf("the stand-bys became %v", got)
+	}
+	members[1].Role, members[2].Role = voter, voter
+	// Raft takes a new member for active before it was heard of.
+	m := raftOf([]uint64{1}, []uint64{2, 3}, []uint64{1, 2})
+	m.Progress[3] = replica.Progress{Active: true}
+	change, _ = d.Change(m, members)
+	if got := steps(change); len(got) != 1 || got[2] != raftpb.ConfChangeAddNode {
+		t.Fatalf("the votes go to %v", got)
+	}
+	// Three are enough.
+	members = append(members, memberAs(4, standby))
+	if got := d.Roles(raftOf([]uint64{1, 2, 3}, []uint64{4}, []uint64{1, 2, 3, 4}), members, alone, now); len(got) != 0 {
+		t.Fatalf("a fourth became %v", roles(got))
+	}
+}
+
+// A voter that is silent for long enough loses its vote to a stand-by, not before,
+// and not when it was heard of in between.
+func TestSilentVoterIsReplaced(t *testing.T) {
+	d := &Members{Voters: 3, ReplaceAfter: time.Minute}
+	d.Begin()
+	members := []*blixardv1.Member{memberAs(1, voter), memberAs(2, voter), memberAs(3, voter), memberAs(4, standby), memberAs(5, worker)}
+	all, silent := []uint64{1, 2, 3}, raftOf([]uint64{1, 2, 3}, []uint64{4, 5}, []uint64{1, 2, 4, 5})
+	heard := raftOf(all, []uint64{4, 5}, []uint64{1, 2, 3, 4, 5})
+	begin := time.Now()
+	for _, step := range []struct {
+		m     replica.Membership
+		after time.Duration
+		want  int
+	}{
+		{silent, 0, 0},
+		{silent, 59 * time.Second, 0},
+		{heard, 59500 * time.Millisecond, 0},
+		{silent, 61 * time.Second, 0},
+		{silent, 120 * time.Second, 0},
+		{silent, 121 * time.Second, 2},
+	} {
+		got := roles(d.Roles(step.m, members, alone, begin.Add(step.after)))
+		if len(got) != step.want {
+			t.Fatalf("after %v: %v", step.after, got)
+		}
+		if step.want == 2 && (got["node-d"] != voter || got["node-c"] != standby) {
+			t.Fatalf("after %v: %v", step.after, got)
+		}
+	}
+}
+
+// Voters are spread over failure domains where there is a choice.
+func TestVotersAreSpread(t *testing.T) {
+	d := &Members{Voters: 3, ReplaceAfter: time.Minute}
+	d.Begin()
+	members := []*blixardv1.Member{memberAs(1, voter), memberAs(2, standby), memberAs(3, standby), memberAs(4, standby)}
+	domain := func(node string) string { return map[string]string{"node-a": "x", "node-b": "x", "node-c": "y", "node-d": "z"}[node] }
+	got := roles(d.Roles(raftOf([]uint64{1}, []uint64{2, 3, 4}, []uint64{1, 2, 3, 4}), members, domain, time.Now()))
+	if len(got) != 2 || got["node-c"] != voter || got["node-d"] != voter {
+		t.Fatalf("the voters are %v", got)
+	}
+}
+
+// A leader that is to have no vote hands over the lead first; another member just
+// loses its own.
+func TestDemotionAndRemoval(t *testing.T) {
+	d := &Members{Voters: 3, ReplaceAfter: time.Minute}
+	d.Begin()
+	m := raftOf([]uint64{1, 2, 3}, nil, []uint64{1, 2, 3})
+	p := m.Progress[3]
+	p.Match++
+	m.Progress[3] = p
+	members := []*blixardv1.Member{memberAs(1, worker), memberAs(2, voter), memberAs(3, voter)}
+	if change, to := d.Change(m, members); change != nil || to != 3 {
+		t.Fatalf("%v, the lead goes to %d", change, to)
+	}
+	members[0].Role, members[1].Role = voter, worker
+	change, to := d.Change(m, members)
+	if got := steps(change); to != 0 || len(got) != 1 || got[2] != raftpb.ConfChangeAddLearnerNode {
+		t.Fatalf("the demotion is %v", got)
+	}
+	members[1].Removed = true
+	change, _ = d.Change(raftOf([]uint64{1, 3}, []uint64{2}, []uint64{1, 3}), members)
+	if got := steps(change); len(got) != 1 || got[2] != raftpb.ConfChangeRemoveNode {
+		t.Fatalf("the removal is %v", got)
+	}
+	// One change at a time.
+	m.Outgoing = []uint64{1}
+	if change, to := d.Change(m, members); change != nil || to != 0 {
+		t.Fatalf("during another: %v, %d", change, to)
+	}
+}
+
+// A node counts as suspect after its lease and as down only after the longest time
+// that its own clock may take; a new leader first waits a whole period.
+func TestNodesGoDown(t *testing.T) {
+	table := &Table{TTL: 10 * time.Second, Margin: time.Second}
+	begin := time.Now()
+	table.Begin(begin)
+	n := &blixardv1.Node{Id: "node-a", Incarnation: 3, State: blixardv1.NodeState_ready}
+	state := func(after time.Duration) blixardv1.NodeState_Enum {
+		for _, c := range table.Due([]*blixardv1.Node{n}, begin.Add(after)) {
+			if s := c.GetSetNodeState(); s.GetNodeId() == "node-a" && s.GetIncarnation() == 3 {
+				return s.GetState()
+			}
+		}
+		return blixardv1.NodeState_unspecified
+	}
+	if got := state(9 * time.Second); got != blixardv1.NodeState_unspecified {
+		t.Fatalf("a new leader said %v after 9 s", got)
+	}
+	table.Granted("node-a", 3, 10*time.Second, begin.Add(5*time.Second))
+	if got := state(14 * time.Second); got != blixardv1.NodeState_unspecified {
+		t.Fatalf("with a lease it is %v", got)
+	}
+	if got := state(15500 * time.Millisecond); got == blixardv1.NodeState_down {
+		t.Fatalf("at the end of its lease it is %v", got)
+	}
+	if got := state(16200 * time.Millisecond); got != blixardv1.NodeState_down {
+		t.Fatalf("after lease, drift and margin it is %v", got)
+	}
+}
