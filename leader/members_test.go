@@ -121,7 +121,9 @@ func TestVotersAreSpread(t *testing.T) {
 	d := &Members{Voters: 3, ReplaceAfter: time.Minute}
 	d.Begin()
 	members := []*blixardv1.Member{memberAs(1, voter), memberAs(2, standby), memberAs(3, standby), memberAs(4, standby)}
-	domain := func(node string) string { return map[string]string{"node-a": "x", "node-b": "x", "node-c": "y", "node-d": "z"}[node] }
+	domain := func(node string) string {
+		return map[string]string{"node-a": "x", "node-b": "x", "node-c": "y", "node-d": "z"}[node]
+	}
 	got := roles(d.Roles(raftOf([]uint64{1}, []uint64{2, 3, 4}, []uint64{1, 2, 3, 4}), members, domain, time.Now()))
 	if len(got) != 2 || got["node-c"] != voter || got["node-d"] != voter {
 		t.Fatalf("the voters are %v", got)
