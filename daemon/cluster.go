@@ -349,7 +349,7 @@ func pinned(pin [sha256.Size]byte) *tls.Config { return auth.PinnedTLS(pin, time
 // stage writes what the join gave, whole or not at all.
 func (m membership) stage(resp *blixardv1.EnrollResponse, keys *auth.Keypair, address string) error {
 	staged, making := m.data.join(joiningDir), m.data.join(joiningDir+".new")
-	next := member{Format: dataFormat, ClusterID: resp.GetClusterId(), RaftID: resp.GetMember().GetRaftId(), Joined: true, Address: address}
+	next := member{Format: dataFormat, ClusterID: resp.GetClusterId(), RaftID: resp.GetMember().GetRaftId(), Joined: true, Address: address, Role: resp.GetMember().GetRole().String()}
 	for _, a := range resp.GetCaCertificates() {
 		next.Authorities = append(next.Authorities, string(a))
 	}

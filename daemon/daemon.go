@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/blixard/blixard/agent"
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/auth"
 	"github.com/blixard/blixard/client"
 	"github.com/blixard/blixard/daemon/config"
@@ -182,10 +183,16 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 			Voters: int(n.cfg.Cluster.Voters), ReplaceAfter: n.cfg.Cluster.ReplaceAfter,
 		})
 	})
-	err = n.startAgent(ctx, drv, info, b)
+	n.client, err = client.Dial(ctx, client.Config{Addr: "unix:" + n.cfg.Socket})
+	witness := n.member.Role == blixardv1.MemberRole_witness.String()
+	if err == nil && !witness {
+		err = n.startAgent(ctx, drv, info, b)
+	}
 	if err == nil {
-		part("agent", func() error { return n.agent.Run(life) })
-		n.awaitRegistered(ctx)
+		if !witness {
+			part("agent", func() error { return n.agent.Run(life) })
+			n.awaitRegistered(ctx)
+		}
 		if n.opts.Ready != nil {
 			n.opts.Ready()
 		}
@@ -255,9 +262,6 @@ func (n *node) shutDown(planned bool) {
 func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.Info, b *bundle.Bundle) error {
 	fp, err := fingerprint(n.cfg, info, n.opts.Version, b.KernelNames(), b.ImageNames())
 	if err != nil {
-		return err
-	}
-	if n.client, err = client.Dial(ctx, client.Config{Addr: "unix:" + n.cfg.Socket}); err != nil {
 		return err
 	}
 	n.agent, err = agent.New(ctx, agent.Config{

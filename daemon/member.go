@@ -49,6 +49,8 @@ type member struct {
 	Joined bool `json:"joined,omitempty"`
 	// Began: the replica's log was begun, and must be there from then on.
 	Began bool `json:"began,omitempty"`
+	// Role with which it joined; a witness runs no VMs as long as it is a member.
+	Role string `json:"role,omitempty"`
 	// Address that was last told to the others.
 	Address string `json:"address,omitempty"`
 	// Peers by which a node that has joined is reached first.

@@ -42,6 +42,12 @@ func (s *Server) propose(ctx context.Context, key string, cmd *blixardv1.Command
 		// Keys of different callers never meet.
 		cmd.Key = key
 	}
+	if want := state.Level(cmd); want > 1 {
+		if have := s.cfg.Replica.View().FeatureLevel(); want > have {
+			return state.Result{}, problem.New(problem.Conflict, "cluster.old_member", "this needs feature level %d, and the oldest member knows %d", want, have).
+				WithHint("upgrade every member first; `blixard cluster members` shows their versions")
+		}
+	}
 	cmd.Actor = actor(ctx)
 	cmd.Time = timestamppb.Now()
 	r, err := s.cfg.Replica.Propose(ctx, cmd)

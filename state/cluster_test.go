@@ -1,0 +1,152 @@
+package state
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// clusterWorld applies one command after the other at a given time.
+type clusterWorld struct {
+	t     *testing.T
+	s     *State
+	index uint64
+	now   time.Time
+}
+
+func (w *clusterWorld) apply(cmd *blixardv1.Command) Result {
+	w.t.Helper()
+	w.index++
+	cmd.Actor, cmd.Time = "test", timestamppb.New(w.now)
+	return w.s.Apply([]Entry{{Index: w.index, Command: cmd}})[0]
+}
+
+// must apply; refuses must not, with that code, and change no member or token.
+func (w *clusterWorld) must(cmd *blixardv1.Command) Result {
+	w.t.Helper()
+	r := w.apply(cmd)
+	if r.Problem != nil {
+		w.t.Fatalf("%v: %v", cmd, r.Problem)
+	}
+	return r
+}
+
+func (w *clusterWorld) refuses(code string, cmd *blixardv1.Command) {
+	w.t.Helper()
+	members, tokens := len(w.s.View().Members()), w.s.View().Tokens()
+	r := w.apply(cmd)
+	if !problem.HasCode(problemOf(r), code) {
+		w.t.Fatalf("%v: %v, wanted %s", cmd, r.Problem, code)
+	}
+	if r.Problem.Hint == "" && code != "cluster.incomplete" && code != "token.incomplete" && code != "member.incomplete" && code != "cluster.formed" && code != "token.id_taken" {
+		w.t.Fatalf("%s has no hint", code)
+	}
+	after := w.s.View().Tokens()
+	if len(w.s.View().Members()) != members || len(after) != len(tokens) || len(after) > 0 && after[0].GetUses() != tokens[0].GetUses() {
+		w.t.Fatalf("%s changed something", code)
+	}
+}
+
+func problemOf(r Result) error {
+	if r.Problem == nil {
+		return nil
+	}
+	return r.Problem
+}
+
+func form() *blixardv1.Command {
+	return &blixardv1.Command{Change: &blixardv1.Command_FormCluster{FormCluster: &blixardv1.FormClusterCommand{
+		ClusterId: "cluster-x", CaCertificate: []byte("ca"), SealedCaKey: []byte("key"),
+		Member: &blixardv1.Member{NodeId: "node-a", Name: "a", RaftId: 1, Address: "h:1", FeatureLevel: 1},
+	}}}
+}
+
+func tokenOf(id string, uses uint32, end time.Time) *blixardv1.Command {
+	return &blixardv1.Command{Change: &blixardv1.Command_CreateToken{CreateToken: &blixardv1.CreateTokenCommand{
+		Id: id, SecretDigest: []byte("digest"), Role: blixardv1.MemberRole_standby, Uses: uses, ExpiresAt: timestamppb.New(end),
+	}}}
+}
+
+func enroll(token, digest, node, name, address string) *blixardv1.Command {
+	return &blixardv1.Command{Change: &blixardv1.Command_EnrollMember{EnrollMember: &blixardv1.EnrollMemberCommand{
+		TokenId: token, SecretDigest: []byte(digest), Member: &blixardv1.Member{NodeId: node, Name: name, Address: address, FeatureLevel: 1, RaftId: 77, Role: blixardv1.MemberRole_voter},
+	}}}
+}
+
+func roleOf(node string, role blixardv1.MemberRole_Enum) *blixardv1.Command {
+	return &blixardv1.Command{Change: &blixardv1.Command_ChangeMember{ChangeMember: &blixardv1.ChangeMemberCommand{Node: node, Role: role}}}
+}
+
+func removal(node string) *blixardv1.Command {
+	return &blixardv1.Command{Change: &blixardv1.Command_RemoveMember{RemoveMember: &blixardv1.RemoveMemberCommand{Node: node}}}
+}
+
+// The life of a cluster's members: formed once, joined by tokens that are used up,
+// never without a voter, and nobody comes back under an id that was removed.
+func TestMembersOfACluster(t *testing.T) {
+	w := &clusterWorld{t: t, s: New(DefaultLimits()), now: time.Unix(1_800_000_000, 0)}
+	end := w.now.Add(time.Hour)
+	w.refuses("cluster.not_formed", tokenOf("t", 1, end))
+	w.refuses("cluster.incomplete", &blixardv1.Command{Change: &blixardv1.Command_FormCluster{FormCluster: &blixardv1.FormClusterCommand{}}})
+	if m := w.must(form()).Member; m.GetRole() != blixardv1.MemberRole_voter {
+		t.Fatalf("the first member is %v", m)
+	}
+	w.refuses("cluster.formed", form())
+	w.refuses("token.incomplete", tokenOf("t", 0, end))
+	w.must(tokenOf("t", 2, end))
+	w.refuses("token.id_taken", tokenOf("t", 1, end))
+
+	w.refuses("token.unknown", enroll("other", "digest", "node-b", "b", "h:2"))
+	w.refuses("token.wrong", enroll("t", "guess", "node-b", "b", "h:2"))
+	w.refuses("member.incomplete", enroll("t", "digest", "node-b", "", "h:2"))
+	w.refuses("member.exists", enroll("t", "digest", "node-a", "b", "h:2"))
+	w.refuses("member.name_taken", enroll("t", "digest", "node-b", "a", "h:2"))
+	w.refuses("member.address_taken", enroll("t", "digest", "node-b", "b", "h:1"))
+	// What the node asks to be does not count: id and role are the cluster's.
+	if m := w.must(enroll("t", "digest", "node-b", "b", "h:2")).Member; m.GetRaftId() != 2 || m.GetRole() != blixardv1.MemberRole_standby {
+		t.Fatalf("enrolled as %v", m)
+	}
+	w.must(enroll("t", "digest", "node-c", "c", "h:3"))
+	w.refuses("token.unknown", enroll("t", "digest", "node-d", "d", "h:4"))
+	w.must(tokenOf("late", 1, end))
+	w.now = end.Add(time.Second)
+	w.refuses("token.expired", enroll("late", "digest", "node-d", "d", "h:4"))
+
+	w.refuses("member.last_voter", roleOf("a", blixardv1.MemberRole_standby))
+	w.refuses("member.last_voter", removal("a"))
+	w.must(roleOf("b", blixardv1.MemberRole_voter))
+	w.must(removal("node-a"))
+	w.must(removal("node-a")) // once more is no change
+	w.refuses("member.not_found", roleOf("node-a", blixardv1.MemberRole_voter))
+	w.refuses("member.not_found", removal("nobody"))
+	w.must(tokenOf("again", 5, w.now.Add(time.Hour)))
+	w.refuses("member.removed", enroll("again", "digest", "node-a", "a2", "h:9"))
+	if m := w.must(enroll("again", "digest", "node-e", "a", "h:1")).Member; m.GetRaftId() != 4 {
+		t.Fatalf("Raft id %d: one was used twice", m.GetRaftId())
+	}
+	revoke := &blixardv1.Command{Change: &blixardv1.Command_RevokeToken{RevokeToken: &blixardv1.RevokeTokenCommand{Id: "again"}}}
+	w.must(revoke)
+	w.refuses("token.not_found", revoke)
+}
+
+// The oldest member says what all know.
+func TestFeatureLevel(t *testing.T) {
+	w := &clusterWorld{t: t, s: New(DefaultLimits()), now: time.Unix(1_800_000_000, 0)}
+	if got := w.s.View().FeatureLevel(); got != FeatureLevel {
+		t.Fatalf("without members it is %d", got)
+	}
+	w.must(form())
+	if got := w.s.View().FeatureLevel(); got != 1 {
+		t.Fatalf("with one member it is %d", got)
+	}
+	if got := Level(form()); got != 1 {
+		t.Fatalf("forming a cluster wants level %d", got)
+	}
+	if got := Level(&blixardv1.Command{}); got != 1 {
+		t.Fatalf("nothing wants level %d", got)
+	}
+}
