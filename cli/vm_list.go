@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -20,7 +21,7 @@ import (
 func msToDuration(ms uint32) time.Duration { return time.Duration(ms) * time.Millisecond }
 
 func (a *app) vmListCommand() *cobra.Command {
-	var quiet bool
+	var quiet, stale bool
 	var labels, states []string
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List VMs", Args: exactly(),
@@ -34,7 +35,7 @@ func (a *app) vmListCommand() *cobra.Command {
 				return err
 			}
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				vms, err := c.AllVMs(ctx)
+				vms, err := a.listVMs(ctx, c, stale)
 				if err != nil {
 					return err
 				}
@@ -49,11 +50,38 @@ func (a *app) vmListCommand() *cobra.Command {
 			})
 		},
 	}
+	staleFlag(cmd, &stale)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "names only")
 	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "only VMs with the label KEY=VALUE; may be repeated")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only VMs in that state, such as running; may be repeated")
 	complete(cmd, "state", slices.Sorted(maps.Keys(blixardv1.AllocationState_Enum_value))...)
 	return cmd
+}
+
+// staleFlag is for commands that read.
+func staleFlag(cmd *cobra.Command, stale *bool) {
+	cmd.Flags().BoolVar(stale, "stale", false, "show what the node knows by itself, also without a leader, and say how old that may be")
+}
+
+func (a *app) listVMs(ctx context.Context, c *client.Client, stale bool) ([]*blixardv1.VM, error) {
+	if !stale {
+		return c.AllVMs(ctx)
+	}
+	vms, first, err := c.StaleVMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return vms, a.sayStale(first.GetIndex(), first.GetAge())
+}
+
+// sayStale tells on standard error how old a stale read may be.
+func (a *app) sayStale(index uint64, age *durationpb.Duration) error {
+	text := "of unknown age"
+	if age != nil {
+		text = "at most " + units.HumanDuration(age.AsDuration()) + " old"
+	}
+	_, err := fmt.Fprintf(a.stderr, "stale: index %d, %s\n", index, text)
+	return err
 }
 
 func hasLabels(vm *blixardv1.VM, wanted map[string]string) bool {
@@ -111,20 +139,28 @@ func at(t *timestamppb.Timestamp) string {
 }
 
 func (a *app) vmStatusCommand() *cobra.Command {
-	return &cobra.Command{
+	stale := false
+	cmd := &cobra.Command{
 		Use: "status NAME", Aliases: []string{"show", "get"}, Short: "Show a VM", Args: exactly("NAME"),
 		ValidArgsFunction: a.completeVMs(1),
 		Example:           "  blixard vm status web\n  blixard vm status web -o json | jq .status.state",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: args[0]})
+				resp, err := c.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: args[0], Stale: stale})
 				if err != nil {
 					return err
+				}
+				if stale {
+					if err := a.sayStale(resp.GetIndex(), resp.GetAge()); err != nil {
+						return err
+					}
 				}
 				return a.print(resp.GetVm(), func() error { return a.vmFacts(resp.GetVm()) })
 			})
 		},
 	}
+	staleFlag(cmd, &stale)
+	return cmd
 }
 
 func (a *app) vmFacts(vm *blixardv1.VM) error {

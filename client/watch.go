@@ -195,16 +195,29 @@ func noVM(name string) error {
 // AllVMs lists all VMs, page by page. The pages are not of one index: a VM made
 // or deleted meanwhile may be in the answer or not.
 func (c *Client) AllVMs(ctx context.Context) ([]*blixardv1.VM, error) {
-	var vms []*blixardv1.VM
+	vms, _, err := c.pages(ctx, false)
+	return vms, err
+}
+
+// StaleVMs lists the VMs that the answering node knows of by itself, also without
+// a leader. The first page comes with the index and the age of what it knows.
+func (c *Client) StaleVMs(ctx context.Context) ([]*blixardv1.VM, *blixardv1.ListVMsResponse, error) {
+	return c.pages(ctx, true)
+}
+
+func (c *Client) pages(ctx context.Context, stale bool) (vms []*blixardv1.VM, first *blixardv1.ListVMsResponse, err error) {
 	token := ""
 	for {
-		page, err := c.VMs().ListVMs(ctx, &blixardv1.ListVMsRequest{PageToken: token})
+		page, err := c.VMs().ListVMs(ctx, &blixardv1.ListVMsRequest{PageToken: token, Stale: stale})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		if first == nil {
+			first = page
 		}
 		vms = append(vms, page.GetVms()...)
 		if token = page.GetNextPageToken(); token == "" {
-			return vms, nil
+			return vms, first, nil
 		}
 	}
 }
