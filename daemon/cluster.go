@@ -54,7 +54,7 @@ func (n *node) openReplica(ctx context.Context) error {
 	var err error
 	n.replica, err = replica.Open(ctx, replica.Config{
 		Dir: n.data.join(raftDir), NodeID: n.data.id.NodeID, ClusterID: n.member.ClusterID, RaftID: n.member.RaftID,
-		Join: n.member.Joined, Sender: n.peers, Logger: n.log,
+		Join: n.member.Joined, Sender: n.peers, Logger: n.log, SnapshotEntries: uint64(n.cfg.Cluster.SnapshotEntries),
 	})
 	if err != nil {
 		return err

@@ -51,6 +51,8 @@ type Cluster struct {
 	Voters uint32
 	// ReplaceAfter: a voter that is silent for so long loses its vote to a stand-by.
 	ReplaceAfter time.Duration
+	// SnapshotEntries of the log are applied between two snapshots at least.
+	SnapshotEntries uint32
 }
 
 // Log is the daemon's own log.

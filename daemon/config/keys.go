@@ -28,19 +28,20 @@ type Key struct {
 
 // Bounds of the values below.
 const (
-	leaseTTLMin       = 2 * time.Second
-	leaseTTLMax       = 5 * time.Minute
-	leaseMarginMin    = 100 * time.Millisecond
-	consoleLogSizeMin = 64 * units.KiB
-	consoleLogSizeMax = units.GiB
-	consoleLogsMax    = 100
-	readyTimeoutMin   = time.Second
-	readyTimeoutMax   = time.Hour
-	bootTriesMax      = 20
-	shutdownMax       = 10 * time.Minute
-	reservedCPUsMax   = 4096
-	replaceAfterMin   = 5 * time.Second
-	replaceAfterMax   = 24 * time.Hour
+	leaseTTLMin        = 2 * time.Second
+	leaseTTLMax        = 5 * time.Minute
+	leaseMarginMin     = 100 * time.Millisecond
+	consoleLogSizeMin  = 64 * units.KiB
+	consoleLogSizeMax  = units.GiB
+	consoleLogsMax     = 100
+	readyTimeoutMin    = time.Second
+	readyTimeoutMax    = time.Hour
+	bootTriesMax       = 20
+	shutdownMax        = 10 * time.Minute
+	reservedCPUsMax    = 4096
+	replaceAfterMin    = 5 * time.Second
+	snapshotEntriesMax = 100_000_000
+	replaceAfterMax    = 24 * time.Hour
 )
 
 func fixed(value string) func(Host) string { return func(Host) string { return value } }
@@ -125,6 +126,12 @@ var keys = []Key{
 		check:   durationRange("cluster.replace_after", func(c *Config) time.Duration { return c.Cluster.ReplaceAfter }, replaceAfterMin, replaceAfterMax),
 		Doc:     "How long a voter may be silent before a stand-by takes its place. It counts on the node that leads.",
 		Default: fixed("5m"),
+	},
+	{
+		Name: "cluster.snapshot_entries", field: func(c *Config) any { return &c.Cluster.SnapshotEntries },
+		check:   countRange("cluster.snapshot_entries", func(c *Config) uint32 { return c.Cluster.SnapshotEntries }, snapshotEntriesMax),
+		Doc:     "How many changes this node applies before it writes a snapshot and drops the log before it; it also waits until the log is four times as large as a snapshot.",
+		Default: fixed("100000"),
 	},
 	{
 		Name: "log.level", field: func(c *Config) any { return &c.Log.Level }, check: oneOf(func(c *Config) string { return c.Log.Level }, "debug", "info", "warn", "error"),
