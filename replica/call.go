@@ -80,7 +80,7 @@ func (r *Replica) encode(cmd *blixardv1.Command) ([]byte, error) {
 	if cmd.Key != "" && len(cmd.Digest) == 0 {
 		cmd.Digest = state.Digest(cmd)
 	}
-	data, err := proto.Marshal(cmd)
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(cmd)
 	if err != nil {
 		return nil, problem.New(problem.Invalid, "change.encoding", "the change cannot be encoded").WithCause(err)
 	}
@@ -128,15 +128,20 @@ func (r *Replica) ReadIndex(ctx context.Context) (uint64, error) {
 		err   error
 	}
 	ch := make(chan result, 1)
-	if !r.reads.put(read{done: func(index uint64, err error) { ch <- result{index, err} }}) {
-		return 0, r.stopError()
-	}
+	r.readIndexAsync(func(index uint64, err error) { ch <- result{index, err} })
 	select {
 	case res := <-ch:
 		return res.index, res.err
 	case <-ctx.Done():
 		return 0, problem.New(problem.Unavailable, "replica.no_quorum", "no majority of the voters answered in time").
 			WithHint("try again; `blixard node status` tells what the node knows").WithCause(ctx.Err())
+	}
+}
+
+// readIndexAsync calls done, exactly once, with the index of ReadIndex.
+func (r *Replica) readIndexAsync(done func(uint64, error)) {
+	if !r.reads.put(read{done: done}) {
+		done(0, r.stopError())
 	}
 }
 

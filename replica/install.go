@@ -117,6 +117,9 @@ func (r *Replica) follow(meta *raftpb.SnapshotMetadata) bool {
 	if !r.applies.put(t) {
 		return false
 	}
+	if r.turns != nil {
+		r.turns.Apply()
+	}
 	select {
 	case <-t.restored:
 	case <-r.stopping:

@@ -53,3 +53,10 @@ func (m *mailbox[T]) close() []T {
 	m.values = nil
 	return values
 }
+
+// len is how many values wait.
+func (m *mailbox[T]) len() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.values)
+}

@@ -39,6 +39,9 @@ func (r *Replica) call(ctx context.Context, f func(*core)) error {
 	}) {
 		return r.stopError()
 	}
+	if r.turns != nil {
+		r.turns.Turn()
+	}
 	select {
 	case <-done:
 		return nil

@@ -28,24 +28,7 @@ const (
 // voter it leads and has applied everything acknowledged when Open returns. The
 // problems of [wal.Open] pass through. The caller must Close it.
 func Open(ctx context.Context, config Config) (*Replica, error) {
-	if config.Logger == nil {
-		config.Logger = slog.Default()
-	}
-	if config.Limits == (state.Limits{}) {
-		config.Limits = state.DefaultLimits()
-	}
-	if config.Tick == 0 {
-		config.Tick = tickInterval
-	}
-	if config.Now == nil {
-		config.Now = time.Now
-	}
-	if config.SnapshotEntries == 0 {
-		config.SnapshotEntries = snapshotEntries
-	}
-	if config.RaftID == 0 {
-		config.RaftID = FirstID
-	}
+	config = config.withDefaults()
 	log, recovered, err := wal.Open(wal.Config{
 		Dir: config.Dir, NodeID: config.NodeID, ClusterID: config.ClusterID,
 		SegmentBytes: config.SegmentBytes, Logger: config.Logger, Hook: config.Hook,
@@ -53,13 +36,7 @@ func Open(ctx context.Context, config Config) (*Replica, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
-	r := &Replica{
-		config: config, logger: config.Logger, log: log, storage: raft.NewMemoryStorage(), state: state.New(config.Limits),
-		proposals: newMailbox[*proposal](), reads: newMailbox[read](), messages: newMailbox[*raftpb.Message](),
-		appends: newMailbox[*raftpb.Message](), applies: newMailbox[applyTask](), snapshots: make(chan snapshotRequest),
-		calls: newMailbox[func(*core)](), received: map[uint64]*state.State{},
-		stopping: make(chan struct{}), done: make(chan struct{}),
-	}
+	r := build(config, log)
 	last, alone, err := r.restore(recovered)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica: %w", err), log.Close())
@@ -76,6 +53,39 @@ func Open(ctx context.Context, config Config) (*Replica, error) {
 		}
 	}
 	return r, nil
+}
+
+func (c Config) withDefaults() Config {
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Limits == (state.Limits{}) {
+		c.Limits = state.DefaultLimits()
+	}
+	if c.Tick == 0 {
+		c.Tick = tickInterval
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.SnapshotEntries == 0 {
+		c.SnapshotEntries = snapshotEntries
+	}
+	if c.RaftID == 0 {
+		c.RaftID = FirstID
+	}
+	return c
+}
+
+// build makes a replica that has nothing restored and does nothing yet.
+func build(config Config, log Storage) *Replica {
+	return &Replica{
+		config: config, logger: config.Logger, log: log, storage: raft.NewMemoryStorage(), state: state.New(config.Limits),
+		proposals: newMailbox[*proposal](), reads: newMailbox[read](), messages: newMailbox[*raftpb.Message](),
+		appends: newMailbox[*raftpb.Message](), applies: newMailbox[applyTask](), snapshots: make(chan snapshotRequest, 1),
+		calls: newMailbox[func(*core)](), received: map[uint64]*state.State{},
+		stopping: make(chan struct{}), done: make(chan struct{}),
+	}
 }
 
 // restore brings state, storage and core to what was recovered. It gives the

@@ -11,7 +11,6 @@ import (
 
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
-	"github.com/blixard/blixard/wal"
 )
 
 // The defaults of [Config].
@@ -100,7 +99,7 @@ type Status struct {
 type Replica struct {
 	config  Config
 	logger  *slog.Logger
-	log     *wal.Log
+	log     Storage
 	storage *raft.MemoryStorage
 	state   *state.State
 
@@ -110,8 +109,10 @@ type Replica struct {
 	messages  *mailbox[*raftpb.Message]
 	appends   *mailbox[*raftpb.Message]
 	applies   *mailbox[applyTask]
-	snapshots chan snapshotRequest
-	calls     *mailbox[func(*core)]
+	// snapshots has room for one; snapshotting is set from its request to its end.
+	snapshots    chan snapshotRequest
+	snapshotting atomic.Bool
+	calls        *mailbox[func(*core)]
 
 	// Of the applier.
 	// conf is the membership after the newest applied entry.
@@ -120,6 +121,11 @@ type Replica struct {
 	confMoved     bool
 	appliedTerm   uint64
 	sinceSnapshot uint64
+	// applied is told of what was applied, and turns lets the loop or the applier
+	// have its turn while another waits for it: set when there are no goroutines,
+	// see Steps.
+	applied func([]applyTask)
+	turns   *Steps
 
 	// underWay bytes of commands between Propose and their answer.
 	underWay           atomic.Int64

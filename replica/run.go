@@ -36,7 +36,6 @@ func (r *Replica) loop() {
 	defer r.running.Done()
 	ticker := time.NewTicker(r.config.Tick)
 	defer ticker.Stop()
-	var proposals []*proposal
 	var reads []read
 	var messages []*raftpb.Message
 	for {
@@ -51,20 +50,26 @@ func (r *Replica) loop() {
 		case <-r.messages.wake:
 		case <-r.calls.wake:
 		}
-		var e effects
-		messages = r.messages.take(messages)
-		r.core.step(messages)
-		for _, call := range r.calls.take(nil) {
-			call(r.core)
-		}
-		if reads = r.reads.take(reads); len(reads) > 0 {
-			r.core.read(reads)
-		}
-		proposals = r.proposals.take(nil)
-		r.core.propose(proposals, &e)
-		r.core.ready(&e)
-		r.carryOut(&e)
+		messages, reads = r.turn(messages, reads)
 	}
+}
+
+// turn gives the core everything that waits for it, and hands on what it wants
+// done. The slices are those of the turn before, used again.
+func (r *Replica) turn(messages []*raftpb.Message, reads []read) ([]*raftpb.Message, []read) {
+	var e effects
+	messages = r.messages.take(messages)
+	r.core.step(messages)
+	for _, call := range r.calls.take(nil) {
+		call(r.core)
+	}
+	if reads = r.reads.take(reads); len(reads) > 0 {
+		r.core.read(reads)
+	}
+	r.core.propose(r.proposals.take(nil), &e)
+	r.core.ready(&e)
+	r.carryOut(&e)
+	return messages, reads
 }
 
 // carryOut hands effects to those who do them.
@@ -142,39 +147,51 @@ func (r *Replica) appender() {
 // It gives false when the replica stops.
 func (r *Replica) append(batches []*raftpb.Message) bool {
 	for len(batches) > 0 {
-		n, size := 0, 0
-		answers := 0
-		for n < len(batches) && (n == 0 || size < syncBytesMax) {
-			m := batches[n]
-			if s := m.GetSnapshot(); s != nil {
-				if err := r.log.InstallSnapshot(s.GetMetadata()); err != nil {
-					r.fail(err)
-					return false
-				}
-			}
-			for _, e := range m.GetEntries() {
-				size += len(e.GetData())
-			}
-			r.log.Append(hardState(m), m.GetEntries())
-			answers += len(m.GetResponses())
-			n++
-		}
+		n, answers, ok := r.stage(batches)
 		// Without an answer nobody relies on it: it goes with the next frame.
-		if answers > 0 && !r.sync() {
+		if !ok || answers && !r.sync() || !r.finish(batches[:n]) {
 			return false
 		}
-		for _, m := range batches[:n] {
-			if s := m.GetSnapshot(); s != nil && !r.follow(s.GetMetadata()) {
-				return false
-			}
-			if err := r.storage.Append(m.GetEntries()); err != nil {
-				invariant.Fail("keep appended entries: %v", err)
-			}
-		}
-		for _, m := range batches[:n] {
-			r.respond(m.GetResponses())
-		}
 		batches = batches[n:]
+	}
+	return true
+}
+
+// stage gives the first n batches to the log, and tells whether somebody waits
+// for them to be durable. ok is false when the replica stops.
+func (r *Replica) stage(batches []*raftpb.Message) (n int, answers, ok bool) {
+	size := 0
+	for n < len(batches) && (n == 0 || size < syncBytesMax) {
+		m := batches[n]
+		if s := m.GetSnapshot(); s != nil {
+			if err := r.log.InstallSnapshot(s.GetMetadata()); err != nil {
+				r.fail(err)
+				return n, answers, false
+			}
+		}
+		for _, e := range m.GetEntries() {
+			size += len(e.GetData())
+		}
+		r.log.Append(hardState(m), m.GetEntries())
+		answers = answers || len(m.GetResponses()) > 0
+		n++
+	}
+	return n, answers, true
+}
+
+// finish makes batches that are durable known to Raft. It gives false when the
+// replica stops.
+func (r *Replica) finish(batches []*raftpb.Message) bool {
+	for _, m := range batches {
+		if s := m.GetSnapshot(); s != nil && !r.follow(s.GetMetadata()) {
+			return false
+		}
+		if err := r.storage.Append(m.GetEntries()); err != nil {
+			invariant.Fail("keep appended entries: %v", err)
+		}
+	}
+	for _, m := range batches {
+		r.respond(m.GetResponses())
 	}
 	return true
 }
@@ -239,26 +256,34 @@ func (r *Replica) applier() {
 		case <-r.applies.wake:
 		}
 		tasks = r.applies.take(tasks)
-		rest := tasks
-		for i, t := range tasks {
-			if t.restore == nil {
-				continue
-			}
-			r.apply(rest[:len(rest)-len(tasks)+i])
-			rest = tasks[i+1:]
-			if !r.adopt(t) {
-				return
-			}
+		if !r.carry(tasks) {
+			return
 		}
-		r.apply(rest)
-		for _, t := range tasks {
-			r.messages.put(t.responses...)
-			if t.compact != nil {
-				r.compact(t.compact)
-			}
-		}
-		r.maybeSnapshot()
 	}
+}
+
+// carry carries out tasks in their order. It gives false when the replica stops.
+func (r *Replica) carry(tasks []applyTask) bool {
+	begin := 0
+	for i, t := range tasks {
+		if t.restore == nil {
+			continue
+		}
+		r.apply(tasks[begin:i])
+		begin = i + 1
+		if !r.adopt(t) {
+			return false
+		}
+	}
+	r.apply(tasks[begin:])
+	for _, t := range tasks {
+		r.messages.put(t.responses...)
+		if t.compact != nil {
+			r.compact(t.compact)
+		}
+	}
+	r.maybeSnapshot()
+	return true
 }
 
 func (r *Replica) refuse(tasks []applyTask) {
@@ -294,6 +319,9 @@ func (r *Replica) apply(tasks []applyTask) {
 		}
 	}
 	results := r.state.Apply(entries)
+	if r.applied != nil {
+		r.applied(tasks)
+	}
 	r.sinceSnapshot += uint64(n)
 	r.changed.broadcast()
 	i := 0
@@ -338,11 +366,18 @@ func (r *Replica) maybeSnapshot() {
 	if !enough && !r.confMoved {
 		return
 	}
-	select {
-	case r.snapshots <- snapshotRequest{r.state.View(), r.appliedTerm, r.conf, nil}:
+	if r.request(snapshotRequest{r.state.View(), r.appliedTerm, r.conf, nil}) {
 		r.sinceSnapshot, r.confMoved = 0, false
-	default:
 	}
+}
+
+// request gives the snapshotter something to do, unless it is busy.
+func (r *Replica) request(req snapshotRequest) bool {
+	if !r.snapshotting.CompareAndSwap(false, true) {
+		return false
+	}
+	r.snapshots <- req // has room for the one
+	return true
 }
 
 // compact asks for a snapshot however little the log has grown.
@@ -352,10 +387,9 @@ func (r *Replica) compact(done chan error) {
 		done <- nil
 		return
 	}
-	select {
-	case r.snapshots <- snapshotRequest{view, r.appliedTerm, r.conf, done}:
+	if r.request(snapshotRequest{view, r.appliedTerm, r.conf, done}) {
 		r.sinceSnapshot = 0
-	default:
+	} else {
 		done <- problem.New(problem.Unavailable, "snapshot.busy", "a snapshot is being written").WithHint("try again in a moment")
 	}
 }
@@ -375,20 +409,30 @@ func (r *Replica) snapshotter() {
 		case <-r.stopping:
 			return
 		case req := <-r.snapshots:
-			err := r.snapshot(req)
-			if req.done != nil {
-				req.done <- err
-			}
-			r.applies.put(applyTask{}) // the next one may be due already
-			switch {
-			case errors.Is(err, wal.ErrFull):
-				r.logger.Warn("no space for a snapshot: the log is kept", "index", req.view.Index(), "err", err)
-			case err != nil:
-				r.fail(err)
+			if !r.fulfil(req) {
 				return
 			}
 		}
 	}
+}
+
+// fulfil writes the snapshot that was asked for. It gives false when the replica
+// stops.
+func (r *Replica) fulfil(req snapshotRequest) bool {
+	err := r.snapshot(req)
+	if req.done != nil {
+		req.done <- err
+	}
+	r.snapshotting.Store(false)
+	r.applies.put(applyTask{}) // the next one may be due already
+	switch {
+	case errors.Is(err, wal.ErrFull):
+		r.logger.Warn("no space for a snapshot: the log is kept", "index", req.view.Index(), "err", err)
+	case err != nil:
+		r.fail(err)
+		return false
+	}
+	return true
 }
 
 func (r *Replica) snapshot(req snapshotRequest) error {
