@@ -34,8 +34,9 @@ func checkHello(h *blixardv1.PeerHello, clusterID string, self uint64, known fun
 	return nil
 }
 
-// decode reads one message of a peer and checks what its stream promises.
-func decode(b []byte, from, self uint64) (*raftpb.Message, error) {
+// Decode reads one message of the peer of Raft id from to that of id self, of at
+// most 2 MiB and 64 KiB, and checks what its stream promises. It keeps nothing of b.
+func Decode(b []byte, from, self uint64) (*raftpb.Message, error) {
 	if len(b) > messageBytesMax {
 		return nil, fmt.Errorf("a message of %d bytes, at most %d are taken", len(b), messageBytesMax)
 	}

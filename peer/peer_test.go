@@ -472,7 +472,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := decode(b, 1, 2)
+		m, err := Decode(b, 1, 2)
 		if err == nil && (m.GetFrom() != 1 || m.GetTo() != 2 || m.GetType() == raftpb.MsgProp) {
 			t.Errorf("%v was taken", m)
 		}

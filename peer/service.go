@@ -48,7 +48,7 @@ func (s service) Messages(stream blixardv1.PeerService_MessagesServer) error {
 			return problem.New(problem.Denied, "peer.unknown", "replica %d is a member no more", from)
 		}
 		for _, b := range req.GetMessages() {
-			m, err := decode(b, from, t.cfg.RaftID)
+			m, err := Decode(b, from, t.cfg.RaftID)
 			if err != nil {
 				t.refused.Add(1)
 				t.cfg.Logger.Warn("dropped a message of a peer", "peer", from, "err", err)

@@ -116,7 +116,7 @@ func (s service) Snapshot(stream blixardv1.PeerService_SnapshotServer) error {
 		t.refused.Add(1)
 		return err
 	}
-	m, err := decode(first.GetMessage(), first.GetHello().GetFrom(), t.cfg.RaftID)
+	m, err := Decode(first.GetMessage(), first.GetHello().GetFrom(), t.cfg.RaftID)
 	if err == nil && m.GetType() != raftpb.MsgSnap {
 		err = fmt.Errorf("a message of type %v announces no snapshot", m.GetType())
 	}

@@ -155,6 +155,9 @@ func (r *Replica) adopt(t applyTask) bool {
 	}
 	r.state.Adopt(next)
 	r.conf, r.appliedTerm, r.sinceSnapshot = t.restore.GetConfState(), t.restore.GetTerm(), 0
+	if r.applied != nil {
+		r.applied([]applyTask{t})
+	}
 	r.changed.broadcast()
 	r.logger.Info("took over a snapshot of the leader", "index", index)
 	close(t.restored)

@@ -42,16 +42,15 @@ type Steps struct {
 	answers bool
 }
 
-// OpenSteps restores a replica from what a storage recovered. applied, if not
-// nil, is told of every run of entries just after it was applied.
-func OpenSteps(config Config, log Storage, rec *wal.Recovered, applied func([]*raftpb.Entry)) (*Steps, error) {
+// OpenSteps restores a replica from what a storage recovered. applied is
+// told of every run of entries just after it was applied, and of the index of a
+// snapshot that took the place of the state.
+func OpenSteps(config Config, log Storage, rec *wal.Recovered, applied func(restored uint64, entries []*raftpb.Entry)) (*Steps, error) {
 	s := &Steps{Replica: build(config.withDefaults(), log)}
 	s.turns = s
-	if applied != nil {
-		s.applied = func(tasks []applyTask) {
-			for _, t := range tasks {
-				applied(t.entries)
-			}
+	s.applied = func(tasks []applyTask) {
+		for _, t := range tasks {
+			applied(t.restore.GetIndex(), t.entries)
 		}
 	}
 	_, _, err := s.restore(rec)
@@ -123,3 +122,6 @@ func (s *Steps) Snapshot() bool {
 
 // ReadIndexAsync is ReadIndex that calls done, exactly once, in a later Turn.
 func (s *Steps) ReadIndexAsync(done func(uint64, error)) { s.readIndexAsync(done) }
+
+// Leads gives the term, and whether this replica leads in it as far as it knows.
+func (s *Steps) Leads() (term uint64, leads bool) { return s.core.term, s.core.lead == s.core.id }

@@ -1,0 +1,188 @@
+package sim
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/state"
+)
+
+const (
+	// registers are VMs that never run, whose label the clients write and read.
+	registers = 3
+	// workers are VMs that shall run.
+	workers   = 6
+	valueName = "value"
+	// historyMax operations are checked, so that the check ends.
+	historyMax = 4000
+)
+
+// operation on a register.
+type operation struct {
+	name string
+	kind string // "set", "get", "create" or "delete"
+	val  string
+}
+
+// outcome of an operation: the value read, or whether the VM was there.
+type outcome struct {
+	there   bool
+	val     string
+	unknown bool
+}
+
+type register struct {
+	there bool
+	val   string
+}
+
+// registersModel is what one register does when operations happen one by one.
+var registersModel = porcupine.Model{
+	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
+		parts := make([][]porcupine.Operation, registers)
+		for _, op := range history {
+			n := int(op.Input.(operation).name[1] - '0')
+			parts[n] = append(parts[n], op)
+		}
+		return parts
+	},
+	Init: func() any { return register{} },
+	Step: func(s, in, out any) (bool, any) {
+		r, op, o := s.(register), in.(operation), out.(outcome)
+		next := r
+		switch {
+		case op.kind == "create" && !r.there:
+			next = register{true, op.val}
+		case op.kind == "set" && r.there:
+			next.val = op.val
+		case op.kind == "delete":
+			next = register{}
+		}
+		if o.unknown {
+			return true, next
+		}
+		if op.kind == "get" {
+			return o.there == r.there && o.val == r.val, next
+		}
+		return o.there == r.there, next
+	},
+	Equal: func(a, b any) bool { return a == b },
+}
+
+// client does one operation after the other.
+func (w *world) client(id int) {
+	var next func()
+	next = func() {
+		if w.quiet {
+			return
+		}
+		w.operate(id, func() { w.after(w.tail(w.faults.think), next) })
+	}
+	w.after(w.between(0, time.Second), next)
+}
+
+// operate does one operation on a register and notes it.
+func (w *world) operate(id int, then func()) {
+	w.values++
+	op := operation{name: fmt.Sprintf("r%d", w.IntN(registers)), kind: "set", val: fmt.Sprint(w.values)}
+	switch p := w.IntN(100); {
+	case p < 45:
+		op.kind, op.val = "get", ""
+	case p < 52:
+		op.kind = "create"
+	case p < 56:
+		op.kind, op.val = "delete", ""
+	}
+	call := w.now
+	got := outcome{}
+	q := &request{tries: 1 + w.IntN(6)}
+	q.done = func(r state.Result, err error, unknown bool) {
+		end := w.now
+		switch {
+		case err != nil && (op.kind == "get" || !unknown):
+			// It was not done, and says nothing.
+			w.count("operations refused")
+			then()
+			return
+		case err != nil:
+			got.unknown = true
+			end = time.Duration(1<<62 - 1)
+			w.count("operations of unknown end")
+		case op.kind == "create":
+			got.there = r.Problem != nil
+		case op.kind != "get":
+			got.there = r.Problem == nil
+		}
+		w.count("operations " + op.kind)
+		if len(w.history) < historyMax {
+			w.history = append(w.history, porcupine.Operation{
+				ClientId: id, Input: op, Call: int64(call), Output: got, Return: int64(end),
+			})
+		}
+		w.mix(uint64(id), uint64(len(got.val)), uint64(end))
+		then()
+	}
+	if op.kind == "get" {
+		q.view = func(v *state.View) {
+			vm := v.VM(op.name)
+			got = outcome{there: vm != nil, val: vm.GetLabels()[valueName]}
+		}
+	} else {
+		q.cmd = w.change(op)
+	}
+	w.request(q)
+}
+
+// change makes the command of an operation, with a key of its own.
+func (w *world) change(op operation) *blixardv1.Command {
+	w.keys++
+	cmd := &blixardv1.Command{
+		Key: fmt.Sprintf("key-%d", w.keys), Actor: "client",
+		Time: timestamppb.New(epoch.Add(w.now)),
+	}
+	labels := map[string]string{valueName: op.val}
+	switch op.kind {
+	case "create":
+		spec := &blixardv1.VMSpec{Desired: blixardv1.DesiredState_stop, MemoryMib: 64, Vcpus: 1}
+		if op.name[0] == 'w' {
+			spec.Desired, spec.MemoryMib = blixardv1.DesiredState_run, 512
+		}
+		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
+			Id: fmt.Sprintf("vm-%d", w.keys), Name: op.name, Spec: spec, Labels: labels,
+		}}
+	case "set":
+		cmd.Change = &blixardv1.Command_LabelVm{LabelVm: &blixardv1.LabelVMCommand{Name: op.name, Labels: labels}}
+	case "delete":
+		cmd.Change = &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{Name: op.name}}
+	case "start", "stop":
+		desired := blixardv1.DesiredState_run
+		if op.kind == "stop" {
+			desired = blixardv1.DesiredState_stop
+		}
+		cmd.Change = &blixardv1.Command_SetVmDesired{SetVmDesired: &blixardv1.SetVMDesiredCommand{Name: op.name, Desired: desired}}
+	}
+	return cmd
+}
+
+// user makes, stops, starts and deletes VMs that run.
+func (w *world) user() {
+	var next func()
+	next = func() {
+		if w.quiet {
+			return
+		}
+		kinds := []string{"create", "create", "create", "stop", "start", "delete"}
+		op := operation{name: fmt.Sprintf("w%d", w.IntN(workers)), kind: kinds[w.IntN(len(kinds))]}
+		w.request(&request{cmd: w.change(op), tries: 3, done: func(_ state.Result, err error, _ bool) {
+			if err == nil {
+				w.count("operations on running VMs")
+			}
+			w.after(w.tail(2*w.faults.think), next)
+		}})
+	}
+	w.after(time.Second, next)
+}

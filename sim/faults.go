@@ -1,0 +1,205 @@
+package sim
+
+import "time"
+
+// faults are the rates of one run, drawn from its seed: a random subset of what
+// can go wrong, each at a random rate, so that runs differ in kind.
+type faults struct {
+	loss, twice           float64
+	delay                 time.Duration // mean of one way
+	syncMean              time.Duration
+	think                 time.Duration
+	snapshotEntries       uint64
+	voters                int
+	replaceAfter          time.Duration
+	clog, partition       time.Duration // mean time between; 0 means never
+	crash, pause          time.Duration
+	fullDisk, brokenDisk  time.Duration
+	slowDisk              time.Duration
+	healAfter             time.Duration // mean time that a fault lasts
+	drift                 float64
+	offset                time.Duration
+	asymmetric, flapping  bool
+	transfer, everybodyAt time.Duration
+}
+
+func (w *world) drawFaults() faults {
+	some := func(p float64, low, high time.Duration) time.Duration {
+		d := w.between(low, high)
+		if !w.chance(p) {
+			return 0
+		}
+		return d
+	}
+	f := faults{
+		delay:           w.between(200*time.Microsecond, 10*time.Millisecond),
+		syncMean:        w.between(200*time.Microsecond, 10*time.Millisecond),
+		think:           w.between(50*time.Millisecond, 400*time.Millisecond),
+		snapshotEntries: 20 + w.Uint64N(200),
+		voters:          3,
+		replaceAfter:    w.between(5*time.Second, 30*time.Second),
+		clog:            some(0.4, 2*time.Second, 20*time.Second),
+		partition:       some(0.6, 3*time.Second, 15*time.Second),
+		crash:           some(0.7, 2*time.Second, 15*time.Second),
+		pause:           some(0.4, 3*time.Second, 20*time.Second),
+		fullDisk:        some(0.3, 10*time.Second, 30*time.Second),
+		brokenDisk:      some(0.3, 10*time.Second, 30*time.Second),
+		slowDisk:        some(0.3, 10*time.Second, 30*time.Second),
+		healAfter:       w.between(500*time.Millisecond, 6*time.Second),
+		transfer:        some(0.3, 2*time.Second, 10*time.Second),
+		everybodyAt:     some(0.3, 10*time.Second, 40*time.Second),
+		asymmetric:      w.chance(0.5),
+		flapping:        w.chance(0.3),
+	}
+	if w.chance(0.3) {
+		f.delay = w.between(10*time.Millisecond, 50*time.Millisecond)
+	}
+	if w.chance(0.5) {
+		f.loss = w.Float64() * 0.3
+	}
+	if w.chance(0.5) {
+		f.twice = w.Float64() * 0.5
+	}
+	if w.chance(0.4) {
+		f.drift, f.offset = 0.01, time.Hour
+	}
+	if len(w.hosts) >= 5 && w.chance(0.5) {
+		f.voters = 5
+	}
+	return f
+}
+
+// often lets something happen again and again, at random times of that mean,
+// until the run is to heal.
+func (w *world) often(mean time.Duration, do func()) {
+	if mean == 0 {
+		return
+	}
+	var next func()
+	next = func() {
+		if w.healing {
+			return
+		}
+		do()
+		w.after(time.Duration(w.ExpFloat64()*float64(mean)), next)
+	}
+	w.after(time.Duration(w.ExpFloat64()*float64(mean)), next)
+}
+
+// forAWhile undoes a fault after the time that faults last.
+func (w *world) forAWhile(undo func()) { w.after(w.tail(w.faults.healAfter), undo) }
+
+func (w *world) any() *host { return w.hosts[w.IntN(len(w.hosts))] }
+
+// inject lets faults happen.
+func (w *world) inject() {
+	f := &w.faults
+	for _, h := range w.hosts {
+		h.rate = 1 + f.drift*(2*w.Float64()-1)
+		h.offset = w.between(-f.offset, f.offset+1)
+	}
+	w.often(f.crash, func() {
+		if h := w.any(); h.up {
+			w.count("crashes")
+			h.crash("crash")
+			w.forAWhile(h.restart)
+		}
+	})
+	w.often(f.everybodyAt, func() {
+		w.count("power failures")
+		for _, h := range w.hosts {
+			h.crash("power failure")
+			w.after(w.between(0, 2*time.Second), h.restart)
+		}
+	})
+	w.often(f.pause, func() {
+		if h := w.any(); h.up && !h.paused {
+			w.count("pauses")
+			h.pause()
+			life := h.life
+			w.forAWhile(func() {
+				if h.life == life {
+					h.resume()
+				}
+			})
+		}
+	})
+	w.often(f.clog, func() {
+		a, b := w.any(), w.any()
+		w.count("clogged paths")
+		w.net.clogged[[2]int{a.n, b.n}] = w.now + w.between(0, 5*time.Second)
+	})
+	w.often(f.partition, w.part)
+	w.often(f.transfer, func() {
+		if h := w.leader(); h != nil {
+			w.count("transfers")
+			h.act(func() { _ = h.steps.TransferLeader(w.ctx, w.any().raftID) })
+		}
+	})
+	disk := func(name string, set, reset func(h *host)) func() {
+		return func() {
+			h := w.any()
+			w.count(name)
+			w.note("host %d: %s", h.n, name)
+			set(h)
+			w.forAWhile(func() { reset(h) })
+		}
+	}
+	w.often(f.fullDisk, disk("full disks", func(h *host) { h.disk.full = true }, func(h *host) { h.disk.full = false }))
+	w.often(f.slowDisk, disk("slow disks", func(h *host) { h.stuck = true }, func(h *host) { h.stuck = false }))
+	w.often(f.brokenDisk, disk("failed syncs", func(h *host) { h.disk.broken = h.up }, func(*host) {}))
+}
+
+// part cuts the network in two, or one host off, in both directions or one.
+func (w *world) part() {
+	w.count("partitions")
+	side := make([]bool, len(w.hosts))
+	if w.chance(0.5) {
+		h := w.any()
+		if lead := w.leader(); lead != nil && w.chance(0.5) {
+			h = lead
+		}
+		side[h.n] = true
+	} else {
+		for i := range side {
+			side[i] = w.chance(0.5)
+		}
+	}
+	oneWay := w.faults.asymmetric && w.chance(0.5)
+	w.note("partition %v one way %v", side, oneWay)
+	cut := func(on bool) {
+		for i := range side {
+			for j := range side {
+				if side[i] && !side[j] {
+					w.net.cut[[2]int{i, j}] = on
+					w.net.cut[[2]int{j, i}] = on && !oneWay
+				}
+			}
+		}
+	}
+	cut(true)
+	flaps := 0
+	if w.faults.flapping {
+		flaps = w.IntN(10)
+	}
+	for range flaps {
+		at := w.tail(w.faults.healAfter)
+		w.after(at, func() { cut(w.chance(0.5) && !w.healing) })
+	}
+	w.forAWhile(func() { w.note("partition ends"); cut(false) })
+}
+
+// heal ends every fault.
+func (w *world) heal() {
+	w.healing = true
+	clear(w.net.cut)
+	clear(w.net.clogged)
+	w.faults.loss, w.faults.twice = 0, 0
+	w.faults.delay, w.faults.syncMean = time.Millisecond, time.Millisecond
+	w.note("heal")
+	for _, h := range w.hosts {
+		h.disk.full, h.disk.broken, h.stuck = false, false, false
+		h.resume()
+		h.restart()
+	}
+}

@@ -1,0 +1,167 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/leader"
+	"github.com/blixard/blixard/state"
+)
+
+const (
+	// roundInterval and proposalTime are those of the leader's loop.
+	roundInterval = 250 * time.Millisecond
+	proposalTime  = 30 * time.Second
+	// reportInterval of the model of an agent.
+	reportInterval = 500 * time.Millisecond
+)
+
+// lead is what a host does while it leads; it drives the product's decisions as
+// leader.Run does.
+type lead struct {
+	term     uint64
+	core     *leader.Core
+	members  leader.Members
+	ready    bool
+	index    uint64
+	underWay int
+	since    time.Duration
+}
+
+func (h *host) every(interval time.Duration, do func()) {
+	life := h.life
+	var again func()
+	again = func() {
+		if h.up && h.life == life {
+			if !h.paused {
+				h.actIn(life, do)
+			}
+			h.w.after(interval, again)
+		}
+	}
+	h.w.after(h.w.between(0, interval), again)
+}
+
+// round is one look of the leader's loop.
+func (h *host) round() {
+	term, leads := h.steps.Leads()
+	if !leads {
+		h.lead = nil
+		return
+	}
+	l := h.lead
+	if l == nil || l.term != term {
+		h.beginLead(term)
+		return
+	}
+	if !l.ready || l.underWay > 0 {
+		if h.w.now-l.since > proposalTime {
+			h.lead = nil
+		}
+		return
+	}
+	view := h.steps.View()
+	changes, err := view.ChangesAfter(l.index)
+	if err != nil {
+		h.lead = nil
+		return
+	}
+	for _, c := range changes {
+		l.core.Changed(c)
+	}
+	l.index, l.since = view.Index(), h.w.now
+	cmds := l.core.Decide(view)
+	if view.Cluster() != nil {
+		cmds = append(cmds, h.changeMembers(l, view)...)
+	}
+	for _, cmd := range cmds {
+		cmd.Actor = "leader:" + h.nodeID
+		l.underWay++
+		h.steps.ProposeAsync(cmd, func(r state.Result, err error) {
+			l.underWay--
+			for _, f := range r.Refused {
+				if f.Problem.Kind == problem.Conflict || f.Problem.Kind == problem.NoCapacity {
+					l.core.Refused(f.VMID)
+				}
+			}
+			if err != nil && h.lead == l {
+				h.lead = nil
+			}
+		})
+	}
+}
+
+func (h *host) beginLead(term uint64) {
+	l := &lead{term: term, core: leader.NewCore(h.w.newID), since: h.w.now}
+	l.members = leader.Members{Voters: h.w.faults.voters, ReplaceAfter: h.w.faults.replaceAfter}
+	l.members.Begin()
+	h.lead = l
+	h.read(func(err error) {
+		switch {
+		case h.lead != l:
+		case err != nil:
+			h.lead = nil
+		default:
+			view := h.steps.View()
+			l.core.Reset(view)
+			l.index, l.ready = view.Index(), true
+		}
+	})
+}
+
+// changeMembers decides who votes.
+func (h *host) changeMembers(l *lead, view *state.View) []*blixardv1.Command {
+	m, err := h.steps.Membership(context.Background())
+	if err != nil {
+		return nil
+	}
+	mono := epoch.Add(time.Duration(float64(h.w.now) * h.rate))
+	cmds := l.members.Roles(m, view.Members(), func(id string) string { return id }, mono)
+	change, transferTo := l.members.Change(m, view.Members())
+	switch {
+	case transferTo != 0:
+		h.w.note("host %d: hands the lead to replica %d", h.n, transferTo)
+		_ = h.steps.TransferLeader(context.Background(), transferTo)
+	case change != nil:
+		h.w.count("changes of members")
+		h.w.note("host %d: members %s", h.n, changeText(change))
+		_ = h.steps.ChangeMembers(context.Background(), change)
+	}
+	return cmds
+}
+
+func changeText(m proto.Message) string {
+	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	return fmt.Sprintf("%x", b)
+}
+
+// report is the model of an agent: it says of every allocation of its node, as
+// the state here knows it, that it does what is wanted of it.
+func (h *host) report() {
+	view := h.steps.View()
+	cmd := &blixardv1.ReportCommand{NodeId: h.nodeID}
+	for _, a := range view.AllocationsOfNode(h.nodeID) {
+		r := &blixardv1.AllocationReport{AllocationId: a.GetId(), Epoch: a.GetEpoch(), Status: &blixardv1.VMStatus{}}
+		switch {
+		case a.GetDesired() == blixardv1.DesiredAllocation_remove:
+			r.Removed = true
+		case a.GetDesired() == blixardv1.DesiredAllocation_run && a.GetStatus().GetState() != blixardv1.AllocationState_running:
+			r.Status.State, r.Status.Reason = blixardv1.AllocationState_running, "ready"
+		case a.GetDesired() == blixardv1.DesiredAllocation_stop && a.GetStatus().GetState() != blixardv1.AllocationState_stopped:
+			r.Status.State, r.Status.Reason = blixardv1.AllocationState_stopped, "stopped"
+		default:
+			continue
+		}
+		cmd.Reports = append(cmd.Reports, r)
+	}
+	if len(cmd.Reports) > 0 {
+		h.w.request(&request{
+			cmd: &blixardv1.Command{Actor: "node:" + h.nodeID, Change: &blixardv1.Command_Report{Report: cmd}}, tries: 1,
+		})
+	}
+}

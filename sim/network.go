@@ -1,0 +1,116 @@
+package sim
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/blixard/blixard/peer"
+)
+
+// network carries messages between hosts, and loses, repeats and delays them.
+type network struct {
+	w *world
+	// cut paths lose everything; a path has a direction.
+	cut map[[2]int]bool
+	// clogged paths deliver nothing before that time.
+	clogged map[[2]int]time.Duration
+}
+
+// carry lets deliver happen at another host, or not, or twice.
+func (n *network) carry(from, to int, deliver func()) {
+	f := &n.w.faults
+	path := [2]int{from, to}
+	copies := 1
+	switch {
+	case n.cut[path]:
+		n.w.count("cut")
+		return
+	case n.w.chance(f.loss):
+		n.w.count("lost")
+		return
+	case n.w.chance(f.twice):
+		n.w.count("twice")
+		copies = 2
+	}
+	for range copies {
+		d := 100*time.Microsecond + n.w.tail(f.delay)
+		if left := n.clogged[path] - n.w.now; left > d {
+			d = left + n.w.between(0, time.Millisecond)
+		}
+		n.w.after(d, deliver)
+	}
+}
+
+// Send is the [replica.Sender] of a host.
+func (h *host) Send(messages []*raftpb.Message) {
+	for _, m := range messages {
+		to := h.w.byReplica(m.GetTo())
+		if to == nil {
+			continue
+		}
+		h.w.mix(uint64(h.n), uint64(to.n), uint64(m.GetType()), m.GetIndex())
+		data, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+		if err != nil {
+			h.w.fail("host %d: a message cannot be encoded: %v", h.n, err)
+			return
+		}
+		if m.GetType() == raftpb.MsgSnap {
+			h.sendSnapshot(to, m, data)
+			continue
+		}
+		from := m.GetFrom()
+		h.w.net.carry(h.n, to.n, func() { to.receive(from, data) })
+	}
+}
+
+func (to *host) receive(from uint64, data []byte) {
+	to.act(func() {
+		m, err := peer.Decode(data, from, to.raftID)
+		if err != nil {
+			to.w.fail("host %d: %v", to.n, err)
+			return
+		}
+		to.steps.Step(m)
+	})
+}
+
+// sendSnapshot sends a snapshot message with its body, and tells Raft how it
+// ended.
+func (h *host) sendSnapshot(to *host, m *raftpb.Message, data []byte) {
+	index := m.GetSnapshot().GetMetadata().GetIndex()
+	life := h.life
+	report := func(ok bool) {
+		h.w.after(time.Millisecond, func() {
+			h.actIn(life, func() { h.steps.ReportSnapshot(m.GetTo(), ok) })
+		})
+	}
+	in, err := h.disk.OpenSnapshot(index)
+	if err != nil {
+		report(false)
+		return
+	}
+	var body bytes.Buffer
+	_, _ = body.ReadFrom(in)
+	arrived := false
+	h.w.net.carry(h.n, to.n, func() {
+		to.act(func() {
+			arrived = true
+			m, err := peer.Decode(data, h.raftID, to.raftID)
+			if err == nil {
+				err = to.steps.ReceiveSnapshot(context.Background(), m, bytes.NewReader(body.Bytes()))
+			}
+			to.w.count("snapshots sent")
+			to.w.note("host %d: snapshot of index %d from host %d: %v", to.n, index, h.n, err)
+			report(err == nil)
+		})
+	})
+	h.w.after(5*time.Second, func() {
+		if !arrived {
+			report(false)
+		}
+	})
+}

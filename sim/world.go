@@ -1,0 +1,280 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/state"
+)
+
+const (
+	cluster = "simulated"
+	// setupTime, convergeTime: a healthy cluster forms, and converges, within that.
+	setupTime    = time.Minute
+	convergeTime = 2 * time.Minute
+	clients      = 5
+	// checkTime bounds the search of porcupine, in real time.
+	checkTime = 20 * time.Second
+	// extensionsMax of the time of faults, for runs that did too little.
+	extensionsMax = 6
+	// operationsMin that a run must have done to prove something.
+	operationsMin = 30
+)
+
+// Options of a run.
+type Options struct {
+	Seed uint64
+	// Hosts; 0 draws 3 to 5 from the seed.
+	Hosts int
+	// Safety is how long faults happen, in simulated time; 0 means 40 s.
+	Safety time.Duration
+	// Watch, when set, gets every line of the trace.
+	Watch func(line string)
+}
+
+// Result of a run.
+type Result struct {
+	Seed uint64
+	// Trace is the digest of everything that happened, and Lines the newest of it.
+	Trace uint64
+	Lines []string
+	// Counts of operations and faults.
+	Counts map[string]int
+	// Simulated time.
+	Simulated time.Duration
+	// Err is what was wrong; nil when everything held.
+	Err error
+}
+
+// String gives the counts in one line.
+func (r Result) String() string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(r.Counts)) {
+		parts = append(parts, fmt.Sprintf("%s %d", k, r.Counts[k]))
+	}
+	return fmt.Sprintf("seed %d: %.0f s, %s", r.Seed, r.Simulated.Seconds(), strings.Join(parts, ", "))
+}
+
+// world is one run.
+type world struct {
+	*clock
+	ctx     context.Context
+	hosts   []*host
+	net     *network
+	faults  faults
+	limits  state.Limits
+	checks  *checks
+	counts  map[string]int
+	err     error
+	healing bool // no new faults
+	quiet   bool // no new operations
+	history []porcupine.Operation
+	// values, keys and ids were given out so many times.
+	values, keys, ids int
+}
+
+// Run runs one seed. It must be the only one of the process that uses
+// crypto/rand meanwhile, whose source the caller has fixed: Raft draws its
+// timeouts from it.
+func Run(o Options) (result Result) {
+	w := &world{clock: newClock(o.Seed), ctx: context.Background(), counts: map[string]int{}, limits: state.DefaultLimits()}
+	w.watch = o.Watch
+	w.net = &network{w: w, cut: map[[2]int]bool{}, clogged: map[[2]int]time.Duration{}}
+	w.checks = newChecks(w)
+	defer func() {
+		if p := recover(); p != nil {
+			w.fail("panic: %v\n%s", p, debug.Stack())
+		}
+		result = Result{o.Seed, w.digest, w.newestLines(), w.counts, w.now, w.err}
+	}()
+	if o.Hosts == 0 {
+		o.Hosts = 3 + w.IntN(3)
+	}
+	if o.Safety == 0 {
+		o.Safety = 40 * time.Second
+	}
+	for n := range o.Hosts {
+		w.hosts = append(w.hosts, &host{
+			w: w, n: n, raftID: uint64(n + 1), nodeID: fmt.Sprintf("node-%d", n+1), disk: newDisk(cluster), join: n > 0, rate: 1,
+		})
+	}
+	w.faults = w.drawFaults()
+	w.note("%+v", w.faults)
+	w.live(o.Safety)
+	return Result{}
+}
+
+// live runs the phases.
+func (w *world) live(safety time.Duration) {
+	drawn := w.faults
+	w.faults.loss, w.faults.twice = 0, 0
+	w.setup()
+	w.faults = drawn
+	for id := range clients {
+		w.client(id)
+	}
+	w.user()
+	w.inject()
+	// One whose faults let too little happen goes on for longer.
+	for try := 0; try < extensionsMax && (try == 0 || len(w.history) < operationsMin); try++ {
+		w.run(w.now+safety, w.failed)
+	}
+	w.quiet = true
+	w.heal()
+	w.converge("after all faults ended")
+	if h := w.any(); w.err == nil && len(w.leader().steps.View().Members()) >= 3 {
+		voters := 0
+		for _, m := range w.leader().steps.View().Members() {
+			if m.GetRole() == blixardv1.MemberRole_voter {
+				voters++
+			}
+		}
+		if voters >= 3 {
+			h.crash("stays down")
+			w.converge("with one host down")
+		}
+	}
+	if w.err != nil {
+		return
+	}
+	if porcupine.CheckOperationsTimeout(registersModel, w.history, checkTime) == porcupine.Illegal {
+		w.fail("the history of %d operations is not linearizable", len(w.history))
+	}
+	if done := len(w.history); done < operationsMin {
+		w.fail("only %d operations were done: the run proves nothing", done)
+	}
+}
+
+// fail notes the first thing that was wrong.
+func (w *world) fail(format string, args ...any) {
+	if w.err == nil {
+		w.err = fmt.Errorf("at %v: "+format, append([]any{w.now}, args...)...)
+		w.note("FAILED: %v", w.err)
+	}
+}
+
+func (w *world) failed() bool         { return w.err != nil }
+func (w *world) count(what string)    { w.counts[what]++ }
+func (w *world) newID() string        { w.ids++; return fmt.Sprintf("alloc-%d", w.ids) }
+
+func (w *world) byReplica(id uint64) *host {
+	if id == 0 || id > uint64(len(w.hosts)) {
+		return nil
+	}
+	return w.hosts[id-1]
+}
+
+// leader is the host that leads the newest term, nil when none is known.
+func (w *world) leader() *host {
+	var best *host
+	var newest uint64
+	for _, h := range w.hosts {
+		if !h.up {
+			continue
+		}
+		if term, leads := h.steps.Leads(); leads && term > newest {
+			best, newest = h, term
+		}
+	}
+	return best
+}
+
+// must makes a change, however often it must be tried, and waits for it.
+func (w *world) must(cmd *blixardv1.Command) state.Result {
+	w.keys++
+	cmd.Key, cmd.Actor, cmd.Time = fmt.Sprintf("key-%d", w.keys), "admin", timestamppb.New(epoch.Add(w.now))
+	var got state.Result
+	done := false
+	w.request(&request{cmd: cmd, tries: 1000, done: func(r state.Result, err error, _ bool) {
+		got, done = r, true
+		if err == nil && r.Problem != nil {
+			err = r.Problem
+		}
+		if err != nil {
+			w.fail("%v: %v", cmd, err)
+		}
+	}})
+	w.run(w.now+setupTime, func() bool { return done || w.failed() })
+	if !done {
+		w.fail("no answer within %v to %v", setupTime, cmd)
+	}
+	return got
+}
+
+// setup forms the cluster, as `cluster init` and `cluster join` do.
+func (w *world) setup() {
+	for _, h := range w.hosts {
+		h.start()
+	}
+	token := []byte("secret")
+	w.must(&blixardv1.Command{Change: &blixardv1.Command_FormCluster{FormCluster: &blixardv1.FormClusterCommand{
+		ClusterId: cluster, CaCertificate: []byte("ca"), Member: w.hosts[0].member(),
+	}}})
+	w.must(&blixardv1.Command{Change: &blixardv1.Command_CreateToken{CreateToken: &blixardv1.CreateTokenCommand{
+		Id: "token", SecretDigest: token, Role: blixardv1.MemberRole_standby, Uses: uint32(len(w.hosts)),
+		ExpiresAt: timestamppb.New(epoch.Add(24 * time.Hour)),
+	}}})
+	for _, h := range w.hosts[1:] {
+		r := w.must(&blixardv1.Command{Change: &blixardv1.Command_EnrollMember{EnrollMember: &blixardv1.EnrollMemberCommand{
+			TokenId: "token", SecretDigest: token, Member: h.member(),
+		}}})
+		if w.err == nil && r.Member.GetRaftId() != h.raftID {
+			w.fail("host %d was given Raft id %d", h.n, r.Member.GetRaftId())
+		}
+	}
+	for _, h := range w.hosts {
+		w.must(&blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
+			NodeId: h.nodeID, Name: h.nodeID, Incarnation: 1, Fingerprint: &blixardv1.NodeFingerprint{
+				Capacity: &blixardv1.Resources{MemoryMib: 2048, Vcpus: 2}, Images: []string{""},
+			},
+		}}})
+	}
+	for i := range registers {
+		w.must(w.change(operation{name: fmt.Sprintf("r%d", i), kind: "create"}))
+	}
+	for i := range registers {
+		w.must(w.change(operation{name: fmt.Sprintf("r%d", i), kind: "delete"}))
+	}
+}
+
+func (h *host) member() *blixardv1.Member {
+	return &blixardv1.Member{NodeId: h.nodeID, Name: h.nodeID, RaftId: h.raftID, Address: h.nodeID + ":7700", FeatureLevel: state.FeatureLevel}
+}
+
+// converge waits until the hosts that are up agree on a state that holds
+// everything acknowledged, and a new change with it.
+func (w *world) converge(when string) {
+	if w.err != nil {
+		return
+	}
+	w.must(w.change(operation{name: fmt.Sprintf("c%d", w.keys), kind: "create"}))
+	same := func() bool {
+		lead := w.leader()
+		if lead == nil || lead.applied < w.checks.newest {
+			return false
+		}
+		for _, h := range w.hosts {
+			if h.up && (h.applied != lead.applied || h.steps.View().Hash() != lead.steps.View().Hash()) {
+				return false
+			}
+		}
+		return true
+	}
+	end := w.now + convergeTime
+	for w.now < end && !w.failed() && !same() {
+		w.run(w.now+100*time.Millisecond, w.failed)
+	}
+	if w.err == nil && !same() {
+		w.fail("the hosts do not agree %v %s", convergeTime, when)
+	}
+	w.note("agreed on index %d %s", w.checks.newest, when)
+}
