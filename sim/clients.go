@@ -19,6 +19,8 @@ const (
 	valueName = "value"
 	// historyMax operations are checked, so that the check ends.
 	historyMax = 4000
+	// never is when an operation of unknown end returns.
+	never = time.Duration(1<<62 - 1)
 )
 
 // operation on a register.
@@ -77,7 +79,7 @@ var registersModel = porcupine.Model{
 func (w *world) client(id int) {
 	var next func()
 	next = func() {
-		if w.quiet {
+		if w.quiet || len(w.history) >= historyMax {
 			return
 		}
 		w.operate(id, func() { w.after(w.tail(w.faults.think), next) })
@@ -99,9 +101,12 @@ func (w *world) operate(id int, then func()) {
 	}
 	call := w.now
 	got := outcome{}
+	// Until it is answered, it is one whose end is not known.
+	w.open[id] = porcupine.Operation{ClientId: id, Input: op, Call: int64(call), Output: outcome{unknown: true}, Return: int64(never)}
 	q := &request{tries: 1 + w.IntN(6)}
 	q.done = func(r state.Result, err error, unknown bool) {
 		end := w.now
+		delete(w.open, id)
 		switch {
 		case err != nil && (op.kind == "get" || !unknown):
 			// It was not done, and says nothing.
@@ -110,7 +115,7 @@ func (w *world) operate(id int, then func()) {
 			return
 		case err != nil:
 			got.unknown = true
-			end = time.Duration(1<<62 - 1)
+			end = never
 			w.count("operations of unknown end")
 		case op.kind == "create":
 			got.there = r.Problem != nil
@@ -118,11 +123,9 @@ func (w *world) operate(id int, then func()) {
 			got.there = r.Problem == nil
 		}
 		w.count("operations " + op.kind)
-		if len(w.history) < historyMax {
-			w.history = append(w.history, porcupine.Operation{
-				ClientId: id, Input: op, Call: int64(call), Output: got, Return: int64(end),
-			})
-		}
+		w.history = append(w.history, porcupine.Operation{
+			ClientId: id, Input: op, Call: int64(call), Output: got, Return: int64(end),
+		})
 		w.mix(uint64(id), uint64(len(got.val)), uint64(end))
 		then()
 	}

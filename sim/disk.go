@@ -62,6 +62,10 @@ func (d *disk) recovered() *wal.Recovered {
 			r.Entries = append(r.Entries, e)
 		}
 	}
+	if base := r.Snapshot.GetIndex(); d.hard != nil && d.hard.GetCommit() < base {
+		r.HardState = proto.CloneOf(d.hard)
+		r.HardState.Commit = &base // a snapshot holds only what was committed
+	}
 	return r
 }
 

@@ -78,6 +78,7 @@ type world struct {
 	healing bool // no new faults
 	quiet   bool // no new operations
 	history []porcupine.Operation
+	open    map[int]porcupine.Operation // by client
 	// values, keys and ids were given out so many times.
 	values, keys, ids int
 }
@@ -86,7 +87,7 @@ type world struct {
 // crypto/rand meanwhile, whose source the caller has fixed: Raft draws its
 // timeouts from it.
 func Run(o Options) (result Result) {
-	w := &world{clock: newClock(o.Seed), ctx: context.Background(), counts: map[string]int{}, limits: state.DefaultLimits()}
+	w := &world{clock: newClock(o.Seed), ctx: context.Background(), counts: map[string]int{}, open: map[int]porcupine.Operation{}, limits: state.DefaultLimits()}
 	w.watch = o.Watch
 	w.net = &network{w: w, cut: map[[2]int]bool{}, clogged: map[[2]int]time.Duration{}}
 	w.checks = newChecks(w)
@@ -146,8 +147,20 @@ func (w *world) live(safety time.Duration) {
 	if w.err != nil {
 		return
 	}
-	if porcupine.CheckOperationsTimeout(registersModel, w.history, checkTime) == porcupine.Illegal {
-		w.fail("the history of %d operations is not linearizable", len(w.history))
+	for id := range clients {
+		if op, ok := w.open[id]; ok {
+			w.history = append(w.history, op)
+		}
+	}
+	for _, part := range registersModel.Partition(w.history) {
+		if porcupine.CheckOperationsTimeout(registersModel, part, checkTime) != porcupine.Illegal {
+			continue
+		}
+		for _, op := range part {
+			w.note("client %d: %v from %v to %v: %+v", op.ClientId, op.Input, time.Duration(op.Call), time.Duration(op.Return), op.Output)
+		}
+		w.fail("the history of %d operations on a register is not linearizable", len(part))
+		break
 	}
 	if done := len(w.history); done < operationsMin {
 		w.fail("only %d operations were done: the run proves nothing", done)
@@ -162,9 +175,9 @@ func (w *world) fail(format string, args ...any) {
 	}
 }
 
-func (w *world) failed() bool         { return w.err != nil }
-func (w *world) count(what string)    { w.counts[what]++ }
-func (w *world) newID() string        { w.ids++; return fmt.Sprintf("alloc-%d", w.ids) }
+func (w *world) failed() bool      { return w.err != nil }
+func (w *world) count(what string) { w.counts[what]++ }
+func (w *world) newID() string     { w.ids++; return fmt.Sprintf("alloc-%d", w.ids) }
 
 func (w *world) byReplica(id uint64) *host {
 	if id == 0 || id > uint64(len(w.hosts)) {
