@@ -10,6 +10,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/invariant"
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 )
@@ -106,7 +107,12 @@ type coreConfig struct {
 }
 
 func newCore(c coreConfig) (*core, error) {
+	readOnly := raft.ReadOnlySafe
+	if planted.Is(planted.ReadsByLease) {
+		readOnly = raft.ReadOnlyLeaseBased
+	}
 	rn, err := raft.NewRawNode(&raft.Config{
+		ReadOnlyOption:            readOnly,
 		ID:                        c.id,
 		ElectionTick:              electionTicks,
 		HeartbeatTick:             heartbeatTicks,
@@ -229,7 +235,15 @@ func (c *core) propose(proposals []*proposal, e *effects) {
 
 // read adds readers. All that wait when a round begins share it; at most one
 // round is on its way.
-func (c *core) read(reads []read) { c.waiting = append(c.waiting, reads...) }
+func (c *core) read(reads []read) {
+	if planted.Is(planted.ReadsWithoutRound) {
+		for _, r := range reads {
+			r.done(c.commit, nil)
+		}
+		return
+	}
+	c.waiting = append(c.waiting, reads...)
+}
 
 // askRead begins a round for the reads that wait.
 func (c *core) askRead() {
@@ -341,12 +355,18 @@ func (c *core) applyTask(m *raftpb.Message, e *effects) applyTask {
 		for done < len(c.pending) && c.pending[done].index <= entry.GetIndex() {
 			p := c.pending[done]
 			done++
-			if p.index == entry.GetIndex() && p.term == entry.GetTerm() {
+			if p.index == entry.GetIndex() && (p.term == entry.GetTerm() || planted.Is(planted.AnswersWithoutTerm)) {
 				t.proposals[i] = p
 				continue
 			}
 			lead := c.lead
-			e.answers = append(e.answers, func() { p.done(state.Result{}, notLeader(lead)) })
+			e.answers = append(e.answers, func() {
+				if planted.Is(planted.ReplacedIsMade) {
+					p.done(state.Result{Index: p.index}, nil)
+					return
+				}
+				p.done(state.Result{}, notLeader(lead))
+			})
 		}
 	}
 	clear(c.pending[:done])

@@ -11,6 +11,7 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 )
@@ -153,7 +154,9 @@ func (r *Replica) adopt(t applyTask) bool {
 		r.fail(problem.New(problem.Internal, "snapshot.lost", "the snapshot of index %d was installed and is not here", index))
 		return false
 	}
-	r.state.Adopt(next)
+	if !planted.Is(planted.SnapshotNotTaken) {
+		r.state.Adopt(next)
+	}
 	r.conf, r.appliedTerm, r.sinceSnapshot = t.restore.GetConfState(), t.restore.GetTerm(), 0
 	if r.applied != nil {
 		r.applied([]applyTask{t})

@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 	"github.com/blixard/blixard/wal"
@@ -106,7 +107,13 @@ func (r *Replica) restore(rec *wal.Recovered) (last uint64, alone bool, err erro
 	if err != nil {
 		return 0, false, err
 	}
-	hs := rec.HardState
+	hs, entries := rec.HardState, rec.Entries
+	if planted.Is(planted.RestartForgetsVote) && hs != nil {
+		hs = &raftpb.HardState{Term: hs.Term, Commit: hs.Commit}
+	}
+	if planted.Is(planted.RestartLosesLast) && len(entries) > 0 && entries[len(entries)-1].GetIndex() > hs.GetCommit() {
+		entries = entries[:len(entries)-1]
+	}
 	if meta != nil {
 		if err := r.storage.ApplySnapshot(&raftpb.Snapshot{Metadata: meta}); err != nil {
 			return 0, false, err
@@ -121,7 +128,7 @@ func (r *Replica) restore(rec *wal.Recovered) (last uint64, alone bool, err erro
 			return 0, false, err
 		}
 	}
-	if err := r.storage.Append(rec.Entries); err != nil {
+	if err := r.storage.Append(entries); err != nil {
 		return 0, false, err
 	}
 	r.conf, r.appliedTerm = meta.GetConfState(), meta.GetTerm()

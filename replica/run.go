@@ -13,6 +13,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/invariant"
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 	"github.com/blixard/blixard/wal"
@@ -149,7 +150,7 @@ func (r *Replica) append(batches []*raftpb.Message) bool {
 	for len(batches) > 0 {
 		n, answers, ok := r.stage(batches)
 		// Without an answer nobody relies on it: it goes with the next frame.
-		if !ok || answers && !r.sync() || !r.finish(batches[:n]) {
+		if !ok || answers && !planted.Is(planted.NoSync) && !r.sync() || !r.finish(batches[:n]) {
 			return false
 		}
 		batches = batches[n:]
@@ -171,6 +172,10 @@ func (r *Replica) stage(batches []*raftpb.Message) (n int, answers, ok bool) {
 		}
 		for _, e := range m.GetEntries() {
 			size += len(e.GetData())
+		}
+		if planted.Is(planted.OldTailKept) {
+			last, _ := r.storage.LastIndex()
+			m.Entries = slices.DeleteFunc(m.GetEntries(), func(e *raftpb.Entry) bool { return e.GetIndex() <= last })
 		}
 		r.log.Append(hardState(m), m.GetEntries())
 		answers = answers || len(m.GetResponses()) > 0
@@ -198,8 +203,11 @@ func (r *Replica) finish(batches []*raftpb.Message) bool {
 
 // hardState of an append message, nil when it has none.
 func hardState(m *raftpb.Message) *raftpb.HardState {
-	if m.Term == nil && m.Vote == nil && m.Commit == nil {
+	if m.Term == nil && m.Vote == nil && m.Commit == nil || planted.Is(planted.TermNotKept) {
 		return nil
+	}
+	if planted.Is(planted.VoteNotKept) {
+		return &raftpb.HardState{Term: m.Term, Commit: m.Commit}
 	}
 	return &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
 }
@@ -317,6 +325,9 @@ func (r *Replica) apply(tasks []applyTask) {
 				r.conf = conf
 			}
 		}
+	}
+	if planted.Is(planted.SecondOfBatchSkipped) && len(entries) > 1 {
+		entries[1].Command = nil
 	}
 	results := r.state.Apply(entries)
 	if r.applied != nil {
@@ -438,6 +449,12 @@ func (r *Replica) fulfil(req snapshotRequest) bool {
 func (r *Replica) snapshot(req snapshotRequest) error {
 	index := req.view.Index()
 	meta := &raftpb.SnapshotMetadata{Index: &index, Term: &req.term, ConfState: req.conf}
+	if low := index - 1; planted.Is(planted.SnapshotIndexLow) {
+		meta.Index = &low
+	}
+	if planted.Is(planted.SnapshotMembersOld) {
+		meta.ConfState = &raftpb.ConfState{Voters: []uint64{FirstID}}
+	}
 	var bytes int64
 	err := r.log.SaveSnapshot(meta, func(w io.Writer) error {
 		c := &counter{w: w}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -56,7 +57,7 @@ func (b *batch) once(cmd *blixardv1.Command) Result {
 		return b.run(cmd)
 	}
 	k := answerKey{cmd.GetActor(), cmd.GetKey()}
-	if a, ok := b.s.byKey[k]; ok {
+	if a, ok := b.s.byKey[k]; ok && !planted.Is(planted.KeysIgnored) {
 		return b.repeat(a, cmd)
 	}
 	r := b.run(cmd)
@@ -124,6 +125,10 @@ func (b *batch) repeat(a *answer, cmd *blixardv1.Command) Result {
 func (s *State) remember(a *answer) {
 	s.answers = append(s.answers, a)
 	s.byKey[a.key] = a
+	if planted.Is(planted.KeysForgottenEarly) && len(s.answers) > 3 {
+		delete(s.byKey, s.answers[0].key)
+		s.answers = s.answers[1:]
+	}
 	oldest := a.unixNano - int64(s.limits.AnswersWindow)
 	drop := 0
 	for drop < len(s.answers)-1 &&

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/planted"
 )
 
 // The defaults of [Limits].
@@ -74,6 +75,7 @@ func (l Limits) Allocatable(capacity *blixardv1.Resources) *blixardv1.Resources 
 // the resource that is short: "memory", "vcpus" or "disk".
 func Fits(allocatable, allocated, more *blixardv1.Resources) (short string, ok bool) {
 	switch {
+	case planted.Is(planted.RoomNotCounted):
 	case allocated.GetMemoryMib()+more.GetMemoryMib() > allocatable.GetMemoryMib():
 		return "memory", false
 	case uint64(allocated.GetVcpus())+uint64(more.GetVcpus()) > uint64(allocatable.GetVcpus()):

@@ -3,6 +3,7 @@ package state
 import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/invariant"
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -37,6 +38,9 @@ func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
 	b.putNode(n)
 
 	epoch := vm.GetStatus().GetEpoch() + 1
+	if planted.Is(planted.EpochNotRaised) {
+		epoch = max(vm.GetStatus().GetEpoch(), 1)
+	}
 	status := &blixardv1.VMStatus{
 		State: stPending, Node: node.GetName(), AllocationId: p.GetAllocationId(), Epoch: epoch,
 		Restarts: vm.GetStatus().GetRestarts(), Reason: "placed",

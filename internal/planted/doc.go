@@ -1,0 +1,36 @@
+// Package planted builds known bugs into the product, to show that the simulator
+// finds them: one at a time, each where a real one would be.
+//
+// Without the build tag planted, Is is a constant false that the compiler removes:
+// the product's binary has none of them. It is not a means of injecting faults:
+// disks, networks and crashes fail in the simulator's own models.
+package planted
+
+// Bug names one.
+type Bug string
+
+// The bugs, by what the code does wrong.
+const (
+	// Replica.
+	ReadsWithoutRound    Bug = "reads are answered without a quorum round"
+	ReadsByLease         Bug = "reads are answered by the leader's lease"
+	AnswersWithoutTerm   Bug = "a change is acknowledged by its index alone"
+	NoSync               Bug = "entries are acknowledged before they are on the disk"
+	VoteNotKept          Bug = "a vote is not written"
+	TermNotKept          Bug = "the hard state is not written"
+	OldTailKept          Bug = "a follower keeps entries that a new leader replaced"
+	RestartLosesLast     Bug = "a restart leaves the newest entry out"
+	RestartForgetsVote   Bug = "a restart forgets the hard state"
+	SnapshotIndexLow     Bug = "a snapshot says an index one too low"
+	SnapshotMembersOld   Bug = "a snapshot says who the first members were"
+	SnapshotNotTaken     Bug = "a snapshot of the leader is taken over and left unread"
+	SecondOfBatchSkipped Bug = "the second entry of a batch is not applied"
+	ReplacedIsMade       Bug = "a change whose entry was replaced is acknowledged"
+	// State.
+	KeysIgnored         Bug = "idempotency keys are not looked up"
+	KeysForgottenEarly  Bug = "only the newest three idempotency keys are remembered"
+	SnapshotWithoutKeys Bug = "a snapshot leaves the idempotency keys out"
+	RoomNotCounted      Bug = "capacity is given out without looking"
+	EpochNotRaised      Bug = "a VM's next life has the epoch of the last"
+	NamesTakenTwice     Bug = "a name is given twice"
+)
