@@ -161,6 +161,8 @@ func (w *world) change(op operation) *blixardv1.Command {
 		cmd.Change = &blixardv1.Command_LabelVm{LabelVm: &blixardv1.LabelVMCommand{Name: op.name, Labels: labels}}
 	case "delete":
 		cmd.Change = &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{Name: op.name}}
+	case "drain", "ready":
+		cmd.Change = &blixardv1.Command_DrainNode{DrainNode: &blixardv1.DrainNodeCommand{Node: w.any().nodeID, Drain: op.kind == "drain"}}
 	case "start", "stop":
 		desired := blixardv1.DesiredState_run
 		if op.kind == "stop" {
@@ -171,14 +173,14 @@ func (w *world) change(op operation) *blixardv1.Command {
 	return cmd
 }
 
-// user makes, stops, starts and deletes VMs that run.
+// user makes, stops, starts and deletes VMs that run, and empties nodes of them.
 func (w *world) user() {
 	var next func()
 	next = func() {
 		if w.quiet {
 			return
 		}
-		kinds := []string{"create", "create", "create", "stop", "start", "delete"}
+		kinds := []string{"create", "create", "create", "create", "stop", "start", "delete", "drain", "ready", "ready"}
 		op := operation{name: fmt.Sprintf("w%d", w.IntN(workers)), kind: kinds[w.IntN(len(kinds))]}
 		w.request(&request{cmd: w.change(op), tries: 3, done: func(_ state.Result, err error, _ bool) {
 			if err == nil {

@@ -14,6 +14,8 @@ type faults struct {
 	replaceAfter          time.Duration
 	clog, partition       time.Duration // mean time between; 0 means never
 	crash, pause          time.Duration
+	suspend               time.Duration
+	crashAtVote           float64
 	fullDisk, brokenDisk  time.Duration
 	slowDisk              time.Duration
 	healAfter             time.Duration // mean time that a fault lasts
@@ -42,6 +44,7 @@ func (w *world) drawFaults() faults {
 		partition:       some(0.6, 3*time.Second, 15*time.Second),
 		crash:           some(0.7, 2*time.Second, 15*time.Second),
 		pause:           some(0.4, 3*time.Second, 20*time.Second),
+		suspend:         some(0.4, 3*time.Second, 20*time.Second),
 		fullDisk:        some(0.3, 10*time.Second, 30*time.Second),
 		brokenDisk:      some(0.3, 10*time.Second, 30*time.Second),
 		slowDisk:        some(0.3, 10*time.Second, 30*time.Second),
@@ -59,6 +62,9 @@ func (w *world) drawFaults() faults {
 	}
 	if w.chance(0.5) {
 		f.twice = w.Float64() * 0.5
+	}
+	if w.chance(0.4) {
+		f.crashAtVote = w.Float64()
 	}
 	if w.chance(0.4) {
 		f.drift, f.offset = 0.01, time.Hour
@@ -124,6 +130,22 @@ func (w *world) inject() {
 			})
 		}
 	})
+	w.often(f.suspend, func() {
+		h := w.leader()
+		if h == nil || h.paused {
+			return
+		}
+		w.count("suspends")
+		h.pause()
+		life := h.life
+		w.cutOff(h, true)
+		w.forAWhile(func() {
+			if h.life == life {
+				h.resume()
+			}
+			w.after(w.between(0, time.Second), func() { w.cutOff(h, false) })
+		})
+	})
 	w.often(f.clog, func() {
 		a, b := w.any(), w.any()
 		w.count("clogged paths")
@@ -150,9 +172,43 @@ func (w *world) inject() {
 	w.often(f.brokenDisk, disk("failed syncs", func(h *host) { h.disk.broken = h.up }, func(*host) {}))
 }
 
-// part cuts the network in two, or one host off, in both directions or one.
+// cutOff cuts one host off the others.
+func (w *world) cutOff(h *host, on bool) {
+	for _, other := range w.hosts {
+		w.net.cut[[2]int{h.n, other.n}] = on
+		w.net.cut[[2]int{other.n, h.n}] = on
+	}
+}
+
+// voted may crash a host that has just given its vote away.
+func (w *world) voted(h *host) {
+	if w.healing || !w.chance(w.faults.crashAtVote) {
+		return
+	}
+	life := h.life
+	w.after(w.between(0, 20*time.Millisecond), func() {
+		if h.life == life {
+			w.count("crashes after a vote")
+			h.crash("crash after a vote")
+			w.after(w.between(time.Millisecond, 50*time.Millisecond), h.restart)
+		}
+	})
+}
+
+// part cuts the network in two, or one host off, or a path between two, in both directions or one.
 func (w *world) part() {
 	w.count("partitions")
+	if w.chance(0.3) {
+		a, b := w.any(), w.any()
+		w.note("partition between hosts %d and %d", a.n, b.n)
+		cut := func(on bool) {
+			w.net.cut[[2]int{a.n, b.n}] = on
+			w.net.cut[[2]int{b.n, a.n}] = on
+		}
+		cut(true)
+		w.forAWhile(func() { cut(false) })
+		return
+	}
 	side := make([]bool, len(w.hosts))
 	if w.chance(0.5) {
 		h := w.any()

@@ -58,6 +58,9 @@ func (h *host) Send(messages []*raftpb.Message) {
 			h.w.fail("host %d: a message cannot be encoded: %v", h.n, err)
 			return
 		}
+		if m.GetType() == raftpb.MsgVoteResp && !m.GetReject() {
+			h.w.voted(h)
+		}
 		if m.GetType() == raftpb.MsgSnap {
 			h.sendSnapshot(to, m, data)
 			continue

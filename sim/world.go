@@ -247,7 +247,7 @@ func (w *world) setup() {
 	for _, h := range w.hosts {
 		w.must(&blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
 			NodeId: h.nodeID, Name: h.nodeID, Incarnation: 1, Fingerprint: &blixardv1.NodeFingerprint{
-				Capacity: &blixardv1.Resources{MemoryMib: 2048, Vcpus: 2}, Images: []string{""},
+				Capacity: &blixardv1.Resources{MemoryMib: 1400, Vcpus: 2}, Images: []string{""},
 			},
 		}}})
 	}
