@@ -16,6 +16,7 @@ type faults struct {
 	crash, pause          time.Duration
 	suspend               time.Duration
 	crashAtVote           float64
+	duel                  time.Duration
 	fullDisk, brokenDisk  time.Duration
 	slowDisk              time.Duration
 	healAfter             time.Duration // mean time that a fault lasts
@@ -44,6 +45,7 @@ func (w *world) drawFaults() faults {
 		partition:       some(0.6, 3*time.Second, 15*time.Second),
 		crash:           some(0.7, 2*time.Second, 15*time.Second),
 		pause:           some(0.4, 3*time.Second, 20*time.Second),
+		duel:            some(0.3, 3*time.Second, 10*time.Second),
 		suspend:         some(0.4, 3*time.Second, 20*time.Second),
 		fullDisk:        some(0.3, 10*time.Second, 30*time.Second),
 		brokenDisk:      some(0.3, 10*time.Second, 30*time.Second),
@@ -130,6 +132,7 @@ func (w *world) inject() {
 			})
 		}
 	})
+	w.often(f.duel, w.duel)
 	w.often(f.suspend, func() {
 		h := w.leader()
 		if h == nil || h.paused {
@@ -180,12 +183,41 @@ func (w *world) cutOff(h *host, on bool) {
 	}
 }
 
-// voted may crash a host that has just given its vote away.
-func (w *world) voted(h *host) {
-	if w.healing || !w.chance(w.faults.crashAtVote) {
+// duel lets two hosts that cannot hear each other ask for votes, by restarting the
+// one that led them.
+func (w *world) duel() {
+	lead, a, b := w.leader(), w.any(), w.any()
+	if lead == nil || a == b || lead == a || lead == b || w.dueling {
+		return
+	}
+	w.count("duels")
+	w.note("duel of hosts %d and %d", a.n, b.n)
+	w.dueling = true
+	cut := func(on bool) {
+		w.net.cut[[2]int{a.n, b.n}] = on
+		w.net.cut[[2]int{b.n, a.n}] = on
+	}
+	cut(true)
+	lead.crash("crash before a duel")
+	w.after(w.between(0, time.Second), lead.restart)
+	w.after(4*time.Second, func() { w.dueling = false; cut(false) })
+}
+
+// voted may crash a host that has just given its vote away, and in a duel cut the
+// winner off.
+func (w *world) voted(h, candidate *host) {
+	if w.healing || !w.dueling && !w.chance(w.faults.crashAtVote) {
 		return
 	}
 	life := h.life
+	if w.dueling {
+		w.after(3*w.faults.delay+10*time.Millisecond, func() {
+			if w.dueling {
+				w.cutOff(candidate, true)
+				w.after(3*time.Second, func() { w.cutOff(candidate, false) })
+			}
+		})
+	}
 	w.after(w.between(0, 20*time.Millisecond), func() {
 		if h.life == life {
 			w.count("crashes after a vote")

@@ -59,7 +59,7 @@ func (h *host) Send(messages []*raftpb.Message) {
 			return
 		}
 		if m.GetType() == raftpb.MsgVoteResp && !m.GetReject() {
-			h.w.voted(h)
+			h.w.voted(h, to)
 		}
 		if m.GetType() == raftpb.MsgSnap {
 			h.sendSnapshot(to, m, data)

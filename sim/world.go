@@ -76,6 +76,7 @@ type world struct {
 	counts  map[string]int
 	err     error
 	healing bool // no new faults
+	dueling bool
 	quiet   bool // no new operations
 	history []porcupine.Operation
 	open    map[int]porcupine.Operation // by client
