@@ -1,12 +1,28 @@
 package sim
 
 import (
+	"bufio"
 	"flag"
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"testing/cryptotest"
+	"time"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "the seed that TestSeed runs, with its trace")
+var (
+	seedFlag  = flag.Uint64("seed", 0, "the seed that TestSeed runs, with its trace")
+	soakFlag  = flag.Duration("soak", 0, "how long TestSoak runs new seeds")
+	firstFlag = flag.Uint64("first", 1_000_000, "the first seed of TestSoak")
+)
+
+const (
+	// seeds that TestSeeds runs.
+	seeds = 500
+	// keptSeeds that once failed are replayed first.
+	keptSeeds = "testdata/seeds.txt"
+)
 
 // run runs a seed with everything that is random fixed.
 func run(t *testing.T, o Options) Result {
@@ -15,7 +31,7 @@ func run(t *testing.T, o Options) Result {
 	return Run(o)
 }
 
-// TestSeed shows the whole trace of one seed: go test ./sim -run TestSeed$ -seed N.
+// TestSeed shows the whole trace of one seed: make sim SEED=n.
 func TestSeed(t *testing.T) {
 	o := Options{Seed: *seedFlag}
 	if o.Seed != 0 {
@@ -28,16 +44,134 @@ func TestSeed(t *testing.T) {
 	}
 }
 
-var seedsFlag = flag.Uint64("seeds", 500, "how many seeds TestSeeds runs")
+// check runs a seed as a test of its own, and adds to what was done in all.
+func check(t *testing.T, seed uint64, total map[string]int) (ok bool) {
+	return t.Run(fmt.Sprint(seed), func(t *testing.T) {
+		r := run(t, Options{Seed: seed})
+		if r.Err != nil {
+			t.Errorf("%v\n%v\nreplay: make sim SEED=%d", r.Err, r, seed)
+		}
+		for k, n := range r.Counts {
+			total[k] += n
+		}
+		total["simulated seconds"] += int(r.Simulated.Seconds())
+	})
+}
+
+// kept reads the seeds that once failed.
+func kept(t *testing.T) []uint64 {
+	f, err := os.Open(keptSeeds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	var out []uint64
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var seed uint64
+		if line := lines.Text(); line != "" && !strings.HasPrefix(line, "#") {
+			if _, err := fmt.Sscan(line, &seed); err != nil {
+				t.Fatalf("%s: %q: %v", keptSeeds, line, err)
+			}
+			out = append(out, seed)
+		}
+	}
+	return out
+}
+
+// needed must have happened in the seeds of TestSeeds together: without one of
+// them they would not test what they say.
+var needed = []string{
+	"changes", "operations get", "operations set", "operations create", "operations delete", "operations on running VMs",
+	"operations of unknown end", "crashes", "crashes after a vote", "power failures", "pauses", "suspends", "partitions", "duels",
+	"clogged paths", "lost", "twice", "cut", "full disks", "sync found no space", "failed syncs", "slow disks", "transfers",
+	"snapshots written", "snapshots sent", "changes of members", "terms",
+}
 
 // TestSeeds: no seed breaks a promise.
 func TestSeeds(t *testing.T) {
-	for seed := uint64(1); seed <= *seedsFlag && !t.Failed(); seed++ {
-		t.Run("", func(t *testing.T) {
-			r := run(t, Options{Seed: seed})
-			if r.Err != nil {
-				t.Errorf("%v\nin %v\nreplay: make sim SEED=%d", r.Err, r, seed)
-			}
-		})
+	total := map[string]int{}
+	for _, seed := range kept(t) {
+		check(t, seed, total)
 	}
+	for seed := uint64(1); seed <= seeds && !t.Failed(); seed++ {
+		check(t, seed, total)
+	}
+	t.Log(Result{Counts: total})
+	for _, what := range needed {
+		if total[what] < 100 {
+			t.Errorf("%s: only %d in all seeds", what, total[what])
+		}
+	}
+}
+
+// TestSoak runs new seeds for a time and writes down those that fail.
+func TestSoak(t *testing.T) {
+	total := map[string]int{}
+	done := 0
+	for begun, seed := time.Now(), *firstFlag; time.Since(begun) < *soakFlag; seed++ {
+		done++
+		if check(t, seed, total) {
+			continue
+		}
+		f, err := os.OpenFile(keptSeeds, os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = fmt.Fprintln(f, seed)
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("%d seeds; %v", done, Result{Counts: total})
+}
+
+// TestSeedsRepeat: a seed has one trace, line for line.
+func TestSeedsRepeat(t *testing.T) {
+	for seed := uint64(1); seed <= 20; seed++ {
+		var first, second []string
+		var results [2]Result
+		t.Run(fmt.Sprint(seed, "a"), func(t *testing.T) {
+			results[0] = run(t, Options{Seed: seed, Watch: func(line string) { first = append(first, line) }})
+		})
+		t.Run(fmt.Sprint(seed, "b"), func(t *testing.T) {
+			results[1] = run(t, Options{Seed: seed, Watch: func(line string) { second = append(second, line) }})
+		})
+		for i := range min(len(first), len(second)) {
+			if first[i] != second[i] {
+				t.Fatalf("seed %d: line %d is\n%s\nand then\n%s", seed, i, first[i], second[i])
+			}
+		}
+		if results[0].Trace != results[1].Trace || len(first) != len(second) {
+			t.Fatalf("seed %d: the traces %x and %x differ where no line does", seed, results[0].Trace, results[1].Trace)
+		}
+	}
+}
+
+// TestAnotherSeedIsAnotherRun: the seed matters.
+func TestAnotherSeedIsAnotherRun(t *testing.T) {
+	seen := map[uint64]bool{}
+	for seed := uint64(1); seed <= 5; seed++ {
+		t.Run("", func(t *testing.T) { seen[run(t, Options{Seed: seed}).Trace] = true })
+	}
+	if len(seen) != 5 {
+		t.Errorf("5 seeds have %d traces", len(seen))
+	}
+}
+
+// BenchmarkFiveHosts gives simulated seconds per real second.
+func BenchmarkFiveHosts(b *testing.B) {
+	simulated := time.Duration(0)
+	seed := uint64(0)
+	for b.Loop() {
+		seed++
+		r := Run(Options{Seed: seed, Hosts: 5})
+		if r.Err != nil {
+			b.Fatal(r.Err)
+		}
+		simulated += r.Simulated
+	}
+	b.ReportMetric(simulated.Seconds()/b.Elapsed().Seconds(), "simulated-s/s")
 }
