@@ -13,8 +13,10 @@ LDFLAGS := -s -w -X github.com/blixard/blixard/internal/version.text=$(VERSION)
 # All that is fetched or built stays below the checkout, unless a cache outside is named.
 export BLIXARD_CACHE_DIR ?= $(CURDIR)/build/cache
 
-# Boots of each kernel in soak, least coverage of a package in percent, packages that test looks at, flags for go test.
+# Boots of each kernel in soak-boots, seed of sim, time of soak, least coverage of a package in percent, packages that test looks at, flags for go test.
 SOAK_BOOTS ?= 300
+SEED ?= 1
+SOAK_TIME ?= 10m
 COVER_MIN ?= 80
 PKG ?= ./...
 TESTFLAGS ?=
@@ -39,6 +41,18 @@ kernel: build ## Build our own guest kernel into the cache, and the bundle with 
 .PHONY: test
 test: bundle ## Test everything, with real VMs
 	@$(GO) test -timeout 18m -cover $(TESTFLAGS) $(PKG)
+	@$(GO) test -tags planted -run Planted $(TESTFLAGS) ./sim
+
+.PHONY: sim
+sim: ## Replay the simulated cluster of SEED, with its whole trace
+	@$(GO) test ./sim -count 1 -run '^TestSeed$$' -v -seed $(SEED)
+
+.PHONY: soak
+soak: ## Simulate clusters of new seeds for SOAK_TIME on all processors; failing seeds are kept in sim/testdata/seeds.txt
+	@mkdir -p build && $(GO) test -c -o build/sim.test ./sim
+	@first=$$(($$(date +%s) * 1000)); cd sim; ok=0; pids=""; for n in $$(seq $$(nproc)); do \
+	../build/sim.test -test.run '^TestSoak$$' -test.timeout 0 -test.v -soak $(SOAK_TIME) -first $$((first + n * 100000000000)) >../build/soak.$$n.txt 2>&1 & pids="$$pids $$!"; \
+	done; for pid in $$pids; do wait $$pid || ok=1; done; cd ..; grep -h ' seeds; \|replay:' build/soak.*.txt; exit $$ok
 
 .PHONY: race
 race: bundle ## Test everything under the race detector
@@ -104,8 +118,8 @@ bench-changes: bundle ## Measure changes a second beside an etcd on the same dis
 	@cd bench && $(GO) build -o $(CURDIR)/build/bench .
 	@build/bench changes
 
-.PHONY: soak
-soak: bundle ## Boot each kernel SOAK_BOOTS times, and count
+.PHONY: soak-boots
+soak-boots: bundle ## Boot each kernel SOAK_BOOTS times, and count
 	@BLIXARD_TEST_BOOTS=$(SOAK_BOOTS) $(GO) test -tags soak -run '^TestSoak' -count 1 -timeout 60m -v $(TESTFLAGS) ./daemon
 
 .PHONY: demo

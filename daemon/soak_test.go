@@ -19,7 +19,7 @@ import (
 // soakLanes VMs boot at a time: as many as a small machine has processors.
 const soakLanes = 2
 
-// bootsWanted of each kernel; `make soak` sets them.
+// bootsWanted of each kernel; `make soak-boots` sets them.
 func bootsWanted(t *testing.T) int {
 	boots := 300
 	if text := os.Getenv("BLIXARD_TEST_BOOTS"); text != "" {

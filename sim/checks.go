@@ -12,7 +12,7 @@ import (
 )
 
 // hashEvery so many indexes, and at every index that another host was hashed at.
-const hashEvery = 16
+const hashEvery = 32
 
 var table = crc64.MakeTable(crc64.ECMA)
 
@@ -90,7 +90,7 @@ func (h *host) checkState() {
 	}
 	c := h.w.checks
 	known, ok := c.states[index]
-	if !ok && index%hashEvery != 0 && !h.w.chance(0.1) {
+	if !ok && index%hashEvery != 0 && !h.w.chance(0.03) {
 		return
 	}
 	hash := view.Hash()
