@@ -58,6 +58,8 @@ type applyTask struct {
 	// compact, when set, asks for a snapshot of what is applied, and is told how it
 	// ended.
 	compact chan error
+	// due asks for a snapshot of whatever was applied since the last.
+	due bool
 }
 
 // effects is what the core wants done. Appends and applies are carried out in

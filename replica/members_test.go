@@ -260,19 +260,19 @@ func TestLateReplicaTakesASnapshot(t *testing.T) {
 		late = 2
 	}
 	n.setCut(late, true)
-	for i := range entriesKept + 200 {
+	for i := range trailingEntries + 200 {
 		mustPropose(t, first, label("a", fmt.Sprint(i)))
 	}
 	if err := first.Compact(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	if got := first.Status().SnapshotIndex; got < entriesKept {
+	if got := first.Status().SnapshotIndex; got < trailingEntries {
 		t.Fatalf("the snapshot is of index %d", got)
 	}
 	n.setCut(late, false)
 	n.propose(0, "a", "after")
 	n.sameState(1, 2, 3)
-	if n.replicas[late].Status().SnapshotIndex < entriesKept {
+	if n.replicas[late].Status().SnapshotIndex < trailingEntries {
 		t.Error("it came by without a snapshot")
 	}
 	// And it holds after a restart.

@@ -72,6 +72,12 @@ func (c Config) withDefaults() Config {
 	if c.SnapshotEntries == 0 {
 		c.SnapshotEntries = snapshotEntries
 	}
+	if c.SnapshotBytes == 0 {
+		c.SnapshotBytes = snapshotBytes
+	}
+	if c.TrailingEntries == 0 {
+		c.TrailingEntries = trailingEntries
+	}
 	if c.RaftID == 0 {
 		c.RaftID = FirstID
 	}

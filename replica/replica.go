@@ -23,6 +23,8 @@ const (
 	// snapshotEntries: a restart replays at most that many, or four times the bytes of
 	// a snapshot, in well under a second.
 	snapshotEntries = 100_000
+	snapshotBytes   = 64 << 20
+	trailingEntries = 1000
 )
 
 // The limits of what is under way.
@@ -72,6 +74,16 @@ type Config struct {
 	// SnapshotEntries is how many entries are applied between snapshots at least;
 	// 0 means 100,000.
 	SnapshotEntries uint64
+	// SnapshotBytes of commands, applied since the last snapshot, that are as good a
+	// reason for the next; 0 means 64 MiB. Less than four times the size of a snapshot
+	// never is.
+	SnapshotBytes int64
+	// SnapshotInterval after which a snapshot is written if anything was applied; 0
+	// means never for that reason.
+	SnapshotInterval time.Duration
+	// TrailingEntries stay in memory behind a snapshot, for peers that are a little
+	// late: one that is later is sent the snapshot. 0 means 1,000.
+	TrailingEntries uint64
 	// SegmentBytes of the log's files; 0 means what suits the file system.
 	SegmentBytes int64
 	// Hook as in [wal.Config], for tests of crashes and failing disks.
@@ -121,6 +133,11 @@ type Replica struct {
 	confMoved     bool
 	appliedTerm   uint64
 	sinceSnapshot uint64
+	// bytesSinceSnapshot of commands; due is set when time asks for a snapshot, and
+	// sinceDue, of the loop, counts it.
+	bytesSinceSnapshot int64
+	due                bool
+	sinceDue           time.Duration
 	// applied is told of what was applied, and turns lets the loop or the applier
 	// have its turn while another waits for it: set when there are no goroutines,
 	// see Steps.

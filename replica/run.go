@@ -25,8 +25,6 @@ const (
 	syncBytesMax = 16 << 20
 	// fullRetryInterval between looks whether a full disk has space again.
 	fullRetryInterval = 250 * time.Millisecond
-	// entriesKept behind a snapshot, in memory, for peers that are a little late.
-	entriesKept = 1000
 	// snapshotGrowth: the log grows to that many times the last snapshot's size
 	// before the next, so that writing snapshots stays a small part of all writing.
 	snapshotGrowth = 4
@@ -45,13 +43,25 @@ func (r *Replica) loop() {
 			r.stopCore()
 			return
 		case <-ticker.C:
-			r.core.tick()
+			r.tick()
 		case <-r.proposals.wake:
 		case <-r.reads.wake:
 		case <-r.messages.wake:
 		case <-r.calls.wake:
 		}
 		messages, reads = r.turn(messages, reads)
+	}
+}
+
+// tick moves Raft's clock, and asks for a snapshot when one is due by time.
+func (r *Replica) tick() {
+	r.core.tick()
+	if r.config.SnapshotInterval == 0 {
+		return
+	}
+	if r.sinceDue += r.config.Tick; r.sinceDue >= r.config.SnapshotInterval {
+		r.sinceDue = 0
+		r.applies.put(applyTask{due: true})
 	}
 }
 
@@ -286,6 +296,7 @@ func (r *Replica) carry(tasks []applyTask) bool {
 	r.apply(tasks[begin:])
 	for _, t := range tasks {
 		r.messages.put(t.responses...)
+		r.due = r.due || t.due && r.sinceSnapshot > 0
 		if t.compact != nil {
 			r.compact(t.compact)
 		}
@@ -319,6 +330,7 @@ func (r *Replica) apply(tasks []applyTask) {
 		for i, e := range t.entries {
 			entries = append(entries, decode(e, t.proposals[i]))
 			r.appliedTerm = e.GetTerm()
+			r.bytesSinceSnapshot += int64(len(e.GetData()))
 			if conf := t.confs[i]; conf != nil {
 				// A snapshot that does not name a new member is of no use to it.
 				r.confMoved = r.confMoved || grows(r.conf, conf)
@@ -373,12 +385,14 @@ func grows(now, next *raftpb.ConfState) bool {
 // maybeSnapshot asks for a snapshot when the log has grown enough since the last
 // and none is being written.
 func (r *Replica) maybeSnapshot() {
-	enough := r.sinceSnapshot >= r.config.SnapshotEntries && r.log.Bytes() >= snapshotGrowth*r.snapshotBytes.Load()
-	if !enough && !r.confMoved {
+	last := r.snapshotBytes.Load()
+	enough := r.sinceSnapshot >= r.config.SnapshotEntries && r.log.Bytes() >= snapshotGrowth*last ||
+		r.bytesSinceSnapshot >= max(r.config.SnapshotBytes, snapshotGrowth*last)
+	if !enough && !r.confMoved && !r.due {
 		return
 	}
 	if r.request(snapshotRequest{r.state.View(), r.appliedTerm, r.conf, nil}) {
-		r.sinceSnapshot, r.confMoved = 0, false
+		r.sinceSnapshot, r.bytesSinceSnapshot, r.confMoved, r.due = 0, 0, false, false
 	}
 }
 
@@ -399,7 +413,7 @@ func (r *Replica) compact(done chan error) {
 		return
 	}
 	if r.request(snapshotRequest{view, r.appliedTerm, r.conf, done}) {
-		r.sinceSnapshot = 0
+		r.sinceSnapshot, r.bytesSinceSnapshot = 0, 0
 	} else {
 		done <- problem.New(problem.Unavailable, "snapshot.busy", "a snapshot is being written").WithHint("try again in a moment")
 	}
@@ -469,9 +483,10 @@ func (r *Replica) snapshot(req snapshotRequest) error {
 	if _, err := r.storage.CreateSnapshot(index, req.conf, nil); err != nil && !errors.Is(err, raft.ErrSnapOutOfDate) {
 		return fmt.Errorf("note snapshot of index %d: %w", index, err)
 	}
-	if first, err := r.storage.FirstIndex(); err == nil && index > first+entriesKept {
-		if err := r.storage.Compact(index - entriesKept); err != nil && !errors.Is(err, raft.ErrCompacted) {
-			return fmt.Errorf("compact entries to %d: %w", index-entriesKept, err)
+	kept := r.config.TrailingEntries
+	if first, err := r.storage.FirstIndex(); err == nil && index > first+kept {
+		if err := r.storage.Compact(index - kept); err != nil && !errors.Is(err, raft.ErrCompacted) {
+			return fmt.Errorf("compact entries to %d: %w", index-kept, err)
 		}
 	}
 	r.logger.Debug("snapshot", "index", index, "bytes", bytes)

@@ -59,7 +59,7 @@ func OpenSteps(config Config, log Storage, rec *wal.Recovered, applied func(rest
 }
 
 // Tick moves Raft's clock.
-func (s *Steps) Tick() { s.core.tick() }
+func (s *Steps) Tick() { s.tick() }
 
 // Turn lets the core take what waits for it.
 func (s *Steps) Turn() { s.messages, s.reads = s.turn(s.messages, s.reads) }

@@ -9,7 +9,11 @@ type faults struct {
 	delay                 time.Duration // mean of one way
 	syncMean              time.Duration
 	think                 time.Duration
+	attempt               time.Duration // until a client asks another host
 	snapshotEntries       uint64
+	snapshotBytes         int64
+	snapshotInterval      time.Duration
+	trailing              uint64
 	voters                int
 	replaceAfter          time.Duration
 	clog, partition       time.Duration // mean time between; 0 means never
@@ -35,26 +39,30 @@ func (w *world) drawFaults() faults {
 		return d
 	}
 	f := faults{
-		delay:           w.between(200*time.Microsecond, 10*time.Millisecond),
-		syncMean:        w.between(200*time.Microsecond, 10*time.Millisecond),
-		think:           w.between(50*time.Millisecond, 400*time.Millisecond),
-		snapshotEntries: 20 + w.Uint64N(200),
-		voters:          3,
-		replaceAfter:    w.between(5*time.Second, 30*time.Second),
-		clog:            some(0.4, 2*time.Second, 20*time.Second),
-		partition:       some(0.6, 3*time.Second, 15*time.Second),
-		crash:           some(0.7, 2*time.Second, 15*time.Second),
-		pause:           some(0.4, 3*time.Second, 20*time.Second),
-		duel:            some(0.3, 3*time.Second, 10*time.Second),
-		suspend:         some(0.4, 3*time.Second, 20*time.Second),
-		fullDisk:        some(0.3, 10*time.Second, 30*time.Second),
-		brokenDisk:      some(0.3, 10*time.Second, 30*time.Second),
-		slowDisk:        some(0.3, 10*time.Second, 30*time.Second),
-		healAfter:       w.between(500*time.Millisecond, 6*time.Second),
-		transfer:        some(0.3, 2*time.Second, 10*time.Second),
-		everybodyAt:     some(0.3, 10*time.Second, 40*time.Second),
-		asymmetric:      w.chance(0.5),
-		flapping:        w.chance(0.3),
+		delay:            w.between(200*time.Microsecond, 10*time.Millisecond),
+		syncMean:         w.between(200*time.Microsecond, 10*time.Millisecond),
+		think:            w.between(5*time.Millisecond, 400*time.Millisecond),
+		attempt:          w.between(time.Second, 15*time.Second),
+		snapshotEntries:  20 + w.Uint64N(200),
+		snapshotBytes:    1000 + w.Int64N(50_000),
+		snapshotInterval: some(0.3, 5*time.Second, 30*time.Second),
+		trailing:         1 + w.Uint64N(100),
+		voters:           3,
+		replaceAfter:     w.between(5*time.Second, 30*time.Second),
+		clog:             some(0.4, 2*time.Second, 20*time.Second),
+		partition:        some(0.6, 3*time.Second, 15*time.Second),
+		crash:            some(0.7, 2*time.Second, 15*time.Second),
+		pause:            some(0.4, 3*time.Second, 20*time.Second),
+		duel:             some(0.3, 3*time.Second, 10*time.Second),
+		suspend:          some(0.4, 3*time.Second, 20*time.Second),
+		fullDisk:         some(0.3, 10*time.Second, 30*time.Second),
+		brokenDisk:       some(0.3, 10*time.Second, 30*time.Second),
+		slowDisk:         some(0.3, 10*time.Second, 30*time.Second),
+		healAfter:        w.between(500*time.Millisecond, 6*time.Second),
+		transfer:         some(0.3, 2*time.Second, 10*time.Second),
+		everybodyAt:      some(0.3, 10*time.Second, 40*time.Second),
+		asymmetric:       w.chance(0.5),
+		flapping:         w.chance(0.3),
 	}
 	if w.chance(0.3) {
 		f.delay = w.between(10*time.Millisecond, 50*time.Millisecond)
@@ -283,7 +291,7 @@ func (w *world) heal() {
 	clear(w.net.cut)
 	clear(w.net.clogged)
 	w.faults.loss, w.faults.twice = 0, 0
-	w.faults.delay, w.faults.syncMean = time.Millisecond, time.Millisecond
+	w.faults.delay, w.faults.syncMean, w.faults.attempt = time.Millisecond, time.Millisecond, time.Second
 	w.note("heal")
 	for _, h := range w.hosts {
 		h.disk.full, h.disk.broken, h.stuck = false, false, false

@@ -69,7 +69,8 @@ func (h *host) start() {
 	var err error
 	h.steps, err = replica.OpenSteps(replica.Config{
 		NodeID: h.nodeID, ClusterID: h.disk.cluster, RaftID: h.raftID, Join: h.join, Sender: h, Now: h.now,
-		SnapshotEntries: h.w.faults.snapshotEntries, Limits: h.w.limits, Logger: slog.New(slog.DiscardHandler),
+		SnapshotEntries: h.w.faults.snapshotEntries, SnapshotBytes: h.w.faults.snapshotBytes,
+		SnapshotInterval: h.w.faults.snapshotInterval, TrailingEntries: h.w.faults.trailing, Limits: h.w.limits, Logger: slog.New(slog.DiscardHandler),
 	}, h.disk, rec, h.sawApplied)
 	if err != nil {
 		h.w.fail("host %d does not open: %v", h.n, err)

@@ -70,14 +70,14 @@ func (h *host) Send(messages []*raftpb.Message) {
 	}
 }
 
-func (to *host) receive(from uint64, data []byte) {
-	to.act(func() {
-		m, err := peer.Decode(data, from, to.raftID)
+func (h *host) receive(from uint64, data []byte) {
+	h.act(func() {
+		m, err := peer.Decode(data, from, h.raftID)
 		if err != nil {
-			to.w.fail("host %d: %v", to.n, err)
+			h.w.fail("host %d: %v", h.n, err)
 			return
 		}
-		to.steps.Step(m)
+		h.steps.Step(m)
 	})
 }
 

@@ -12,8 +12,6 @@ import (
 )
 
 const (
-	// attemptTime until a client asks another host.
-	attemptTime = 2 * time.Second
 	// attemptPause before the next after a refusal.
 	attemptPause = 100 * time.Millisecond
 )
@@ -51,6 +49,9 @@ func (q *request) try(h *host) {
 		return
 	}
 	w, attempt, answered := q.w, q.attempt, false
+	if q.cmd.GetKey() != "" {
+		w.note("%s: attempt %d at host %d", q.cmd.GetKey(), attempt, h.n)
+	}
 	answer := func(r state.Result, err error) {
 		// The way back may lose it, too.
 		if answered || w.chance(w.faults.loss) {
@@ -61,6 +62,9 @@ func (q *request) try(h *host) {
 				return
 			}
 			answered = true
+			if q.cmd.GetKey() != "" {
+				w.note("%s: index %d, %v", q.cmd.GetKey(), r.Index, err)
+			}
 			q.take(r, err)
 		})
 	}
@@ -83,7 +87,7 @@ func (q *request) try(h *host) {
 			})
 		})
 	})
-	w.after(attemptTime, func() {
+	w.after(w.faults.attempt, func() {
 		if answered || q.attempt != attempt {
 			return
 		}

@@ -98,7 +98,7 @@ func TestSeeds(t *testing.T) {
 	}
 	t.Log(Result{Counts: total})
 	for _, what := range needed {
-		if total[what] < 100 {
+		if total[what] < 50 {
 			t.Errorf("%s: only %d in all seeds", what, total[what])
 		}
 	}
