@@ -24,10 +24,15 @@ func overloaded() error {
 // up.
 func unknown(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || problem.HasCode(err, "replica.stopped") {
-		return problem.New(problem.Unavailable, "change.unknown", "the change may or may not have been made").
-			WithHint("repeat it with the same idempotency key, which makes it once").WithCause(err)
+		return mayBeMade(err)
 	}
 	return err
+}
+
+// mayBeMade is the answer to a change whose entry was lost sight of.
+func mayBeMade(cause error) error {
+	return problem.New(problem.Unavailable, "change.unknown", "the change may or may not have been made").
+		WithHint("repeat it with the same idempotency key, which makes it once").WithCause(cause)
 }
 
 // ProposeAsync puts a change into the log and calls done, exactly once, with its

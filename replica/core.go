@@ -324,7 +324,8 @@ func (c *core) skipTo(meta *raftpb.SnapshotMetadata, e *effects) {
 			kept = append(kept, p)
 			continue
 		}
-		e.answers = append(e.answers, func() { p.done(state.Result{}, unknown(notLeader(c.lead))) })
+		answer := mayBeMade(notLeader(c.lead))
+		e.answers = append(e.answers, func() { p.done(state.Result{}, answer) })
 	}
 	c.pending = kept
 }

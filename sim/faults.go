@@ -43,7 +43,7 @@ func (w *world) drawFaults() faults {
 		syncMean:         w.between(200*time.Microsecond, 10*time.Millisecond),
 		think:            w.between(5*time.Millisecond, 400*time.Millisecond),
 		attempt:          w.between(time.Second, 15*time.Second),
-		snapshotEntries:  20 + w.Uint64N(200),
+		snapshotEntries:  5 + w.Uint64N(200),
 		snapshotBytes:    1000 + w.Int64N(50_000),
 		snapshotInterval: some(0.3, 5*time.Second, 30*time.Second),
 		trailing:         1 + w.Uint64N(100),
@@ -72,6 +72,9 @@ func (w *world) drawFaults() faults {
 	}
 	if w.chance(0.5) {
 		f.twice = w.Float64() * 0.5
+	}
+	if w.chance(0.5) {
+		f.snapshotEntries, f.trailing = 5+w.Uint64N(10), 1+w.Uint64N(5)
 	}
 	if w.chance(0.4) {
 		f.crashAtVote = w.Float64()

@@ -1,0 +1,32 @@
+package replica
+
+import (
+	"testing"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/state"
+)
+
+// TestSkippedChangeIsUnknown: an entry that a snapshot of the leader takes the place
+// of may have been committed, so nobody is told that it was not.
+func TestSkippedChangeIsUnknown(t *testing.T) {
+	told := map[uint64]error{}
+	c := &core{id: 1, lead: 2}
+	for _, index := range []uint64{5, 7, 8} {
+		c.pending = append(c.pending, &proposal{index: index, term: 3, done: func(_ state.Result, err error) { told[index] = err }})
+	}
+	var e effects
+	index, term := uint64(7), uint64(4)
+	c.skipTo(&raftpb.SnapshotMetadata{Index: &index, Term: &term, ConfState: &raftpb.ConfState{Voters: []uint64{1, 2}}}, &e)
+	for _, answer := range e.answers {
+		answer()
+	}
+	if len(told) != 2 || !problem.HasCode(told[5], "change.unknown") || !problem.HasCode(told[7], "change.unknown") {
+		t.Errorf("told %v", told)
+	}
+	if len(c.pending) != 1 || c.pending[0].index != 8 {
+		t.Errorf("%d proposals wait on", len(c.pending))
+	}
+}
