@@ -55,6 +55,8 @@ func (n *node) openReplica(ctx context.Context) error {
 	n.replica, err = replica.Open(ctx, replica.Config{
 		Dir: n.data.join(raftDir), NodeID: n.data.id.NodeID, ClusterID: n.member.ClusterID, RaftID: n.member.RaftID,
 		Join: n.member.Joined, Sender: n.peers, Logger: n.log, SnapshotEntries: uint64(n.cfg.Cluster.SnapshotEntries),
+		SnapshotBytes: int64(n.cfg.Cluster.SnapshotMiB) << 20, SnapshotInterval: n.cfg.Cluster.SnapshotInterval,
+		TrailingEntries: uint64(n.cfg.Cluster.TrailingEntries),
 	})
 	if err != nil {
 		return err

@@ -51,8 +51,13 @@ type Cluster struct {
 	Voters uint32
 	// ReplaceAfter: a voter that is silent for so long loses its vote to a stand-by.
 	ReplaceAfter time.Duration
-	// SnapshotEntries of the log are applied between two snapshots at least.
-	SnapshotEntries uint32
+	// A snapshot is written after SnapshotEntries changes, after SnapshotMiB of them,
+	// and after SnapshotInterval if there was one.
+	SnapshotEntries  uint32
+	SnapshotMiB      uint32
+	SnapshotInterval time.Duration
+	// TrailingEntries of the log stay in memory behind a snapshot.
+	TrailingEntries uint32
 }
 
 // Log is the daemon's own log.

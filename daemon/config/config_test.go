@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 		DataDir: "/var/lib/blixard", Socket: "/run/blixard/blixard.sock", CacheDir: "/var/cache/blixard", AdminGroup: "blixard",
 		ShutdownTimeout: 10 * time.Second,
 		Node:            Node{Name: "host-1", ReservedMemory: 512 * units.MiB, Bind: ":7700"},
-		Cluster:         Cluster{Voters: 3, ReplaceAfter: 5 * time.Minute, SnapshotEntries: 100_000},
+		Cluster:         Cluster{Voters: 3, ReplaceAfter: 5 * time.Minute, SnapshotEntries: 100_000, SnapshotMiB: 64, SnapshotInterval: 24 * time.Hour, TrailingEntries: 1000},
 		Log:             Log{Level: "info", Format: "auto"},
 		Lease:           Lease{TTL: 10 * time.Second, Margin: time.Second, Restart: 2 * time.Minute},
 		Console:         Console{LogSize: 4 * units.MiB, LogFiles: 3},

@@ -41,6 +41,13 @@ const (
 	reservedCPUsMax    = 4096
 	replaceAfterMin    = 5 * time.Second
 	snapshotEntriesMax = 100_000_000
+	// snapshotMiBMax is 1 TiB.
+	snapshotMiBMax = 1 << 20
+	// snapshotIntervalMin keeps the writing of snapshots a small part of all writing.
+	snapshotIntervalMin = time.Minute
+	snapshotIntervalMax = 30 * 24 * time.Hour
+	// trailingEntriesMax of some 500 bytes each.
+	trailingEntriesMax = 1_000_000
 	replaceAfterMax    = 24 * time.Hour
 )
 
@@ -132,6 +139,24 @@ var keys = []Key{
 		check:   countRange("cluster.snapshot_entries", func(c *Config) uint32 { return c.Cluster.SnapshotEntries }, snapshotEntriesMax),
 		Doc:     "How many changes this node applies before it writes a snapshot and drops the log before it; it also waits until the log is four times as large as a snapshot.",
 		Default: fixed("100000"),
+	},
+	{
+		Name: "cluster.snapshot_mib", field: func(c *Config) any { return &c.Cluster.SnapshotMiB },
+		check:   countRange("cluster.snapshot_mib", func(c *Config) uint32 { return c.Cluster.SnapshotMiB }, snapshotMiBMax),
+		Doc:     "How many MiB of changes are as good a reason for a snapshot, if they are four times as large as one.",
+		Default: fixed("64"),
+	},
+	{
+		Name: "cluster.snapshot_interval", field: func(c *Config) any { return &c.Cluster.SnapshotInterval },
+		check:   durationRange("cluster.snapshot_interval", func(c *Config) time.Duration { return c.Cluster.SnapshotInterval }, snapshotIntervalMin, snapshotIntervalMax),
+		Doc:     "After how long a snapshot is written if there was any change since the last.",
+		Default: fixed("24h"),
+	},
+	{
+		Name: "cluster.trailing_entries", field: func(c *Config) any { return &c.Cluster.TrailingEntries },
+		check:   countRange("cluster.trailing_entries", func(c *Config) uint32 { return c.Cluster.TrailingEntries }, trailingEntriesMax),
+		Doc:     "How many changes before a snapshot stay in memory for nodes that are a little late; those that are later are sent the snapshot.",
+		Default: fixed("1000"),
 	},
 	{
 		Name: "log.level", field: func(c *Config) any { return &c.Log.Level }, check: oneOf(func(c *Config) string { return c.Log.Level }, "debug", "info", "warn", "error"),
