@@ -1,8 +1,10 @@
 package replica
 
 import (
+	"cmp"
 	"encoding/binary"
 	"log/slog"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -80,8 +82,8 @@ type core struct {
 
 	// fresh proposals were given to Raft and have no index yet.
 	fresh []*proposal
-	// Invariant: pending is in the order of index, which goes up by one where the
-	// term is the same.
+	// Invariant: pending is in the order of index, and of nothing that the log gave
+	// up.
 	pending []*proposal
 
 	// waiting reads have no round yet; asked ones share the round of that number.
@@ -279,6 +281,7 @@ func (c *core) ready(e *effects) {
 		if !raft.IsEmptySnap(rd.Snapshot) {
 			c.skipTo(rd.Snapshot.GetMetadata(), e)
 		}
+		c.giveUpReplaced(rd.Entries, e)
 		c.index(rd.Entries)
 		for _, s := range rd.ReadStates {
 			c.answerReads(s, e)
@@ -296,6 +299,33 @@ func (c *core) ready(e *effects) {
 		c.askRead()
 	}
 	invariant.That(len(c.fresh) == 0, "%d proposals were taken by Raft and are not in its log", len(c.fresh))
+}
+
+// giveUpReplaced answers the proposers of entries in whose place others now come:
+// a log gives up only what was not committed and never will be.
+func (c *core) giveUpReplaced(entries []*raftpb.Entry, e *effects) {
+	if len(entries) == 0 || len(c.pending) == 0 || planted.Is(planted.ReplacedStay) {
+		return
+	}
+	first := entries[0].GetIndex()
+	at, _ := slices.BinarySearchFunc(c.pending, first, func(p *proposal, index uint64) int { return cmp.Compare(p.index, index) })
+	kept := c.pending[:at]
+	for _, p := range c.pending[at:] {
+		if n := p.index - first; n < uint64(len(entries)) && (entries[n].GetTerm() == p.term || planted.Is(planted.AnswersWithoutTerm)) {
+			kept = append(kept, p)
+			continue
+		}
+		refusal := notLeader(c.lead)
+		e.answers = append(e.answers, func() {
+			if planted.Is(planted.ReplacedIsMade) {
+				p.done(state.Result{Index: p.index}, nil)
+				return
+			}
+			p.done(state.Result{}, refusal)
+		})
+	}
+	clear(c.pending[len(kept):])
+	c.pending = kept
 }
 
 // index notes where in the log the fresh proposals are: they are the newest
@@ -363,13 +393,7 @@ func (c *core) applyTask(m *raftpb.Message, e *effects) applyTask {
 				continue
 			}
 			lead := c.lead
-			e.answers = append(e.answers, func() {
-				if planted.Is(planted.ReplacedIsMade) {
-					p.done(state.Result{Index: p.index}, nil)
-					return
-				}
-				p.done(state.Result{}, notLeader(lead))
-			})
+			e.answers = append(e.answers, func() { p.done(state.Result{}, notLeader(lead)) })
 		}
 	}
 	clear(c.pending[:done])

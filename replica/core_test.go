@@ -30,3 +30,27 @@ func TestSkippedChangeIsUnknown(t *testing.T) {
 		t.Errorf("%d proposals wait on", len(c.pending))
 	}
 }
+
+// TestReplacedChangesAreGivenUp: entries that a later term puts in the place of
+// others leave only proposals that the log still holds, in the order of their index.
+func TestReplacedChangesAreGivenUp(t *testing.T) {
+	refused := map[uint64]bool{}
+	c := &core{id: 1, lead: 1}
+	for _, index := range []uint64{5, 6, 7, 8, 9} {
+		c.pending = append(c.pending, &proposal{index: index, term: 2, done: func(_ state.Result, err error) {
+			refused[index] = problem.HasCode(err, "replica.not_leader")
+		}})
+	}
+	entry := func(index, term uint64) *raftpb.Entry { return &raftpb.Entry{Index: &index, Term: &term} }
+	var e effects
+	c.giveUpReplaced([]*raftpb.Entry{entry(6, 2), entry(7, 3), entry(8, 3)}, &e)
+	for _, answer := range e.answers {
+		answer()
+	}
+	if len(refused) != 3 || !refused[7] || !refused[8] || !refused[9] {
+		t.Errorf("refused %v", refused)
+	}
+	if len(c.pending) != 2 || c.pending[0].index != 5 || c.pending[1].index != 6 {
+		t.Errorf("%d proposals wait on", len(c.pending))
+	}
+}

@@ -26,6 +26,7 @@ const (
 	SnapshotNotTaken     Bug = "a snapshot of the leader is taken over and left unread"
 	SecondOfBatchSkipped Bug = "the second entry of a batch is not applied"
 	ReplacedIsMade       Bug = "a change whose entry was replaced is acknowledged"
+	ReplacedStay         Bug = "a former leader waits on for entries that were replaced"
 	// State.
 	KeysIgnored         Bug = "idempotency keys are not looked up"
 	KeysForgottenEarly  Bug = "only the newest three idempotency keys are remembered"
