@@ -72,7 +72,23 @@ func decodeIdentity(path string, b []byte) (identity, error) {
 // checkIdentity reads the identity of the directory and holds it against the
 // configuration; found is false in a directory that has none.
 func checkIdentity(c *Config) (id identity, found bool, err error) {
-	path := filepath.Join(c.Dir, identityName)
+	if id, found, err = readIdentity(c.Dir); err != nil || !found {
+		return identity{}, false, err
+	}
+	if id.nodeID != c.NodeID {
+		return identity{}, false, problem.New(problem.Conflict, "data.other_node", "%s belongs to node %q, this is %q", c.Dir, id.nodeID, c.NodeID).
+			WithHint("a directory is never moved between nodes: give this node an empty one")
+	}
+	if c.ClusterID != "" && id.clusterID != c.ClusterID {
+		return identity{}, false, problem.New(problem.Conflict, "data.other_cluster", "%s belongs to cluster %q, not %q", c.Dir, id.clusterID, c.ClusterID).
+			WithHint("give this node the data directory of that cluster, or an empty one")
+	}
+	return id, true, nil
+}
+
+// readIdentity gives whose directory it is; a new one has none.
+func readIdentity(dir string) (id identity, found bool, err error) {
+	path := filepath.Join(dir, identityName)
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return identity{}, false, nil
@@ -85,18 +101,8 @@ func checkIdentity(c *Config) (id identity, found bool, err error) {
 	if err != nil {
 		return identity{}, false, err
 	}
-	if id, err = decodeIdentity(path, b); err != nil {
-		return identity{}, false, err
-	}
-	if id.nodeID != c.NodeID {
-		return identity{}, false, problem.New(problem.Conflict, "data.other_node", "%s belongs to node %q, this is %q", c.Dir, id.nodeID, c.NodeID).
-			WithHint("a directory is never moved between nodes: give this node an empty one")
-	}
-	if c.ClusterID != "" && id.clusterID != c.ClusterID {
-		return identity{}, false, problem.New(problem.Conflict, "data.other_cluster", "%s belongs to cluster %q, not %q", c.Dir, id.clusterID, c.ClusterID).
-			WithHint("give this node the data directory of that cluster, or an empty one")
-	}
-	return id, true, nil
+	id, err = decodeIdentity(path, b)
+	return id, err == nil, err
 }
 
 func (l *Log) writeIdentity(id identity) error {
@@ -147,24 +153,29 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		b, _ := io.ReadAll(io.LimitReader(f, 32))
-		who := "another process"
-		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
-			who = fmt.Sprintf("process %d", pid)
-		}
-		return nil, errors.Join(problem.New(problem.Conflict, "data.in_use", "%s is in use by %s", dir, who).
-			WithHint("one daemon runs on a data directory at a time: stop that one, or give this one another --data-dir"), f.Close())
+	if err := flock(f, dir); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	if err == nil {
-		err = f.Truncate(0)
-	}
-	if err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil && !isFull(err) { // the pid is only for people
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
 	}
 	return f, nil
+}
+
+// flock takes the lock of an open file, or says which process has it.
+func flock(f *os.File, dir string) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return err
+	}
+	b, _ := io.ReadAll(io.LimitReader(f, 32))
+	who := "another process"
+	if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+		who = fmt.Sprintf("process %d", pid)
+	}
+	return problem.New(problem.Conflict, "data.in_use", "%s is in use by %s", dir, who).
+		WithHint("one daemon runs on a data directory at a time: stop that one, or give this one another --data-dir")
 }
