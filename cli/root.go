@@ -81,7 +81,7 @@ func (a *app) rootCommand() *cobra.Command {
 	add(groupVMs, a.runCommand(), a.vmCommand(), a.eventsCommand())
 	add(groupNode, a.nodeCommand(), a.bundleCommand(), a.configCommand())
 	add(groupCluster, a.clusterCommand())
-	add(groupMore, a.versionCommand(), a.completionCommand(), a.helpCommand())
+	add(groupMore, a.versionCommand(), a.debugCommand(), a.completionCommand(), a.helpCommand())
 	root.AddCommand(a.supervisorCommand())
 	return root
 }

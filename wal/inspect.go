@@ -139,7 +139,8 @@ func (c *Contents) readSegments(l *Log, visit func(e *raftpb.Entry)) error {
 	return nil
 }
 
-// behindSnapshot gives a reader that follows the newest whole snapshot.
+// behindSnapshot gives a reader that follows the newest whole snapshot; nil when
+// all are damaged, which is said of them.
 func (c *Contents) behindSnapshot() *reader {
 	rd := &reader{}
 	for _, s := range c.Snapshots {
@@ -147,15 +148,20 @@ func (c *Contents) behindSnapshot() *reader {
 			rd.base, rd.baseTerm = s.Meta.GetIndex(), s.Meta.GetTerm()
 		}
 	}
+	if len(c.Snapshots) > 0 && rd.base == 0 {
+		return nil
+	}
 	return rd
 }
 
 // take notes one frame.
 func (c *Contents) take(p payload, s *SegmentFile, rd *reader, visit func(e *raftpb.Entry)) {
-	if err := rd.add(p); err != nil && c.Err == nil && s.Err == nil {
-		c.Err = damaged(s.Path, 0, "%s", err)
+	if rd != nil {
+		if err := rd.add(p); err != nil && c.Err == nil && s.Err == nil {
+			c.Err = damaged(s.Path, 0, "%s", err)
+		}
+		rd.entries = nil // only their order is looked at
 	}
-	rd.entries = nil // only their order is looked at
 	if p.hard != nil {
 		c.HardState = p.hard
 	}
