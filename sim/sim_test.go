@@ -84,7 +84,7 @@ var needed = []string{
 	"changes", "operations get", "operations set", "operations create", "operations delete", "operations on running VMs",
 	"operations of unknown end", "crashes", "crashes after a vote", "power failures", "pauses", "suspends", "partitions", "duels",
 	"clogged paths", "lost", "twice", "cut", "full disks", "sync found no space", "failed syncs", "slow disks", "transfers",
-	"snapshots written", "snapshots sent", "changes of members", "terms",
+	"snapshots written", "snapshots sent", "changes of members", "terms", "hosts that stayed down",
 }
 
 // TestSeeds: no seed breaks a promise.

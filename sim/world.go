@@ -135,17 +135,10 @@ func (w *world) live(safety time.Duration) {
 	w.quiet = true
 	w.heal()
 	w.converge("after all faults ended")
-	if h := w.any(); w.err == nil && len(w.leader().steps.View().Members()) >= 3 {
-		voters := 0
-		for _, m := range w.leader().steps.View().Members() {
-			if m.GetRole() == blixardv1.MemberRole_voter {
-				voters++
-			}
-		}
-		if voters >= 3 {
-			h.crash("stays down")
-			w.converge("with one host down")
-		}
+	if w.bearsALoss() {
+		w.count("hosts that stayed down")
+		w.any().crash("stays down")
+		w.converge("with one host down")
 	}
 	if w.err != nil {
 		return
@@ -168,6 +161,16 @@ func (w *world) live(safety time.Duration) {
 	if done := len(w.history); done < operationsMin {
 		w.fail("only %d operations were done: the run proves nothing", done)
 	}
+}
+
+// bearsALoss tells whether Raft has at least three voters: members that shall vote
+// may not have caught up yet.
+func (w *world) bearsALoss() bool {
+	if w.err != nil {
+		return false
+	}
+	m, err := w.leader().steps.Membership(w.ctx)
+	return err == nil && len(m.Voters) >= 3 && len(m.Outgoing) == 0
 }
 
 // fail notes the first thing that was wrong.
