@@ -34,7 +34,7 @@ func fingerprint(cfg config.Config, info driver.Info, version string, kernels, i
 		Capacity: capacity, Driver: info.Name, DriverVersion: info.Version,
 		Accelerator: info.Accelerator, AcceleratorReason: info.AcceleratorReason,
 		BlixardVersion: version, KernelRelease: string(uts.Release[:max(0, bytes.IndexByte(uts.Release[:], 0))]),
-		BootId: strings.TrimSpace(string(bootID)), Kernels: kernels, Images: images,
+		BootId: strings.TrimSpace(string(bootID)), Kernels: kernels, Images: images, FailureDomain: cfg.Node.FailureDomain,
 	}, nil
 }
 

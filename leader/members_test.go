@@ -8,6 +8,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/replica"
+	"github.com/blixard/blixard/state"
 )
 
 func memberAs(id uint64, role blixardv1.MemberRole_Enum) *blixardv1.Member {
@@ -127,6 +128,24 @@ func TestVotersAreSpread(t *testing.T) {
 	got := roles(d.Roles(raftOf([]uint64{1}, []uint64{2, 3, 4}, []uint64{1, 2, 3, 4}), members, domain, time.Now()))
 	if len(got) != 2 || got["node-c"] != voter || got["node-d"] != voter {
 		t.Fatalf("the voters are %v", got)
+	}
+}
+
+// The domains of nodes are what they were told, each its own where they were not.
+func TestDomainsOfNodes(t *testing.T) {
+	s := state.New(state.DefaultLimits())
+	for i, domain := range []string{"rack-1", "rack-1", "rack-2", "", "node-d"} {
+		id := "node-" + string(rune('a'+i))
+		s.Apply([]state.Entry{{Index: uint64(i + 1), Command: &blixardv1.Command{Change: &blixardv1.Command_RegisterNode{
+			RegisterNode: &blixardv1.RegisterNodeCommand{NodeId: id, Name: id, Fingerprint: &blixardv1.NodeFingerprint{FailureDomain: domain}},
+		}}}})
+	}
+	domain := domains(s.View())
+	if domain("node-a") != domain("node-b") || domain("node-a") == domain("node-c") {
+		t.Errorf("racks are not told apart: %s, %s, %s", domain("node-a"), domain("node-b"), domain("node-c"))
+	}
+	if domain("node-d") == domain("node-x") || domain("node-d") == domain("node-e") {
+		t.Errorf("nodes without a domain share one: %s, %s, %s", domain("node-d"), domain("node-x"), domain("node-e"))
 	}
 }
 

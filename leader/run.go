@@ -122,7 +122,7 @@ func (r *runner) round(ctx context.Context, now time.Time) error {
 		return err
 	}
 	members := view.Members()
-	cmds = append(cmds, r.members.Roles(m, members, func(id string) string { return id }, now)...)
+	cmds = append(cmds, r.members.Roles(m, members, domains(view), now)...)
 	if err := r.proposeAll(ctx, cmds); err != nil {
 		return err
 	}
@@ -136,6 +136,20 @@ func (r *runner) round(ctx context.Context, now time.Time) error {
 	}
 	r.cfg.Logger.Info("the replicas change", "change", changeText(change))
 	return r.cfg.Replica.ChangeMembers(ctx, change)
+}
+
+// domains gives the failure domain of a node: the one it was told, else itself.
+func domains(view View) func(nodeID string) string {
+	of := map[string]string{}
+	for _, n := range view.Nodes() {
+		of[n.GetId()] = n.GetFingerprint().GetFailureDomain()
+	}
+	return func(nodeID string) string {
+		if d := of[nodeID]; d != "" {
+			return "domain " + d
+		}
+		return "node " + nodeID
+	}
 }
 
 // changeText says in words what a change does.

@@ -43,6 +43,13 @@ func checkNodeName(c *Config) (reason, hint string) {
 	return "it is not a node's name", "use 1 to 63 lower-case letters, digits and dashes, such as " + nodeName(c.Node.Name)
 }
 
+func checkFailureDomain(c *Config) (reason, hint string) {
+	if d := c.Node.FailureDomain; d == "" || nodeNamePattern.MatchString(d) {
+		return "", ""
+	}
+	return "it is not a failure domain's name", "use 1 to 63 lower-case letters, digits and dashes, such as rack-1, or leave it empty"
+}
+
 func checkGroup(c *Config) (reason, hint string) {
 	if groupPattern.MatchString(c.AdminGroup) {
 		return "", ""

@@ -41,6 +41,9 @@ type Node struct {
 	// Bind is HOST:PORT for gRPC and the cluster's traffic, HTTPSBind for JSON; an
 	// empty one means the port after Bind's.
 	Bind, HTTPSBind string
+	// FailureDomain is what the node shares its fate with, such as a rack; empty
+	// means nothing.
+	FailureDomain string
 	// Advertise is the HOST or HOST:PORT that others are told; empty finds it.
 	Advertise string
 }

@@ -97,6 +97,12 @@ var keys = []Key{
 		DefaultDoc: "the host's name up to its first point",
 	},
 	{
+		Name: "node.failure_domain", field: func(c *Config) any { return &c.Node.FailureDomain }, check: checkFailureDomain,
+		Doc:        "What the node shares its fate with, such as a rack or a room: voters are spread over them where there is a choice. Lower-case letters, digits and dashes, at most 63.",
+		Default:    fixed(""),
+		DefaultDoc: "the node alone",
+	},
+	{
 		Name: "node.bind", field: func(c *Config) any { return &c.Node.Bind }, check: checkAddress("node.bind", func(c *Config) string { return c.Node.Bind }),
 		Doc:     "Address for gRPC and the cluster's traffic, HOST:PORT, always by TLS. An empty host means all addresses of the host; port 0 takes a free one and keeps it.",
 		Default: fixed(":7700"),

@@ -1594,8 +1594,11 @@ type NodeFingerprint struct {
 	KernelRelease  string `protobuf:"bytes,7,opt,name=kernel_release,json=kernelRelease,proto3" json:"kernel_release,omitempty"`
 	BootId         string `protobuf:"bytes,8,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// kernels and images of the node's guest bundle, the preferred kernel first.
-	Kernels       []string `protobuf:"bytes,9,rep,name=kernels,proto3" json:"kernels,omitempty"`
-	Images        []string `protobuf:"bytes,10,rep,name=images,proto3" json:"images,omitempty"`
+	Kernels []string `protobuf:"bytes,9,rep,name=kernels,proto3" json:"kernels,omitempty"`
+	Images  []string `protobuf:"bytes,10,rep,name=images,proto3" json:"images,omitempty"`
+	// failure_domain is what the node shares its fate with, such as a rack; empty
+	// means nothing.
+	FailureDomain string `protobuf:"bytes,11,opt,name=failure_domain,json=failureDomain,proto3" json:"failure_domain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1698,6 +1701,13 @@ func (x *NodeFingerprint) GetImages() []string {
 		return x.Images
 	}
 	return nil
+}
+
+func (x *NodeFingerprint) GetFailureDomain() string {
+	if x != nil {
+		return x.FailureDomain
+	}
+	return ""
 }
 
 // Event is one line of what happened, for people.
@@ -2001,7 +2011,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x04R\tmemoryMib\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\xef\x02\n" +
+	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\x96\x03\n" +
 	"\x0fNodeFingerprint\x121\n" +
 	"\bcapacity\x18\x01 \x01(\v2\x15.blixard.v1.ResourcesR\bcapacity\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12%\n" +
@@ -2013,7 +2023,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\aboot_id\x18\b \x01(\tR\x06bootId\x12\x18\n" +
 	"\akernels\x18\t \x03(\tR\akernels\x12\x16\n" +
 	"\x06images\x18\n" +
-	" \x03(\tR\x06images\"\xb4\x02\n" +
+	" \x03(\tR\x06images\x12%\n" +
+	"\x0efailure_domain\x18\v \x01(\tR\rfailureDomain\"\xb4\x02\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12.\n" +
