@@ -23,6 +23,16 @@ func (a *app) debugCommand() *cobra.Command {
 			a.snapshotShowCommand(), a.verifyCommand("snapshots", func(c *daemon.LogContents) ([]daemon.LogFile, error) { return c.Snapshots, c.SnapshotDamage })))
 }
 
+// inspect reads the log in the directory that was named, or in the one that the
+// node would use.
+func inspect(args []string, from, to uint64, limit int) (*daemon.LogContents, error) {
+	dir, err := dataDir(args)
+	if err != nil {
+		return nil, err
+	}
+	return daemon.InspectLog(dir, from, to, limit)
+}
+
 // dataDir is the directory that was named, or the one that the node would use.
 func dataDir(args []string) (string, error) {
 	if len(args) > 0 {
@@ -48,11 +58,7 @@ func (a *app) walShowCommand() *cobra.Command {
 DATA-DIR it is the one that the node uses.`,
 		Example: "  blixard debug wal show\n  blixard debug wal show /var/lib/blixard --from 1000 --to 1010\n  blixard debug wal show -o json",
 		RunE: func(_ *cobra.Command, args []string) error {
-			dir, err := dataDir(args)
-			if err != nil {
-				return err
-			}
-			c, err := daemon.InspectLog(dir, from, to, max(limit, 0))
+			c, err := inspect(args, from, to, max(limit, 0))
 			if err != nil {
 				return err
 			}
@@ -95,11 +101,7 @@ func (a *app) snapshotShowCommand() *cobra.Command {
 Without DATA-DIR it is the one that the node uses.`,
 		Example: "  blixard debug snapshot show\n  blixard debug snapshot show /var/lib/blixard -o json",
 		RunE: func(_ *cobra.Command, args []string) error {
-			dir, err := dataDir(args)
-			if err != nil {
-				return err
-			}
-			c, err := daemon.InspectLog(dir, 0, 0, 0)
+			c, err := inspect(args, 0, 0, 0)
 			if err != nil {
 				return err
 			}
@@ -127,11 +129,7 @@ func (a *app) verifyCommand(what string, part func(*daemon.LogContents) ([]daemo
 and the way back, and the exit code is not 0. Without DATA-DIR it is the one that the node uses.`,
 		Example: "  blixard debug " + group + " verify\n  blixard debug " + group + " verify /var/lib/blixard",
 		RunE: func(_ *cobra.Command, args []string) error {
-			dir, err := dataDir(args)
-			if err != nil {
-				return err
-			}
-			c, err := daemon.InspectLog(dir, 0, 0, 0)
+			c, err := inspect(args, 0, 0, 0)
 			if err != nil {
 				return err
 			}

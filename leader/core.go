@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/scheduler"
 	"github.com/blixard/blixard/state"
 )
@@ -185,9 +186,16 @@ func (c *Core) evict(view View) *blixardv1.Command {
 	return &blixardv1.Command{Change: &blixardv1.Command_Evict{Evict: &blixardv1.EvictCommand{AllocationIds: ids, Reason: "drain"}}}
 }
 
-// Refused tells that a VM's part of a plan was refused when it was applied: it is
-// looked at again.
-func (c *Core) Refused(vmID string) { c.open[vmID] = true }
+// Refused tells which parts of a plan were refused when it was applied. What the
+// state did not take because it had moved is looked at again; what moved is told
+// as a change as well, so nothing is lost when a refusal is final.
+func (c *Core) Refused(parts []state.Refusal) {
+	for _, f := range parts {
+		if f.Problem.Kind == problem.Conflict || f.Problem.Kind == problem.NoCapacity {
+			c.open[f.VMID] = true
+		}
+	}
+}
 
 // String shows what waits, for scenario files.
 func (c *Core) String() string {

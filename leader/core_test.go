@@ -45,9 +45,7 @@ func (c *cluster) apply(cmd *blixardv1.Command) state.Result {
 	for _, ch := range changes {
 		c.core.Changed(ch)
 	}
-	for _, f := range r.Refused {
-		c.core.Refused(f.VMID)
-	}
+	c.core.Refused(r.Refused)
 	return r
 }
 

@@ -140,7 +140,7 @@ func TestDomainsOfNodes(t *testing.T) {
 			RegisterNode: &blixardv1.RegisterNodeCommand{NodeId: id, Name: id, Fingerprint: &blixardv1.NodeFingerprint{FailureDomain: domain}},
 		}}}})
 	}
-	domain := domains(s.View())
+	domain := Domains(s.View())
 	if domain("node-a") != domain("node-b") || domain("node-a") == domain("node-c") {
 		t.Errorf("racks are not told apart: %s, %s, %s", domain("node-a"), domain("node-b"), domain("node-c"))
 	}

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
-	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/replica"
 	"github.com/blixard/blixard/state"
 )
@@ -122,7 +121,7 @@ func (r *runner) round(ctx context.Context, now time.Time) error {
 		return err
 	}
 	members := view.Members()
-	cmds = append(cmds, r.members.Roles(m, members, domains(view), now)...)
+	cmds = append(cmds, r.members.Roles(m, members, Domains(view), now)...)
 	if err := r.proposeAll(ctx, cmds); err != nil {
 		return err
 	}
@@ -138,8 +137,9 @@ func (r *runner) round(ctx context.Context, now time.Time) error {
 	return r.cfg.Replica.ChangeMembers(ctx, change)
 }
 
-// domains gives the failure domain of a node: the one it was told, else itself.
-func domains(view View) func(nodeID string) string {
+// Domains gives, for [Members.Roles], the failure domain of a node by its id: the
+// one it was told, else itself.
+func Domains(view View) func(nodeID string) string {
 	of := map[string]string{}
 	for _, n := range view.Nodes() {
 		of[n.GetId()] = n.GetFingerprint().GetFailureDomain()
@@ -196,15 +196,12 @@ func (r *runner) propose(ctx context.Context, cmd *blixardv1.Command) error {
 	return nil
 }
 
-// refused opens again what the state did not take because it had moved; what
-// moved is told as a change as well, so nothing is lost when a refusal is final.
+// refused tells the core and the log what the state did not take.
 func (r *runner) refused(cmd *blixardv1.Command, res state.Result) {
 	for _, f := range res.Refused {
 		r.cfg.Logger.Debug("a placement was refused", "vm", f.VMID, "code", f.Problem.Code)
-		if f.Problem.Kind == problem.Conflict || f.Problem.Kind == problem.NoCapacity {
-			r.core.Refused(f.VMID)
-		}
 	}
+	r.core.Refused(res.Refused)
 	if res.Problem != nil && cmd.GetPlace() == nil {
 		r.cfg.Logger.Debug("a command was refused", "code", res.Problem.Code, "err", res.Problem)
 	}

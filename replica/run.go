@@ -160,7 +160,7 @@ func (r *Replica) append(batches []*raftpb.Message) bool {
 	for len(batches) > 0 {
 		n, answers, ok := r.stage(batches)
 		// Without an answer nobody relies on it: it goes with the next frame.
-		if !ok || answers && !planted.Is(planted.NoSync) && !r.sync() || !r.finish(batches[:n]) {
+		if !ok || answers && !r.sync() || !r.finish(batches[:n]) {
 			return false
 		}
 		batches = batches[n:]
@@ -191,7 +191,7 @@ func (r *Replica) stage(batches []*raftpb.Message) (n int, answers, ok bool) {
 		answers = answers || len(m.GetResponses()) > 0
 		n++
 	}
-	return n, answers, true
+	return n, answers && !planted.Is(planted.NoSync), true
 }
 
 // finish makes batches that are durable known to Raft. It gives false when the

@@ -6,7 +6,6 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
-	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/wal"
 )
 
@@ -90,7 +89,7 @@ func (s *Steps) BeginAppend() bool {
 // it gives full, and is to be called again later. ok is false when the replica
 // has failed.
 func (s *Steps) EndAppend() (full, ok bool) {
-	if s.answers && !planted.Is(planted.NoSync) {
+	if s.answers {
 		err := s.log.Sync()
 		if errors.Is(err, wal.ErrFull) {
 			s.log.Reserve()

@@ -32,9 +32,6 @@ func (e *events) Pop() any {
 	return x
 }
 
-// traceKept lines of the trace are there when a run fails.
-const traceKept = 400
-
 // clock is the simulated time, the chance, and the trace of everything that
 // happened.
 type clock struct {
@@ -44,8 +41,6 @@ type clock struct {
 	queue events
 
 	digest uint64
-	lines  []string
-	count  int
 	// watch, when set, gets every line of the trace.
 	watch func(line string)
 }
@@ -100,12 +95,6 @@ func (c *clock) note(format string, args ...any) {
 	h := fnv.New64a()
 	_, _ = fmt.Fprintf(h, "%x%s", c.digest, line)
 	c.digest = h.Sum64()
-	c.count++
-	if len(c.lines) < traceKept {
-		c.lines = append(c.lines, line)
-	} else {
-		c.lines[c.count%traceKept] = line
-	}
 	if c.watch != nil {
 		c.watch(line)
 	}
@@ -117,13 +106,4 @@ func (c *clock) mix(values ...uint64) {
 	for _, v := range values {
 		c.digest = (c.digest ^ v ^ uint64(c.now)) * 0x100000001b3
 	}
-}
-
-// newestLines of the trace, in their order.
-func (c *clock) newestLines() []string {
-	if c.count <= traceKept {
-		return c.lines
-	}
-	at := c.count%traceKept + 1
-	return append(append([]string{}, c.lines[min(at, traceKept):]...), c.lines[:min(at, traceKept)]...)
 }

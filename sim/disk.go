@@ -42,7 +42,6 @@ type disk struct {
 
 	full   bool // no write succeeds
 	broken bool // the next sync fails for good
-	syncs  int
 }
 
 var errSync = errors.New("sync: input/output error")
@@ -115,7 +114,6 @@ func (d *disk) Sync() error {
 	case d.full && len(d.staged) > 0:
 		return wal.ErrFull
 	}
-	d.syncs++
 	d.commit()
 	return nil
 }

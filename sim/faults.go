@@ -189,8 +189,7 @@ func (w *world) inject() {
 // cutOff cuts one host off the others.
 func (w *world) cutOff(h *host, on bool) {
 	for _, other := range w.hosts {
-		w.net.cut[[2]int{h.n, other.n}] = on
-		w.net.cut[[2]int{other.n, h.n}] = on
+		w.net.cutBoth(h, other, on)
 	}
 }
 
@@ -204,14 +203,10 @@ func (w *world) duel() {
 	w.count("duels")
 	w.note("duel of hosts %d and %d", a.n, b.n)
 	w.dueling = true
-	cut := func(on bool) {
-		w.net.cut[[2]int{a.n, b.n}] = on
-		w.net.cut[[2]int{b.n, a.n}] = on
-	}
-	cut(true)
+	w.net.cutBoth(a, b, true)
 	lead.crash("crash before a duel")
 	w.after(w.between(0, time.Second), lead.restart)
-	w.after(4*time.Second, func() { w.dueling = false; cut(false) })
+	w.after(4*time.Second, func() { w.dueling = false; w.net.cutBoth(a, b, false) })
 }
 
 // voted may crash a host that has just given its vote away, and in a duel cut the
@@ -244,12 +239,8 @@ func (w *world) part() {
 	if w.chance(0.3) {
 		a, b := w.any(), w.any()
 		w.note("partition between hosts %d and %d", a.n, b.n)
-		cut := func(on bool) {
-			w.net.cut[[2]int{a.n, b.n}] = on
-			w.net.cut[[2]int{b.n, a.n}] = on
-		}
-		cut(true)
-		w.forAWhile(func() { cut(false) })
+		w.net.cutBoth(a, b, true)
+		w.forAWhile(func() { w.net.cutBoth(a, b, false) })
 		return
 	}
 	side := make([]bool, len(w.hosts))

@@ -87,7 +87,7 @@ func (h *host) start() {
 // now is what the host's clock shows.
 func (h *host) now() time.Time { return epoch.Add(h.offset + time.Duration(float64(h.w.now)*h.rate)) }
 
-// crash ends the process, and with power also the machine.
+// crash ends the process and the machine: what its disk had not synced may be lost.
 func (h *host) crash(why string) {
 	if !h.up {
 		return

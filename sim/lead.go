@@ -8,7 +8,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
-	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/leader"
 	"github.com/blixard/blixard/state"
 )
@@ -84,11 +83,7 @@ func (h *host) round() {
 		l.underWay++
 		h.steps.ProposeAsync(cmd, func(r state.Result, err error) {
 			l.underWay--
-			for _, f := range r.Refused {
-				if f.Problem.Kind == problem.Conflict || f.Problem.Kind == problem.NoCapacity {
-					l.core.Refused(f.VMID)
-				}
-			}
+			l.core.Refused(r.Refused)
 			if err != nil && h.lead == l {
 				h.lead = nil
 			}
@@ -121,7 +116,7 @@ func (h *host) changeMembers(l *lead, view *state.View) []*blixardv1.Command {
 		return nil
 	}
 	mono := epoch.Add(time.Duration(float64(h.w.now) * h.rate))
-	cmds := l.members.Roles(m, view.Members(), func(id string) string { return id }, mono)
+	cmds := l.members.Roles(m, view.Members(), leader.Domains(view), mono)
 	change, transferTo := l.members.Change(m, view.Members())
 	switch {
 	case transferTo != 0:

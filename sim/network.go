@@ -20,6 +20,12 @@ type network struct {
 	clogged map[[2]int]time.Duration
 }
 
+// cutBoth cuts the path between two hosts in both directions, or mends it.
+func (n *network) cutBoth(a, b *host, on bool) {
+	n.cut[[2]int{a.n, b.n}] = on
+	n.cut[[2]int{b.n, a.n}] = on
+}
+
 // carry lets deliver happen at another host, or not, or twice.
 func (n *network) carry(from, to int, deliver func()) {
 	f := &n.w.faults

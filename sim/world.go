@@ -44,9 +44,8 @@ type Options struct {
 // Result of a run.
 type Result struct {
 	Seed uint64
-	// Trace is the digest of everything that happened, and Lines the newest of it.
+	// Trace is the digest of everything that happened.
 	Trace uint64
-	Lines []string
 	// Counts of operations and faults.
 	Counts map[string]int
 	// Simulated time.
@@ -98,7 +97,7 @@ func Run(o Options) (result Result) {
 		if p := recover(); p != nil {
 			w.fail("panic: %v\n%s", p, debug.Stack())
 		}
-		result = Result{o.Seed, w.digest, w.newestLines(), w.counts, w.now, w.err}
+		result = Result{o.Seed, w.digest, w.counts, w.now, w.err}
 	}()
 	if o.Hosts == 0 {
 		o.Hosts = 3 + w.IntN(3)
