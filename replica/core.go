@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"log/slog"
@@ -27,6 +28,8 @@ const (
 	// readRetryTicks: a quorum round that got no answer in that time is begun
 	// again; one second.
 	readRetryTicks = 10
+	// lifeBytes of chance never meet twice.
+	lifeBytes = 12
 )
 
 // proposal is a change between its proposer and the state.
@@ -90,6 +93,9 @@ type core struct {
 	waiting, asked []read
 	round          uint64
 	sinceAsked     int
+	// life sets the rounds of this start apart from those of every other start and
+	// replica: an answer to one of them may still be on its way.
+	life [lifeBytes]byte
 
 	// eager: the only voter asks for its own vote as soon as it has applied what
 	// it knows to be committed.
@@ -107,6 +113,7 @@ type coreConfig struct {
 	id      uint64
 	storage raft.Storage
 	applied uint64
+	life    [lifeBytes]byte
 	logger  *slog.Logger
 }
 
@@ -140,7 +147,7 @@ func newCore(c coreConfig) (*core, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &core{id: c.id, rn: rn, term: hs.GetTerm(), commit: hs.GetCommit(), conf: conf, eager: true}, nil
+	return &core{id: c.id, rn: rn, term: hs.GetTerm(), commit: hs.GetCommit(), conf: conf, eager: true, life: c.life}, nil
 }
 
 func notLeader(lead uint64) error {
@@ -260,7 +267,15 @@ func (c *core) askRead() {
 	c.asked, c.waiting = c.waiting, nil
 	c.sinceAsked = 0
 	c.round++
-	c.rn.ReadIndex(binary.LittleEndian.AppendUint64(nil, c.round))
+	c.rn.ReadIndex(c.roundID())
+}
+
+// roundID names the round under way.
+func (c *core) roundID() []byte {
+	if planted.Is(planted.RoundsAlike) {
+		return binary.LittleEndian.AppendUint64(nil, c.round)
+	}
+	return binary.LittleEndian.AppendUint64(c.life[:], c.round)
 }
 
 // ready collects what Raft wants done until it wants nothing more.
@@ -361,8 +376,8 @@ func (c *core) skipTo(meta *raftpb.SnapshotMetadata, e *effects) {
 }
 
 func (c *core) answerReads(s raft.ReadState, e *effects) {
-	if len(s.RequestCtx) != 8 || binary.LittleEndian.Uint64(s.RequestCtx) != c.round {
-		return // of a round that was begun again
+	if !bytes.Equal(s.RequestCtx, c.roundID()) {
+		return // of a round that was begun again, or of an earlier start
 	}
 	index := s.Index
 	for _, r := range c.asked {

@@ -3,6 +3,7 @@ package replica
 import (
 	"testing"
 
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/blixard/blixard/internal/problem"
@@ -52,5 +53,26 @@ func TestReplacedChangesAreGivenUp(t *testing.T) {
 	}
 	if len(c.pending) != 2 || c.pending[0].index != 5 || c.pending[1].index != 6 {
 		t.Errorf("%d proposals wait on", len(c.pending))
+	}
+}
+
+// TestReadAnswersOfAnEarlierStart: a round's answer that was on its way while the
+// replica started anew says nothing of reads that began after it.
+func TestReadAnswersOfAnEarlierStart(t *testing.T) {
+	before := &core{id: 1, round: 3, life: [lifeBytes]byte{1}}
+	answered := 0
+	c := &core{id: 1, round: 3, life: [lifeBytes]byte{2}, asked: []read{{func(uint64, error) { answered++ }}}}
+	answer := func(id []byte) {
+		var e effects
+		c.answerReads(raft.ReadState{Index: 7, RequestCtx: id}, &e)
+		for _, tell := range e.answers {
+			tell()
+		}
+	}
+	if answer(before.roundID()); answered != 0 {
+		t.Error("an answer to an earlier start was taken")
+	}
+	if answer(c.roundID()); answered != 1 {
+		t.Error("the own answer was not taken")
 	}
 }

@@ -81,11 +81,12 @@ func (r *Replica) reserveReceived(ctx context.Context, index uint64) (*state.Sta
 		return nil, problem.New(problem.Unavailable, "snapshot.busy", "the snapshot of index %d is being received already", index).
 			WithHint("send it later")
 	}
-	commit := r.commit.Load()
+	commit, applied := r.commit.Load(), r.View().Index()
 	for old, whole := range r.received {
-		// Those of higher indexes were not wanted. Those up to the commit index
-		// may be waiting for the applier, which takes the newest.
-		if whole != nil && old > commit {
+		// Those above the commit index were not wanted, and neither were those that
+		// the state passed without them. Those between may be waiting for the
+		// applier, which takes the newest.
+		if whole != nil && (old > commit || old <= applied) {
 			delete(r.received, old)
 			r.log.DropReceived(old)
 		}

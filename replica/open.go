@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -138,7 +139,9 @@ func (r *Replica) restore(rec *wal.Recovered) (last uint64, alone bool, err erro
 		return 0, false, err
 	}
 	r.conf, r.appliedTerm = meta.GetConfState(), meta.GetTerm()
-	r.core, err = newCore(coreConfig{id: r.config.RaftID, storage: r.storage, applied: meta.GetIndex(), logger: r.logger})
+	c := coreConfig{id: r.config.RaftID, storage: r.storage, applied: meta.GetIndex(), logger: r.logger}
+	_, _ = rand.Read(c.life[:]) // never fails
+	r.core, err = newCore(c)
 	if err != nil {
 		return 0, false, err
 	}

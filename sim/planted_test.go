@@ -18,6 +18,7 @@ var found = []struct {
 }{
 	{planted.ReadsWithoutRound, 100, 0},
 	{planted.ReadsByLease, 200, 0},
+	{planted.RoundsAlike, 20, 1895539951200},
 	{planted.AnswersWithoutTerm, 100, 0},
 	{planted.NoSync, 100, 0},
 	{planted.VoteNotKept, 200, 0},

@@ -22,6 +22,10 @@ const (
 	seeds = 500
 	// keptSeeds that once failed are replayed first.
 	keptSeeds = "testdata/seeds.txt"
+	// rejected counts runs that did too little to prove anything; more than one in
+	// rejectedShare would mean that the faults are too many.
+	rejected      = "rejected runs"
+	rejectedShare = 50
 )
 
 // run runs a seed with everything that is random fixed.
@@ -51,6 +55,12 @@ func check(t *testing.T, seed uint64, total map[string]int) (ok bool) {
 		if r.Err != nil {
 			t.Errorf("%v\n%v\nreplay: make sim SEED=%d", r.Err, r, seed)
 		}
+		if r.Rejected {
+			total[rejected]++
+			t.Logf("rejected, since it did too little: %v", r)
+			return
+		}
+		total["runs"]++
 		for k, n := range r.Counts {
 			total[k] += n
 		}
@@ -101,6 +111,9 @@ func TestSeeds(t *testing.T) {
 		if total[what] < 50 {
 			t.Errorf("%s: only %d in all seeds", what, total[what])
 		}
+	}
+	if total[rejected]*rejectedShare > total["runs"] {
+		t.Errorf("%d runs were rejected beside %d that counted", total[rejected], total["runs"])
 	}
 }
 

@@ -14,6 +14,7 @@ const (
 	// Replica.
 	ReadsWithoutRound    Bug = "reads are answered without a quorum round"
 	ReadsByLease         Bug = "reads are answered by the leader's lease"
+	RoundsAlike          Bug = "an answer to a read of an earlier start is taken for one of this"
 	AnswersWithoutTerm   Bug = "a change is acknowledged by its index alone"
 	NoSync               Bug = "entries are acknowledged before they are on the disk"
 	VoteNotKept          Bug = "a vote is not written"
