@@ -29,6 +29,9 @@ const (
 	backdate = 5 * time.Minute
 	// secretBytes of the secret that seals an authority's key.
 	secretBytes = 32
+	// pathLenMax authorities may stand between one that is trusted and a node's
+	// certificate: as many as may be trusted beside the newest.
+	pathLenMax = 2
 	// serialBits of a certificate's number: as random as RFC 5280 allows.
 	serialBits = 159
 )
@@ -48,11 +51,7 @@ func NewAuthority(clusterID string, now time.Time) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("auth: make the key of the authority: %w", err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "blixard " + clusterID},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(authorityLife),
-		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
-	}
+	template := authorityTemplate(clusterID, now, now.Add(authorityLife))
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, fmt.Errorf("auth: make the authority: %w", err)
@@ -62,6 +61,37 @@ func NewAuthority(clusterID string, now time.Time) (*Authority, error) {
 		return nil, fmt.Errorf("auth: make the authority: %w", err)
 	}
 	return &Authority{clusterID: clusterID, certificate: certificate, key: key}, nil
+}
+
+func authorityTemplate(clusterID string, now, end time.Time) *x509.Certificate {
+	number := serial()
+	return &x509.Certificate{
+		// The number sets the names of a cluster's authorities apart.
+		SerialNumber: number, Subject: pkix.Name{CommonName: "blixard " + clusterID, SerialNumber: number.Text(16)},
+		NotBefore: now.Add(-backdate), NotAfter: end,
+		IsCA: true, BasicConstraintsValid: true, MaxPathLen: pathLenMax, KeyUsage: x509.KeyUsageCertSign,
+	}
+}
+
+// Cross gives, in PEM, the key of another authority of the same cluster signed by
+// this one: who trusts only this one trusts what the other signs.
+func (a *Authority) Cross(other *Authority, now time.Time) ([]byte, error) {
+	template := authorityTemplate(a.clusterID, now, a.certificate.NotAfter)
+	template.Subject, template.SubjectKeyId = other.certificate.Subject, other.certificate.SubjectKeyId
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, other.key.Public(), a.key)
+	if err != nil {
+		return nil, fmt.Errorf("auth: sign another authority: %w", err)
+	}
+	return encodeCertificate(der), nil
+}
+
+// Life is when an authority's certificate, in PEM, begins and ends.
+func Life(certificatePEM []byte) (begin, end time.Time, err error) {
+	c, err := parseCertificate(certificatePEM)
+	if err != nil {
+		return begin, end, err
+	}
+	return c.NotBefore, c.NotAfter, nil
 }
 
 func serial() *big.Int {

@@ -74,6 +74,12 @@ func (k *Keypair) RenewDue(now time.Time) bool {
 	return now.After(k.certificate.NotBefore.Add(life * 2 / 3))
 }
 
+// SignedBy tells whether an authority, in PEM, signed the certificate.
+func (k *Keypair) SignedBy(authorityPEM []byte) bool {
+	a, err := parseCertificate(authorityPEM)
+	return err == nil && k.certificate.CheckSignatureFrom(a) == nil
+}
+
 // tls gives the form that crypto/tls wants, with the authorities behind, so that
 // one who only knows their digest can check them.
 func (k *Keypair) tls(authorities []*x509.Certificate) *tls.Certificate {

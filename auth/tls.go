@@ -19,6 +19,9 @@ type Trust struct {
 	Keypair func() *Keypair
 	// Authorities of the cluster, each in PEM.
 	Authorities func() [][]byte
+	// Crosses, when set, gives keys of newer authorities signed by older ones, each in
+	// PEM: the other end may know only an old one.
+	Crosses func() [][]byte
 	// Refused gives the reason why a name is not taken although its certificate is
 	// good, such as a removed node's; nil takes all.
 	Refused func(Identity) error
@@ -26,9 +29,11 @@ type Trust struct {
 	Now func() time.Time
 }
 
-func (t *Trust) authorities() []*x509.Certificate {
+func (t *Trust) authorities() []*x509.Certificate { return parseAll(t.Authorities()) }
+
+func parseAll(pems [][]byte) []*x509.Certificate {
 	var all []*x509.Certificate
-	for _, b := range t.Authorities() {
+	for _, b := range pems {
 		if c, err := parseCertificate(b); err == nil {
 			all = append(all, c)
 		}
@@ -36,13 +41,23 @@ func (t *Trust) authorities() []*x509.Certificate {
 	return all
 }
 
+// chainMax certificates of the other end are looked at: its own, and twice what
+// may be trusted at once.
+const chainMax = 8
+
 // verify gives the identity of a chain's first certificate.
 func (t *Trust) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (Identity, error) {
 	roots := x509.NewCertPool()
 	for _, a := range t.authorities() {
 		roots.AddCert(a)
 	}
-	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, CurrentTime: t.Now(), KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+	between := x509.NewCertPool()
+	for _, c := range chain[1:min(len(chain), chainMax)] {
+		between.AddCert(c)
+	}
+	if _, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: t.Now(), KeyUsages: []x509.ExtKeyUsage{usage},
+	}); err != nil {
 		return Identity{}, problem.New(problem.Denied, "auth.certificate", "the certificate is not one of this cluster's, or not valid now").WithCause(err).
 			WithHint("is it another cluster's node, or is a clock far off?")
 	}
@@ -66,7 +81,13 @@ func identityOf(c *x509.Certificate) (Identity, error) {
 	return ParseIdentity(c.URIs[0])
 }
 
-func (t *Trust) own() *tls.Certificate { return t.Keypair().tls(t.authorities()) }
+func (t *Trust) own() *tls.Certificate {
+	behind := t.authorities()
+	if t.Crosses != nil {
+		behind = append(behind, parseAll(t.Crosses())...)
+	}
+	return t.Keypair().tls(behind)
+}
 
 // ServerTLS is for listeners. A caller without a certificate is let in as nobody:
 // who wants to join has none yet, and rights refuse it everything else.
@@ -128,7 +149,7 @@ func PinnedTLS(pin [sha256.Size]byte, now func() time.Time) *tls.Config {
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, // the pin takes the place of the system's roots and of host names
 		VerifyConnection: func(s tls.ConnectionState) error {
-			for _, c := range s.PeerCertificates[1:] {
+			for _, c := range s.PeerCertificates[1:min(len(s.PeerCertificates), chainMax)] {
 				if sha256.Sum256(c.Raw) != pin {
 					continue
 				}

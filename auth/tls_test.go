@@ -340,3 +340,61 @@ func FuzzParseIdentity(f *testing.F) {
 		}
 	})
 }
+
+// While authorities change, everybody gets on with everybody: who has not heard of
+// the new one knows it by the old one's signature. What is dropped is worth nothing.
+func TestAuthoritiesCross(t *testing.T) {
+	old, next := testAuthority(t, "c1"), testAuthority(t, "c1")
+	cross, err := old.Cross(next, testTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := func(pems ...[]byte) func() [][]byte { return func() [][]byte { return pems } }
+	node := func(a *Authority, name string) *Keypair { return issue(t, a, Identity{"c1", RoleNode, name}, testTime) }
+	with := func(k *Keypair, authorities, crosses func() [][]byte) *Trust {
+		tr := trust(old, k)
+		tr.Authorities, tr.Crosses = authorities, crosses
+		return tr
+	}
+	late := with(node(old, "node-a"), all(old.Certificate()), nil)                                // has not heard
+	between := with(node(old, "node-a"), all(next.Certificate(), old.Certificate()), all(cross))  // has, and is not renewed
+	renewed := with(node(next, "node-a"), all(next.Certificate(), old.Certificate()), all(cross)) // is
+	dropped := with(node(next, "node-a"), all(next.Certificate()), nil)                           // and the old one is dropped
+	pair := func(a, b *Trust) bool {
+		server, client, _ := handshake(t, a.ServerTLS(), b.ClientTLS("node-a"))
+		return server == nil && client == nil
+	}
+	for _, a := range []*Trust{late, between, renewed} {
+		for _, b := range []*Trust{late, between, renewed} {
+			if !pair(a, b) {
+				t.Error("two that trust the old authority do not get on")
+			}
+		}
+	}
+	if !pair(dropped, renewed) || !pair(renewed, dropped) || pair(dropped, between) || pair(dropped, late) {
+		t.Error("a dropped authority is not what everybody sees it as")
+	}
+	// A token that pins the old authority still works before the drop, not after.
+	pin, err := Pin(old.Certificate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := func() time.Time { return testTime }
+	if _, err, _ := handshake(t, renewed.ServerTLS(), PinnedTLS(pin, now)); err != nil {
+		t.Error(err)
+	}
+	if _, err, _ := handshake(t, dropped.ServerTLS(), PinnedTLS(pin, now)); !problem.HasCode(err, "auth.other_cluster") {
+		t.Error(err)
+	}
+	if !node(old, "x").SignedBy(old.Certificate()) || node(old, "x").SignedBy(next.Certificate()) || node(old, "x").SignedBy(nil) {
+		t.Error("who signed is not told rightly")
+	}
+	// A cross certificate of a stranger helps nobody.
+	forged, err := testAuthority(t, "c1").Cross(next, testTime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pair(with(node(next, "node-a"), all(next.Certificate()), all(forged)), late) {
+		t.Error("an unknown authority vouched for another")
+	}
+}

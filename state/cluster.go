@@ -270,6 +270,9 @@ func (b *batch) changeMember(c *blixardv1.ChangeMemberCommand) Result {
 	if c.GetVersion() != "" {
 		m.Version, m.FeatureLevel = c.GetVersion(), c.GetFeatureLevel()
 	}
+	if c.GetAuthority() != "" {
+		m.Authority = c.GetAuthority()
+	}
 	if proto.Equal(m, old) {
 		return Result{Index: b.index, Member: old}
 	}
@@ -277,7 +280,7 @@ func (b *batch) changeMember(c *blixardv1.ChangeMemberCommand) Result {
 	if m.GetRole() != old.GetRole() {
 		b.memberEvent(m, "member.role", "it is "+m.GetRole().String()+" now")
 	} else {
-		b.memberEvent(m, "member.changed", "its address or version changed")
+		b.memberEvent(m, "member.changed", "its address, version or certificate changed")
 	}
 	return Result{Index: b.index, Member: m}
 }
@@ -299,7 +302,30 @@ func (b *batch) removeMember(c *blixardv1.RemoveMemberCommand) Result {
 	if len(left) > 0 && !c.GetForce() {
 		return refused(b.index, MemberHasVMs(old, len(left)))
 	}
+	if p := b.mayStillRun(old, left); p != nil {
+		return refused(b.index, p)
+	}
+	return Result{Index: b.index, Member: b.expel(old)}
+}
+
+// mayStillRun refuses to give up exclusive VMs of a node whose lease is not over:
+// they may run there, and would run twice.
+func (b *batch) mayStillRun(m *blixardv1.Member, left []*blixardv1.Allocation) *problem.Error {
+	if n := b.node(m.GetNodeId()); n == nil || n.GetState() == blixardv1.NodeState_down {
+		return nil
+	}
 	for _, a := range left {
+		if a.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover && a.GetDesired() != blixardv1.DesiredAllocation_remove {
+			return problem.New(problem.Conflict, "member.may_run", "node %q may still run VM %q, which must never run twice", m.GetName(), a.GetVmName()).
+				WithHint("stop the node and wait until `blixard node list` shows it as down, or let it leave by `blixard cluster leave`")
+		}
+	}
+	return nil
+}
+
+// expel takes a member out for good and gives up what it has.
+func (b *batch) expel(old *blixardv1.Member) *blixardv1.Member {
+	for _, a := range all[blixardv1.Allocation](b.txn, tableAllocation, indexNode, old.GetNodeId()) {
 		b.giveUp(a)
 	}
 	if n := b.node(old.GetNodeId()); n != nil {
@@ -311,7 +337,7 @@ func (b *batch) removeMember(c *blixardv1.RemoveMemberCommand) Result {
 	m.Removed = true
 	b.putMember(m)
 	b.memberEvent(m, "member.removed", "the node is out for good and its certificate is worth nothing")
-	return Result{Index: b.index, Member: m}
+	return m
 }
 
 // MemberHasVMs is why a member with VMs is not removed.

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding/pem"
 	"testing"
 	"time"
 
@@ -42,7 +43,7 @@ func (w *clusterWorld) refuses(code string, cmd *blixardv1.Command) {
 	if !problem.HasCode(problemOf(r), code) {
 		w.t.Fatalf("%v: %v, wanted %s", cmd, r.Problem, code)
 	}
-	if r.Problem.Hint == "" && code != "cluster.incomplete" && code != "token.incomplete" && code != "member.incomplete" && code != "cluster.formed" && code != "token.id_taken" {
+	if r.Problem.Hint == "" && code != "cluster.incomplete" && code != "token.incomplete" && code != "member.incomplete" && code != "cluster.formed" && code != "token.id_taken" && code != "authority.incomplete" {
 		w.t.Fatalf("%s has no hint", code)
 	}
 	after := w.s.View().Tokens()
@@ -148,5 +149,83 @@ func TestFeatureLevel(t *testing.T) {
 	}
 	if got := Level(&blixardv1.Command{}); got != 1 {
 		t.Fatalf("nothing wants level %d", got)
+	}
+}
+
+// pemOf makes something that passes for a certificate.
+func pemOf(text string) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte(text)})
+}
+
+// A cluster that lost its majority goes on from one member, under another id:
+// everybody else is out, and no token of before lets anybody in.
+func TestRecoveredCluster(t *testing.T) {
+	// Both orders of the ids: the old one must be gone, not just behind.
+	for _, id := range []string{"cluster-a", "cluster-z"} {
+		w := &clusterWorld{t: t, s: New(DefaultLimits()), now: time.Unix(1_800_000_000, 0)}
+		recover := &blixardv1.Command{Change: &blixardv1.Command_RecoverCluster{RecoverCluster: &blixardv1.RecoverClusterCommand{
+			ClusterId: id, CaCertificate: pemOf("new"), SealedCaKey: []byte("key"), NodeId: "node-b",
+		}}}
+		w.refuses("cluster.not_formed", recover)
+		w.must(form())
+		w.must(tokenOf("t", 3, w.now.Add(time.Hour)))
+		w.refuses("cluster.incomplete", recover) // of a stranger
+		w.must(enroll("t", "digest", "node-b", "b", "h:2"))
+		w.must(enroll("t", "digest", "node-c", "c", "h:3"))
+		if m := w.must(recover).Member; m.GetRole() != blixardv1.MemberRole_voter || m.GetAuthority() != AuthorityID(pemOf("new")) {
+			t.Fatalf("the survivor is %v", m)
+		}
+		before := w.s.View()
+		w.must(recover) // once more is no change
+		view := w.s.View()
+		if view.Cluster().GetId() != id || len(view.Cluster().GetCaCertificates()) != 1 || len(view.Tokens()) != 0 || view.Cluster().GetModifyIndex() != before.Cluster().GetModifyIndex() {
+			t.Fatalf("%v, %v", view.Cluster(), view.Tokens())
+		}
+		for _, m := range view.Members() {
+			if m.GetRemoved() == (m.GetNodeId() == "node-b") {
+				t.Errorf("%v", m)
+			}
+		}
+		w.must(tokenOf("u", 1, w.now.Add(time.Hour)))
+		w.refuses("member.removed", enroll("u", "digest", "node-c", "c", "h:3"))
+		if m := w.must(enroll("u", "digest", "node-d", "a", "h:1")).Member; m.GetRaftId() != 4 {
+			t.Fatalf("Raft id %d: one was used twice", m.GetRaftId())
+		}
+	}
+}
+
+// An authority takes over from another, which is trusted until everybody has a
+// certificate of the new one.
+func TestAuthoritiesRotate(t *testing.T) {
+	w := &clusterWorld{t: t, s: New(DefaultLimits()), now: time.Unix(1_800_000_000, 0)}
+	rotate := func(from, to string) *blixardv1.Command {
+		return &blixardv1.Command{Change: &blixardv1.Command_RotateAuthority{RotateAuthority: &blixardv1.RotateAuthorityCommand{
+			CaCertificate: pemOf(to), SealedCaKey: []byte("key"), CrossCertificate: pemOf("cross " + to), ExpectedCaCertificate: pemOf(from),
+		}}}
+	}
+	drop := &blixardv1.Command{Change: &blixardv1.Command_DropAuthorities{DropAuthorities: &blixardv1.DropAuthoritiesCommand{}}}
+	w.refuses("cluster.not_formed", rotate("one", "two"))
+	w.refuses("cluster.not_formed", drop)
+	first := form()
+	first.GetFormCluster().CaCertificate = pemOf("one")
+	first.GetFormCluster().Member.Authority = AuthorityID(pemOf("one"))
+	w.must(first)
+	w.must(drop) // there is nothing to drop
+	w.refuses("authority.changed", rotate("other", "two"))
+	w.must(rotate("one", "two"))
+	w.must(rotate("two", "three"))
+	w.refuses("authority.too_many", rotate("three", "four"))
+	c := w.s.View().Cluster()
+	if len(c.GetCaCertificates()) != 3 || string(c.GetCaCertificates()[0]) != string(pemOf("three")) || len(c.GetCrossCertificates()) != 2 {
+		t.Fatalf("%v", c)
+	}
+	w.refuses("authority.in_use", drop)
+	w.must(&blixardv1.Command{Change: &blixardv1.Command_ChangeMember{ChangeMember: &blixardv1.ChangeMemberCommand{Node: "a", Authority: AuthorityID(pemOf("three"))}}})
+	w.must(drop)
+	if c := w.s.View().Cluster(); len(c.GetCaCertificates()) != 1 || len(c.GetCrossCertificates()) != 0 {
+		t.Fatalf("%v", c)
+	}
+	if AuthorityID([]byte("nothing")) != "" {
+		t.Error("what is no certificate has an id")
 	}
 }

@@ -8,11 +8,15 @@ import (
 
 // FeatureLevel is the newest that this binary knows. It grows by one with every
 // command, or field of a command, that older binaries would apply differently.
-const FeatureLevel = 1
+//
+//	2  recover a cluster, rotate and drop authorities
+const FeatureLevel = 2
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
-var levels = map[protoreflect.Name]uint32{}
+var levels = map[protoreflect.Name]uint32{
+	"recover_cluster": 2, "rotate_authority": 2, "drop_authorities": 2,
+}
 
 // Level that every member must know before cmd may be proposed.
 func Level(cmd *blixardv1.Command) uint32 {

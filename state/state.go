@@ -156,6 +156,12 @@ func (b *batch) runCluster(cmd *blixardv1.Command) Result {
 		return b.changeMember(c.ChangeMember)
 	case *blixardv1.Command_RemoveMember:
 		return b.removeMember(c.RemoveMember)
+	case *blixardv1.Command_RecoverCluster:
+		return b.recoverCluster(c.RecoverCluster)
+	case *blixardv1.Command_RotateAuthority:
+		return b.rotateAuthority(c.RotateAuthority)
+	case *blixardv1.Command_DropAuthorities:
+		return b.dropAuthorities()
 	}
 	invariant.Fail("entry %d holds a command this version does not know: was it written by a newer one?", b.index)
 	return Result{}

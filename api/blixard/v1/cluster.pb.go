@@ -131,11 +131,14 @@ type Cluster struct {
 	// is kept outside the state.
 	SealedCaKey []byte `protobuf:"bytes,3,opt,name=sealed_ca_key,json=sealedCaKey,proto3" json:"sealed_ca_key,omitempty"`
 	// next_raft_id is given to the next member; none is ever used again.
-	NextRaftId    uint64                 `protobuf:"varint,4,opt,name=next_raft_id,json=nextRaftId,proto3" json:"next_raft_id,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	ModifyIndex   uint64                 `protobuf:"varint,6,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NextRaftId  uint64                 `protobuf:"varint,4,opt,name=next_raft_id,json=nextRaftId,proto3" json:"next_raft_id,omitempty"`
+	CreatedAt   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ModifyIndex uint64                 `protobuf:"varint,6,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	// cross_certificates are, in PEM, keys of newer authorities signed by older ones,
+	// so that one who knows only an old authority trusts the present one.
+	CrossCertificates [][]byte `protobuf:"bytes,7,rep,name=cross_certificates,json=crossCertificates,proto3" json:"cross_certificates,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Cluster) Reset() {
@@ -210,6 +213,13 @@ func (x *Cluster) GetModifyIndex() uint64 {
 	return 0
 }
 
+func (x *Cluster) GetCrossCertificates() [][]byte {
+	if x != nil {
+		return x.CrossCertificates
+	}
+	return nil
+}
+
 // Member is a node of the cluster as Raft and the peers see it.
 type Member struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -224,10 +234,13 @@ type Member struct {
 	FeatureLevel uint32 `protobuf:"varint,6,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
 	Version      string `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	// removed members stay listed, so that their certificates stay refused.
-	Removed       bool                   `protobuf:"varint,8,opt,name=removed,proto3" json:"removed,omitempty"`
-	CreateIndex   uint64                 `protobuf:"varint,9,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
-	ModifyIndex   uint64                 `protobuf:"varint,10,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
-	JoinedAt      *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"`
+	Removed     bool                   `protobuf:"varint,8,opt,name=removed,proto3" json:"removed,omitempty"`
+	CreateIndex uint64                 `protobuf:"varint,9,opt,name=create_index,json=createIndex,proto3" json:"create_index,omitempty"`
+	ModifyIndex uint64                 `protobuf:"varint,10,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	JoinedAt    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=joined_at,json=joinedAt,proto3" json:"joined_at,omitempty"`
+	// authority is the digest, in hex, of the authority that signed the member's
+	// newest certificate.
+	Authority     string `protobuf:"bytes,12,opt,name=authority,proto3" json:"authority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -337,6 +350,13 @@ func (x *Member) GetJoinedAt() *timestamppb.Timestamp {
 		return x.JoinedAt
 	}
 	return nil
+}
+
+func (x *Member) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
 }
 
 // Token lets nodes join.
@@ -1817,7 +1837,9 @@ type EnrollResponse struct {
 	ClusterSecret []byte  `protobuf:"bytes,4,opt,name=cluster_secret,json=clusterSecret,proto3" json:"cluster_secret,omitempty"`
 	Member        *Member `protobuf:"bytes,5,opt,name=member,proto3" json:"member,omitempty"`
 	// members to reach the cluster by.
-	Members       []*Member `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
+	Members []*Member `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
+	// cluster_index is Cluster.modify_index of the authorities.
+	ClusterIndex  uint64 `protobuf:"varint,7,opt,name=cluster_index,json=clusterIndex,proto3" json:"cluster_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1894,14 +1916,23 @@ func (x *EnrollResponse) GetMembers() []*Member {
 	return nil
 }
 
+func (x *EnrollResponse) GetClusterIndex() uint64 {
+	if x != nil {
+		return x.ClusterIndex
+	}
+	return 0
+}
+
 type RenewCertificateRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	SigningRequest []byte                 `protobuf:"bytes,1,opt,name=signing_request,json=signingRequest,proto3" json:"signing_request,omitempty"`
 	// address, version and feature_level as they are now, of nodes only. An empty
 	// address leaves all three.
-	Address       string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	Version       string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	FeatureLevel  uint32 `protobuf:"varint,4,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Address      string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Version      string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	FeatureLevel uint32 `protobuf:"varint,4,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	// authority of the certificate that the node has now, as in Member.
+	Authority     string `protobuf:"bytes,5,opt,name=authority,proto3" json:"authority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1962,6 +1993,13 @@ func (x *RenewCertificateRequest) GetFeatureLevel() uint32 {
 		return x.FeatureLevel
 	}
 	return 0
+}
+
+func (x *RenewCertificateRequest) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
 }
 
 type RenewCertificateResponse struct {
@@ -2413,6 +2451,334 @@ func (x *SnapshotResponse) GetBytes() uint64 {
 	return 0
 }
 
+type GetAuthoritiesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAuthoritiesRequest) Reset() {
+	*x = GetAuthoritiesRequest{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuthoritiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuthoritiesRequest) ProtoMessage() {}
+
+func (x *GetAuthoritiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuthoritiesRequest.ProtoReflect.Descriptor instead.
+func (*GetAuthoritiesRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{38}
+}
+
+// Authority signs certificates, or did.
+type Authority struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// id is its digest, SHA-256 in hex.
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// signs tells whether it is the one that signs now.
+	Signs bool `protobuf:"varint,4,opt,name=signs,proto3" json:"signs,omitempty"`
+	// members, by name, whose newest certificate is of it.
+	Members       []string `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authority) Reset() {
+	*x = Authority{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authority) ProtoMessage() {}
+
+func (x *Authority) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authority.ProtoReflect.Descriptor instead.
+func (*Authority) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Authority) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Authority) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *Authority) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *Authority) GetSigns() bool {
+	if x != nil {
+		return x.Signs
+	}
+	return false
+}
+
+func (x *Authority) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type GetAuthoritiesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authorities   []*Authority           `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetAuthoritiesResponse) Reset() {
+	*x = GetAuthoritiesResponse{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetAuthoritiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetAuthoritiesResponse) ProtoMessage() {}
+
+func (x *GetAuthoritiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetAuthoritiesResponse.ProtoReflect.Descriptor instead.
+func (*GetAuthoritiesResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GetAuthoritiesResponse) GetAuthorities() []*Authority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+type RotateAuthorityRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityRequest) Reset() {
+	*x = RotateAuthorityRequest{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityRequest) ProtoMessage() {}
+
+func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{41}
+}
+
+type RotateAuthorityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authority     *Authority             `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityResponse) Reset() {
+	*x = RotateAuthorityResponse{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityResponse) ProtoMessage() {}
+
+func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RotateAuthorityResponse) GetAuthority() *Authority {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+type DropAuthoritiesRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DropAuthoritiesRequest) Reset() {
+	*x = DropAuthoritiesRequest{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropAuthoritiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropAuthoritiesRequest) ProtoMessage() {}
+
+func (x *DropAuthoritiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropAuthoritiesRequest.ProtoReflect.Descriptor instead.
+func (*DropAuthoritiesRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *DropAuthoritiesRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type DropAuthoritiesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Authorities   []*Authority           `protobuf:"bytes,1,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropAuthoritiesResponse) Reset() {
+	*x = DropAuthoritiesResponse{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropAuthoritiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropAuthoritiesResponse) ProtoMessage() {}
+
+func (x *DropAuthoritiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropAuthoritiesResponse.ProtoReflect.Descriptor instead.
+func (*DropAuthoritiesResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *DropAuthoritiesResponse) GetAuthorities() []*Authority {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
 var File_blixard_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_blixard_v1_cluster_proto_rawDesc = "" +
@@ -2427,7 +2793,7 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\astandby\x10\x02\x12\n" +
 	"\n" +
 	"\x06worker\x10\x03\x12\v\n" +
-	"\awitness\x10\x04\"\xe6\x01\n" +
+	"\awitness\x10\x04\"\x95\x02\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x0fca_certificates\x18\x02 \x03(\fR\x0ecaCertificates\x12\"\n" +
@@ -2436,7 +2802,8 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"nextRaftId\x129\n" +
 	"\n" +
 	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12!\n" +
-	"\fmodify_index\x18\x06 \x01(\x04R\vmodifyIndex\"\xf1\x02\n" +
+	"\fmodify_index\x18\x06 \x01(\x04R\vmodifyIndex\x12-\n" +
+	"\x12cross_certificates\x18\a \x03(\fR\x11crossCertificates\"\x8f\x03\n" +
 	"\x06Member\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
@@ -2449,7 +2816,8 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\fcreate_index\x18\t \x01(\x04R\vcreateIndex\x12!\n" +
 	"\fmodify_index\x18\n" +
 	" \x01(\x04R\vmodifyIndex\x127\n" +
-	"\tjoined_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bjoinedAt\"\xf9\x01\n" +
+	"\tjoined_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bjoinedAt\x12\x1c\n" +
+	"\tauthority\x18\f \x01(\tR\tauthority\"\xf9\x01\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\rsecret_digest\x18\x02 \x01(\fR\fsecretDigest\x12/\n" +
@@ -2553,7 +2921,7 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\aversion\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\x12.\n" +
 	"\x04time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x120\n" +
 	"\x0fidempotency_key\x18\n" +
-	" \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\"\xfb\x01\n" +
+	" \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\"\xa0\x02\n" +
 	"\x0eEnrollResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12 \n" +
@@ -2561,13 +2929,15 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\x0fca_certificates\x18\x03 \x03(\fR\x0ecaCertificates\x12%\n" +
 	"\x0ecluster_secret\x18\x04 \x01(\fR\rclusterSecret\x12*\n" +
 	"\x06member\x18\x05 \x01(\v2\x12.blixard.v1.MemberR\x06member\x12,\n" +
-	"\amembers\x18\x06 \x03(\v2\x12.blixard.v1.MemberR\amembers\"\xbb\x01\n" +
+	"\amembers\x18\x06 \x03(\v2\x12.blixard.v1.MemberR\amembers\x12#\n" +
+	"\rcluster_index\x18\a \x01(\x04R\fclusterIndex\"\xe2\x01\n" +
 	"\x17RenewCertificateRequest\x123\n" +
 	"\x0fsigning_request\x18\x01 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x80@R\x0esigningRequest\x12\"\n" +
 	"\aaddress\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\aaddress\x12\"\n" +
 	"\aversion\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aversion\x12#\n" +
-	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\"e\n" +
+	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\x12%\n" +
+	"\tauthority\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\tauthority\"e\n" +
 	"\x18RenewCertificateResponse\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12'\n" +
 	"\x0fca_certificates\x18\x02 \x03(\fR\x0ecaCertificates\"\xb4\x01\n" +
@@ -2597,7 +2967,24 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\amessage\x12\x1d\n" +
 	"\x04data\x18\x03 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80@R\x04data\"(\n" +
 	"\x10SnapshotResponse\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x04R\x05bytes2\xd0\x06\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\"\x17\n" +
+	"\x15GetAuthoritiesRequest\"\xbf\x01\n" +
+	"\tAuthority\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
+	"\n" +
+	"not_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x14\n" +
+	"\x05signs\x18\x04 \x01(\bR\x05signs\x12\x18\n" +
+	"\amembers\x18\x05 \x03(\tR\amembers\"Q\n" +
+	"\x16GetAuthoritiesResponse\x127\n" +
+	"\vauthorities\x18\x01 \x03(\v2\x15.blixard.v1.AuthorityR\vauthorities\"\x18\n" +
+	"\x16RotateAuthorityRequest\"N\n" +
+	"\x17RotateAuthorityResponse\x123\n" +
+	"\tauthority\x18\x01 \x01(\v2\x15.blixard.v1.AuthorityR\tauthority\"J\n" +
+	"\x16DropAuthoritiesRequest\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\"R\n" +
+	"\x17DropAuthoritiesResponse\x127\n" +
+	"\vauthorities\x18\x01 \x03(\v2\x15.blixard.v1.AuthorityR\vauthorities2\xe1\b\n" +
 	"\x0eClusterService\x12K\n" +
 	"\n" +
 	"GetCluster\x12\x1d.blixard.v1.GetClusterRequest\x1a\x1e.blixard.v1.GetClusterResponse\x12N\n" +
@@ -2609,7 +2996,10 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\fRemoveMember\x12\x1f.blixard.v1.RemoveMemberRequest\x1a .blixard.v1.RemoveMemberResponse\x12H\n" +
 	"\tDrainNode\x12\x1c.blixard.v1.DrainNodeRequest\x1a\x1d.blixard.v1.DrainNodeResponse\x12W\n" +
 	"\x0eTransferLeader\x12!.blixard.v1.TransferLeaderRequest\x1a\".blixard.v1.TransferLeaderResponse\x12B\n" +
-	"\aCompact\x12\x1a.blixard.v1.CompactRequest\x1a\x1b.blixard.v1.CompactResponse\x129\n" +
+	"\aCompact\x12\x1a.blixard.v1.CompactRequest\x1a\x1b.blixard.v1.CompactResponse\x12W\n" +
+	"\x0eGetAuthorities\x12!.blixard.v1.GetAuthoritiesRequest\x1a\".blixard.v1.GetAuthoritiesResponse\x12Z\n" +
+	"\x0fRotateAuthority\x12\".blixard.v1.RotateAuthorityRequest\x1a#.blixard.v1.RotateAuthorityResponse\x12Z\n" +
+	"\x0fDropAuthorities\x12\".blixard.v1.DropAuthoritiesRequest\x1a#.blixard.v1.DropAuthoritiesResponse\x129\n" +
 	"\x04Join\x12\x17.blixard.v1.JoinRequest\x1a\x18.blixard.v1.JoinResponse\x12<\n" +
 	"\x05Leave\x12\x18.blixard.v1.LeaveRequest\x1a\x19.blixard.v1.LeaveResponse2\x8e\x02\n" +
 	"\rEnrollService\x12?\n" +
@@ -2633,7 +3023,7 @@ func file_blixard_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_blixard_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_blixard_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_blixard_v1_cluster_proto_goTypes = []any{
 	(MemberRole_Enum)(0),             // 0: blixard.v1.MemberRole.Enum
 	(*MemberRole)(nil),               // 1: blixard.v1.MemberRole
@@ -2674,70 +3064,88 @@ var file_blixard_v1_cluster_proto_goTypes = []any{
 	(*MessagesResponse)(nil),         // 36: blixard.v1.MessagesResponse
 	(*SnapshotRequest)(nil),          // 37: blixard.v1.SnapshotRequest
 	(*SnapshotResponse)(nil),         // 38: blixard.v1.SnapshotResponse
-	(*timestamppb.Timestamp)(nil),    // 39: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 40: google.protobuf.Duration
-	(*Node)(nil),                     // 41: blixard.v1.Node
+	(*GetAuthoritiesRequest)(nil),    // 39: blixard.v1.GetAuthoritiesRequest
+	(*Authority)(nil),                // 40: blixard.v1.Authority
+	(*GetAuthoritiesResponse)(nil),   // 41: blixard.v1.GetAuthoritiesResponse
+	(*RotateAuthorityRequest)(nil),   // 42: blixard.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),  // 43: blixard.v1.RotateAuthorityResponse
+	(*DropAuthoritiesRequest)(nil),   // 44: blixard.v1.DropAuthoritiesRequest
+	(*DropAuthoritiesResponse)(nil),  // 45: blixard.v1.DropAuthoritiesResponse
+	(*timestamppb.Timestamp)(nil),    // 46: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 47: google.protobuf.Duration
+	(*Node)(nil),                     // 48: blixard.v1.Node
 }
 var file_blixard_v1_cluster_proto_depIdxs = []int32{
-	39, // 0: blixard.v1.Cluster.created_at:type_name -> google.protobuf.Timestamp
+	46, // 0: blixard.v1.Cluster.created_at:type_name -> google.protobuf.Timestamp
 	0,  // 1: blixard.v1.Member.role:type_name -> blixard.v1.MemberRole.Enum
-	39, // 2: blixard.v1.Member.joined_at:type_name -> google.protobuf.Timestamp
+	46, // 2: blixard.v1.Member.joined_at:type_name -> google.protobuf.Timestamp
 	0,  // 3: blixard.v1.Token.role:type_name -> blixard.v1.MemberRole.Enum
-	39, // 4: blixard.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 4: blixard.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
 	3,  // 5: blixard.v1.MemberStatus.member:type_name -> blixard.v1.Member
 	6,  // 6: blixard.v1.GetClusterResponse.members:type_name -> blixard.v1.MemberStatus
-	40, // 7: blixard.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	47, // 7: blixard.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	0,  // 8: blixard.v1.CreateTokenRequest.role:type_name -> blixard.v1.MemberRole.Enum
 	4,  // 9: blixard.v1.CreateTokenResponse.token:type_name -> blixard.v1.Token
 	4,  // 10: blixard.v1.ListTokensResponse.tokens:type_name -> blixard.v1.Token
 	0,  // 11: blixard.v1.ChangeMemberRequest.role:type_name -> blixard.v1.MemberRole.Enum
 	3,  // 12: blixard.v1.ChangeMemberResponse.member:type_name -> blixard.v1.Member
 	3,  // 13: blixard.v1.RemoveMemberResponse.member:type_name -> blixard.v1.Member
-	41, // 14: blixard.v1.DrainNodeResponse.node:type_name -> blixard.v1.Node
+	48, // 14: blixard.v1.DrainNodeResponse.node:type_name -> blixard.v1.Node
 	3,  // 15: blixard.v1.JoinResponse.member:type_name -> blixard.v1.Member
-	39, // 16: blixard.v1.EnrollRequest.time:type_name -> google.protobuf.Timestamp
+	46, // 16: blixard.v1.EnrollRequest.time:type_name -> google.protobuf.Timestamp
 	3,  // 17: blixard.v1.EnrollResponse.member:type_name -> blixard.v1.Member
 	3,  // 18: blixard.v1.EnrollResponse.members:type_name -> blixard.v1.Member
 	3,  // 19: blixard.v1.IssueCertificateResponse.members:type_name -> blixard.v1.Member
 	34, // 20: blixard.v1.MessagesRequest.hello:type_name -> blixard.v1.PeerHello
 	34, // 21: blixard.v1.SnapshotRequest.hello:type_name -> blixard.v1.PeerHello
-	5,  // 22: blixard.v1.ClusterService.GetCluster:input_type -> blixard.v1.GetClusterRequest
-	8,  // 23: blixard.v1.ClusterService.CreateToken:input_type -> blixard.v1.CreateTokenRequest
-	10, // 24: blixard.v1.ClusterService.ListTokens:input_type -> blixard.v1.ListTokensRequest
-	12, // 25: blixard.v1.ClusterService.RevokeToken:input_type -> blixard.v1.RevokeTokenRequest
-	14, // 26: blixard.v1.ClusterService.ChangeMember:input_type -> blixard.v1.ChangeMemberRequest
-	16, // 27: blixard.v1.ClusterService.RemoveMember:input_type -> blixard.v1.RemoveMemberRequest
-	18, // 28: blixard.v1.ClusterService.DrainNode:input_type -> blixard.v1.DrainNodeRequest
-	20, // 29: blixard.v1.ClusterService.TransferLeader:input_type -> blixard.v1.TransferLeaderRequest
-	22, // 30: blixard.v1.ClusterService.Compact:input_type -> blixard.v1.CompactRequest
-	24, // 31: blixard.v1.ClusterService.Join:input_type -> blixard.v1.JoinRequest
-	26, // 32: blixard.v1.ClusterService.Leave:input_type -> blixard.v1.LeaveRequest
-	28, // 33: blixard.v1.EnrollService.Enroll:input_type -> blixard.v1.EnrollRequest
-	30, // 34: blixard.v1.EnrollService.RenewCertificate:input_type -> blixard.v1.RenewCertificateRequest
-	32, // 35: blixard.v1.EnrollService.IssueCertificate:input_type -> blixard.v1.IssueCertificateRequest
-	35, // 36: blixard.v1.PeerService.Messages:input_type -> blixard.v1.MessagesRequest
-	37, // 37: blixard.v1.PeerService.Snapshot:input_type -> blixard.v1.SnapshotRequest
-	7,  // 38: blixard.v1.ClusterService.GetCluster:output_type -> blixard.v1.GetClusterResponse
-	9,  // 39: blixard.v1.ClusterService.CreateToken:output_type -> blixard.v1.CreateTokenResponse
-	11, // 40: blixard.v1.ClusterService.ListTokens:output_type -> blixard.v1.ListTokensResponse
-	13, // 41: blixard.v1.ClusterService.RevokeToken:output_type -> blixard.v1.RevokeTokenResponse
-	15, // 42: blixard.v1.ClusterService.ChangeMember:output_type -> blixard.v1.ChangeMemberResponse
-	17, // 43: blixard.v1.ClusterService.RemoveMember:output_type -> blixard.v1.RemoveMemberResponse
-	19, // 44: blixard.v1.ClusterService.DrainNode:output_type -> blixard.v1.DrainNodeResponse
-	21, // 45: blixard.v1.ClusterService.TransferLeader:output_type -> blixard.v1.TransferLeaderResponse
-	23, // 46: blixard.v1.ClusterService.Compact:output_type -> blixard.v1.CompactResponse
-	25, // 47: blixard.v1.ClusterService.Join:output_type -> blixard.v1.JoinResponse
-	27, // 48: blixard.v1.ClusterService.Leave:output_type -> blixard.v1.LeaveResponse
-	29, // 49: blixard.v1.EnrollService.Enroll:output_type -> blixard.v1.EnrollResponse
-	31, // 50: blixard.v1.EnrollService.RenewCertificate:output_type -> blixard.v1.RenewCertificateResponse
-	33, // 51: blixard.v1.EnrollService.IssueCertificate:output_type -> blixard.v1.IssueCertificateResponse
-	36, // 52: blixard.v1.PeerService.Messages:output_type -> blixard.v1.MessagesResponse
-	38, // 53: blixard.v1.PeerService.Snapshot:output_type -> blixard.v1.SnapshotResponse
-	38, // [38:54] is the sub-list for method output_type
-	22, // [22:38] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	46, // 22: blixard.v1.Authority.not_before:type_name -> google.protobuf.Timestamp
+	46, // 23: blixard.v1.Authority.not_after:type_name -> google.protobuf.Timestamp
+	40, // 24: blixard.v1.GetAuthoritiesResponse.authorities:type_name -> blixard.v1.Authority
+	40, // 25: blixard.v1.RotateAuthorityResponse.authority:type_name -> blixard.v1.Authority
+	40, // 26: blixard.v1.DropAuthoritiesResponse.authorities:type_name -> blixard.v1.Authority
+	5,  // 27: blixard.v1.ClusterService.GetCluster:input_type -> blixard.v1.GetClusterRequest
+	8,  // 28: blixard.v1.ClusterService.CreateToken:input_type -> blixard.v1.CreateTokenRequest
+	10, // 29: blixard.v1.ClusterService.ListTokens:input_type -> blixard.v1.ListTokensRequest
+	12, // 30: blixard.v1.ClusterService.RevokeToken:input_type -> blixard.v1.RevokeTokenRequest
+	14, // 31: blixard.v1.ClusterService.ChangeMember:input_type -> blixard.v1.ChangeMemberRequest
+	16, // 32: blixard.v1.ClusterService.RemoveMember:input_type -> blixard.v1.RemoveMemberRequest
+	18, // 33: blixard.v1.ClusterService.DrainNode:input_type -> blixard.v1.DrainNodeRequest
+	20, // 34: blixard.v1.ClusterService.TransferLeader:input_type -> blixard.v1.TransferLeaderRequest
+	22, // 35: blixard.v1.ClusterService.Compact:input_type -> blixard.v1.CompactRequest
+	39, // 36: blixard.v1.ClusterService.GetAuthorities:input_type -> blixard.v1.GetAuthoritiesRequest
+	42, // 37: blixard.v1.ClusterService.RotateAuthority:input_type -> blixard.v1.RotateAuthorityRequest
+	44, // 38: blixard.v1.ClusterService.DropAuthorities:input_type -> blixard.v1.DropAuthoritiesRequest
+	24, // 39: blixard.v1.ClusterService.Join:input_type -> blixard.v1.JoinRequest
+	26, // 40: blixard.v1.ClusterService.Leave:input_type -> blixard.v1.LeaveRequest
+	28, // 41: blixard.v1.EnrollService.Enroll:input_type -> blixard.v1.EnrollRequest
+	30, // 42: blixard.v1.EnrollService.RenewCertificate:input_type -> blixard.v1.RenewCertificateRequest
+	32, // 43: blixard.v1.EnrollService.IssueCertificate:input_type -> blixard.v1.IssueCertificateRequest
+	35, // 44: blixard.v1.PeerService.Messages:input_type -> blixard.v1.MessagesRequest
+	37, // 45: blixard.v1.PeerService.Snapshot:input_type -> blixard.v1.SnapshotRequest
+	7,  // 46: blixard.v1.ClusterService.GetCluster:output_type -> blixard.v1.GetClusterResponse
+	9,  // 47: blixard.v1.ClusterService.CreateToken:output_type -> blixard.v1.CreateTokenResponse
+	11, // 48: blixard.v1.ClusterService.ListTokens:output_type -> blixard.v1.ListTokensResponse
+	13, // 49: blixard.v1.ClusterService.RevokeToken:output_type -> blixard.v1.RevokeTokenResponse
+	15, // 50: blixard.v1.ClusterService.ChangeMember:output_type -> blixard.v1.ChangeMemberResponse
+	17, // 51: blixard.v1.ClusterService.RemoveMember:output_type -> blixard.v1.RemoveMemberResponse
+	19, // 52: blixard.v1.ClusterService.DrainNode:output_type -> blixard.v1.DrainNodeResponse
+	21, // 53: blixard.v1.ClusterService.TransferLeader:output_type -> blixard.v1.TransferLeaderResponse
+	23, // 54: blixard.v1.ClusterService.Compact:output_type -> blixard.v1.CompactResponse
+	41, // 55: blixard.v1.ClusterService.GetAuthorities:output_type -> blixard.v1.GetAuthoritiesResponse
+	43, // 56: blixard.v1.ClusterService.RotateAuthority:output_type -> blixard.v1.RotateAuthorityResponse
+	45, // 57: blixard.v1.ClusterService.DropAuthorities:output_type -> blixard.v1.DropAuthoritiesResponse
+	25, // 58: blixard.v1.ClusterService.Join:output_type -> blixard.v1.JoinResponse
+	27, // 59: blixard.v1.ClusterService.Leave:output_type -> blixard.v1.LeaveResponse
+	29, // 60: blixard.v1.EnrollService.Enroll:output_type -> blixard.v1.EnrollResponse
+	31, // 61: blixard.v1.EnrollService.RenewCertificate:output_type -> blixard.v1.RenewCertificateResponse
+	33, // 62: blixard.v1.EnrollService.IssueCertificate:output_type -> blixard.v1.IssueCertificateResponse
+	36, // 63: blixard.v1.PeerService.Messages:output_type -> blixard.v1.MessagesResponse
+	38, // 64: blixard.v1.PeerService.Snapshot:output_type -> blixard.v1.SnapshotResponse
+	46, // [46:65] is the sub-list for method output_type
+	27, // [27:46] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_cluster_proto_init() }
@@ -2752,7 +3160,7 @@ func file_blixard_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_cluster_proto_rawDesc), len(file_blixard_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   38,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

@@ -19,17 +19,20 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ClusterService_GetCluster_FullMethodName     = "/blixard.v1.ClusterService/GetCluster"
-	ClusterService_CreateToken_FullMethodName    = "/blixard.v1.ClusterService/CreateToken"
-	ClusterService_ListTokens_FullMethodName     = "/blixard.v1.ClusterService/ListTokens"
-	ClusterService_RevokeToken_FullMethodName    = "/blixard.v1.ClusterService/RevokeToken"
-	ClusterService_ChangeMember_FullMethodName   = "/blixard.v1.ClusterService/ChangeMember"
-	ClusterService_RemoveMember_FullMethodName   = "/blixard.v1.ClusterService/RemoveMember"
-	ClusterService_DrainNode_FullMethodName      = "/blixard.v1.ClusterService/DrainNode"
-	ClusterService_TransferLeader_FullMethodName = "/blixard.v1.ClusterService/TransferLeader"
-	ClusterService_Compact_FullMethodName        = "/blixard.v1.ClusterService/Compact"
-	ClusterService_Join_FullMethodName           = "/blixard.v1.ClusterService/Join"
-	ClusterService_Leave_FullMethodName          = "/blixard.v1.ClusterService/Leave"
+	ClusterService_GetCluster_FullMethodName      = "/blixard.v1.ClusterService/GetCluster"
+	ClusterService_CreateToken_FullMethodName     = "/blixard.v1.ClusterService/CreateToken"
+	ClusterService_ListTokens_FullMethodName      = "/blixard.v1.ClusterService/ListTokens"
+	ClusterService_RevokeToken_FullMethodName     = "/blixard.v1.ClusterService/RevokeToken"
+	ClusterService_ChangeMember_FullMethodName    = "/blixard.v1.ClusterService/ChangeMember"
+	ClusterService_RemoveMember_FullMethodName    = "/blixard.v1.ClusterService/RemoveMember"
+	ClusterService_DrainNode_FullMethodName       = "/blixard.v1.ClusterService/DrainNode"
+	ClusterService_TransferLeader_FullMethodName  = "/blixard.v1.ClusterService/TransferLeader"
+	ClusterService_Compact_FullMethodName         = "/blixard.v1.ClusterService/Compact"
+	ClusterService_GetAuthorities_FullMethodName  = "/blixard.v1.ClusterService/GetAuthorities"
+	ClusterService_RotateAuthority_FullMethodName = "/blixard.v1.ClusterService/RotateAuthority"
+	ClusterService_DropAuthorities_FullMethodName = "/blixard.v1.ClusterService/DropAuthorities"
+	ClusterService_Join_FullMethodName            = "/blixard.v1.ClusterService/Join"
+	ClusterService_Leave_FullMethodName           = "/blixard.v1.ClusterService/Leave"
 )
 
 // ClusterServiceClient is the client API for ClusterService service.
@@ -55,6 +58,14 @@ type ClusterServiceClient interface {
 	// Compact writes a snapshot on the answering node and drops what of its log is
 	// not needed any more.
 	Compact(ctx context.Context, in *CompactRequest, opts ...grpc.CallOption) (*CompactResponse, error)
+	// GetAuthorities tells who signs certificates, and whose are whose.
+	GetAuthorities(ctx context.Context, in *GetAuthoritiesRequest, opts ...grpc.CallOption) (*GetAuthoritiesResponse, error)
+	// RotateAuthority makes a new authority, which signs from then on. The old ones
+	// stay trusted, so that nothing is interrupted, until DropAuthorities.
+	RotateAuthority(ctx context.Context, in *RotateAuthorityRequest, opts ...grpc.CallOption) (*RotateAuthorityResponse, error)
+	// DropAuthorities ends the trust in all but the newest authority. It is refused
+	// while a member has no certificate of the newest.
+	DropAuthorities(ctx context.Context, in *DropAuthoritiesRequest, opts ...grpc.CallOption) (*DropAuthoritiesResponse, error)
 	// Join makes the answering node, which must hold nothing of its own yet, a
 	// member of the peer's cluster.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error)
@@ -160,6 +171,36 @@ func (c *clusterServiceClient) Compact(ctx context.Context, in *CompactRequest, 
 	return out, nil
 }
 
+func (c *clusterServiceClient) GetAuthorities(ctx context.Context, in *GetAuthoritiesRequest, opts ...grpc.CallOption) (*GetAuthoritiesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetAuthoritiesResponse)
+	err := c.cc.Invoke(ctx, ClusterService_GetAuthorities_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) RotateAuthority(ctx context.Context, in *RotateAuthorityRequest, opts ...grpc.CallOption) (*RotateAuthorityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateAuthorityResponse)
+	err := c.cc.Invoke(ctx, ClusterService_RotateAuthority_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) DropAuthorities(ctx context.Context, in *DropAuthoritiesRequest, opts ...grpc.CallOption) (*DropAuthoritiesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DropAuthoritiesResponse)
+	err := c.cc.Invoke(ctx, ClusterService_DropAuthorities_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterServiceClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(JoinResponse)
@@ -203,6 +244,14 @@ type ClusterServiceServer interface {
 	// Compact writes a snapshot on the answering node and drops what of its log is
 	// not needed any more.
 	Compact(context.Context, *CompactRequest) (*CompactResponse, error)
+	// GetAuthorities tells who signs certificates, and whose are whose.
+	GetAuthorities(context.Context, *GetAuthoritiesRequest) (*GetAuthoritiesResponse, error)
+	// RotateAuthority makes a new authority, which signs from then on. The old ones
+	// stay trusted, so that nothing is interrupted, until DropAuthorities.
+	RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error)
+	// DropAuthorities ends the trust in all but the newest authority. It is refused
+	// while a member has no certificate of the newest.
+	DropAuthorities(context.Context, *DropAuthoritiesRequest) (*DropAuthoritiesResponse, error)
 	// Join makes the answering node, which must hold nothing of its own yet, a
 	// member of the peer's cluster.
 	Join(context.Context, *JoinRequest) (*JoinResponse, error)
@@ -244,6 +293,15 @@ func (UnimplementedClusterServiceServer) TransferLeader(context.Context, *Transf
 }
 func (UnimplementedClusterServiceServer) Compact(context.Context, *CompactRequest) (*CompactResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Compact not implemented")
+}
+func (UnimplementedClusterServiceServer) GetAuthorities(context.Context, *GetAuthoritiesRequest) (*GetAuthoritiesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetAuthorities not implemented")
+}
+func (UnimplementedClusterServiceServer) RotateAuthority(context.Context, *RotateAuthorityRequest) (*RotateAuthorityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateAuthority not implemented")
+}
+func (UnimplementedClusterServiceServer) DropAuthorities(context.Context, *DropAuthoritiesRequest) (*DropAuthoritiesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DropAuthorities not implemented")
 }
 func (UnimplementedClusterServiceServer) Join(context.Context, *JoinRequest) (*JoinResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
@@ -434,6 +492,60 @@ func _ClusterService_Compact_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_GetAuthorities_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetAuthoritiesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).GetAuthorities(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_GetAuthorities_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).GetAuthorities(ctx, req.(*GetAuthoritiesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_RotateAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateAuthorityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).RotateAuthority(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_RotateAuthority_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).RotateAuthority(ctx, req.(*RotateAuthorityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_DropAuthorities_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DropAuthoritiesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).DropAuthorities(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_DropAuthorities_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).DropAuthorities(ctx, req.(*DropAuthoritiesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_Join_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(JoinRequest)
 	if err := dec(in); err != nil {
@@ -512,6 +624,18 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Compact",
 			Handler:    _ClusterService_Compact_Handler,
+		},
+		{
+			MethodName: "GetAuthorities",
+			Handler:    _ClusterService_GetAuthorities_Handler,
+		},
+		{
+			MethodName: "RotateAuthority",
+			Handler:    _ClusterService_RotateAuthority_Handler,
+		},
+		{
+			MethodName: "DropAuthorities",
+			Handler:    _ClusterService_DropAuthorities_Handler,
 		},
 		{
 			MethodName: "Join",

@@ -56,6 +56,9 @@ type Command struct {
 	//	*Command_SetNodeState
 	//	*Command_DrainNode
 	//	*Command_Evict
+	//	*Command_RecoverCluster
+	//	*Command_RotateAuthority
+	//	*Command_DropAuthorities
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -279,6 +282,33 @@ func (x *Command) GetEvict() *EvictCommand {
 	return nil
 }
 
+func (x *Command) GetRecoverCluster() *RecoverClusterCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_RecoverCluster); ok {
+			return x.RecoverCluster
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRotateAuthority() *RotateAuthorityCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_RotateAuthority); ok {
+			return x.RotateAuthority
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDropAuthorities() *DropAuthoritiesCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_DropAuthorities); ok {
+			return x.DropAuthorities
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -351,6 +381,18 @@ type Command_Evict struct {
 	Evict *EvictCommand `protobuf:"bytes,26,opt,name=evict,proto3,oneof"`
 }
 
+type Command_RecoverCluster struct {
+	RecoverCluster *RecoverClusterCommand `protobuf:"bytes,27,opt,name=recover_cluster,json=recoverCluster,proto3,oneof"`
+}
+
+type Command_RotateAuthority struct {
+	RotateAuthority *RotateAuthorityCommand `protobuf:"bytes,28,opt,name=rotate_authority,json=rotateAuthority,proto3,oneof"`
+}
+
+type Command_DropAuthorities struct {
+	DropAuthorities *DropAuthoritiesCommand `protobuf:"bytes,29,opt,name=drop_authorities,json=dropAuthorities,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -384,6 +426,12 @@ func (*Command_SetNodeState) isCommand_Change() {}
 func (*Command_DrainNode) isCommand_Change() {}
 
 func (*Command_Evict) isCommand_Change() {}
+
+func (*Command_RecoverCluster) isCommand_Change() {}
+
+func (*Command_RotateAuthority) isCommand_Change() {}
+
+func (*Command_DropAuthorities) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -1041,6 +1089,187 @@ func (x *FormClusterCommand) GetMember() *Member {
 	return nil
 }
 
+// RecoverClusterCommand makes the state one of a new cluster whose only member is
+// the survivor of an old one: the others are removed and their VMs given up.
+type RecoverClusterCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	CaCertificate []byte                 `protobuf:"bytes,2,opt,name=ca_certificate,json=caCertificate,proto3" json:"ca_certificate,omitempty"`
+	SealedCaKey   []byte                 `protobuf:"bytes,3,opt,name=sealed_ca_key,json=sealedCaKey,proto3" json:"sealed_ca_key,omitempty"`
+	// node_id of the survivor.
+	NodeId        string `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverClusterCommand) Reset() {
+	*x = RecoverClusterCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverClusterCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverClusterCommand) ProtoMessage() {}
+
+func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
+func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RecoverClusterCommand) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *RecoverClusterCommand) GetCaCertificate() []byte {
+	if x != nil {
+		return x.CaCertificate
+	}
+	return nil
+}
+
+func (x *RecoverClusterCommand) GetSealedCaKey() []byte {
+	if x != nil {
+		return x.SealedCaKey
+	}
+	return nil
+}
+
+func (x *RecoverClusterCommand) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+// RotateAuthorityCommand lets another authority sign from now on. The present ones
+// are trusted until DropAuthorities.
+type RotateAuthorityCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	CaCertificate []byte                 `protobuf:"bytes,1,opt,name=ca_certificate,json=caCertificate,proto3" json:"ca_certificate,omitempty"`
+	SealedCaKey   []byte                 `protobuf:"bytes,2,opt,name=sealed_ca_key,json=sealedCaKey,proto3" json:"sealed_ca_key,omitempty"`
+	// cross_certificate is the new authority's key signed by the present one.
+	CrossCertificate []byte `protobuf:"bytes,3,opt,name=cross_certificate,json=crossCertificate,proto3" json:"cross_certificate,omitempty"`
+	// expected_ca_certificate is the present one, for compare and set.
+	ExpectedCaCertificate []byte `protobuf:"bytes,4,opt,name=expected_ca_certificate,json=expectedCaCertificate,proto3" json:"expected_ca_certificate,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *RotateAuthorityCommand) Reset() {
+	*x = RotateAuthorityCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateAuthorityCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateAuthorityCommand) ProtoMessage() {}
+
+func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
+func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
+	if x != nil {
+		return x.CaCertificate
+	}
+	return nil
+}
+
+func (x *RotateAuthorityCommand) GetSealedCaKey() []byte {
+	if x != nil {
+		return x.SealedCaKey
+	}
+	return nil
+}
+
+func (x *RotateAuthorityCommand) GetCrossCertificate() []byte {
+	if x != nil {
+		return x.CrossCertificate
+	}
+	return nil
+}
+
+func (x *RotateAuthorityCommand) GetExpectedCaCertificate() []byte {
+	if x != nil {
+		return x.ExpectedCaCertificate
+	}
+	return nil
+}
+
+// DropAuthoritiesCommand ends the trust in all authorities but the one that signs.
+// It is refused while a member has a certificate of another.
+type DropAuthoritiesCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropAuthoritiesCommand) Reset() {
+	*x = DropAuthoritiesCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropAuthoritiesCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropAuthoritiesCommand) ProtoMessage() {}
+
+func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
+func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+}
+
 // CreateTokenCommand makes a token known; its secret stays with who made it.
 type CreateTokenCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1055,7 +1284,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1296,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1309,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -1127,7 +1356,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1368,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1381,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -1175,7 +1404,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1416,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1429,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -1226,19 +1455,21 @@ func (x *EnrollMemberCommand) GetMember() *Member {
 
 // ChangeMemberCommand changes what is set.
 type ChangeMemberCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Role          MemberRole_Enum        `protobuf:"varint,2,opt,name=role,proto3,enum=blixard.v1.MemberRole_Enum" json:"role,omitempty"`
-	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
-	FeatureLevel  uint32                 `protobuf:"varint,4,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
-	Version       string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Node         string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Role         MemberRole_Enum        `protobuf:"varint,2,opt,name=role,proto3,enum=blixard.v1.MemberRole_Enum" json:"role,omitempty"`
+	Address      string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	FeatureLevel uint32                 `protobuf:"varint,4,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	Version      string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	// authority as in Member.
+	Authority     string `protobuf:"bytes,6,opt,name=authority,proto3" json:"authority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1481,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1494,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -1301,6 +1532,13 @@ func (x *ChangeMemberCommand) GetVersion() string {
 	return ""
 }
 
+func (x *ChangeMemberCommand) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
 type RemoveMemberCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1312,7 +1550,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1562,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1575,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -1365,7 +1603,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1615,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1628,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -1418,7 +1656,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1668,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1681,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -1476,7 +1714,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1726,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1739,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -1562,7 +1800,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1812,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1825,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -1764,7 +2002,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +2014,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +2027,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -1819,7 +2057,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +2069,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +2082,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -1882,7 +2120,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +2132,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2145,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -1978,7 +2216,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\t\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\v\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -2002,7 +2240,10 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x0eset_node_state\x18\x18 \x01(\v2\x1f.blixard.v1.SetNodeStateCommandH\x00R\fsetNodeState\x12=\n" +
 	"\n" +
 	"drain_node\x18\x19 \x01(\v2\x1c.blixard.v1.DrainNodeCommandH\x00R\tdrainNode\x120\n" +
-	"\x05evict\x18\x1a \x01(\v2\x18.blixard.v1.EvictCommandH\x00R\x05evictB\b\n" +
+	"\x05evict\x18\x1a \x01(\v2\x18.blixard.v1.EvictCommandH\x00R\x05evict\x12L\n" +
+	"\x0frecover_cluster\x18\x1b \x01(\v2!.blixard.v1.RecoverClusterCommandH\x00R\x0erecoverCluster\x12O\n" +
+	"\x10rotate_authority\x18\x1c \x01(\v2\".blixard.v1.RotateAuthorityCommandH\x00R\x0frotateAuthority\x12O\n" +
+	"\x10drop_authorities\x18\x1d \x01(\v2\".blixard.v1.DropAuthoritiesCommandH\x00R\x0fdropAuthoritiesB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2060,7 +2301,19 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12%\n" +
 	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\"\n" +
 	"\rsealed_ca_key\x18\x03 \x01(\fR\vsealedCaKey\x12*\n" +
-	"\x06member\x18\x04 \x01(\v2\x12.blixard.v1.MemberR\x06member\"\xc9\x01\n" +
+	"\x06member\x18\x04 \x01(\v2\x12.blixard.v1.MemberR\x06member\"\x9a\x01\n" +
+	"\x15RecoverClusterCommand\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12%\n" +
+	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\x12\"\n" +
+	"\rsealed_ca_key\x18\x03 \x01(\fR\vsealedCaKey\x12\x17\n" +
+	"\anode_id\x18\x04 \x01(\tR\x06nodeId\"\xc8\x01\n" +
+	"\x16RotateAuthorityCommand\x12%\n" +
+	"\x0eca_certificate\x18\x01 \x01(\fR\rcaCertificate\x12\"\n" +
+	"\rsealed_ca_key\x18\x02 \x01(\fR\vsealedCaKey\x12+\n" +
+	"\x11cross_certificate\x18\x03 \x01(\fR\x10crossCertificate\x126\n" +
+	"\x17expected_ca_certificate\x18\x04 \x01(\fR\x15expectedCaCertificate\"\x18\n" +
+	"\x16DropAuthoritiesCommand\"\xc9\x01\n" +
 	"\x12CreateTokenCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\rsecret_digest\x18\x02 \x01(\fR\fsecretDigest\x12/\n" +
@@ -2073,13 +2326,14 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x13EnrollMemberCommand\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12#\n" +
 	"\rsecret_digest\x18\x02 \x01(\fR\fsecretDigest\x12*\n" +
-	"\x06member\x18\x03 \x01(\v2\x12.blixard.v1.MemberR\x06member\"\xb3\x01\n" +
+	"\x06member\x18\x03 \x01(\v2\x12.blixard.v1.MemberR\x06member\"\xd1\x01\n" +
 	"\x13ChangeMemberCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12/\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1b.blixard.v1.MemberRole.EnumR\x04role\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12#\n" +
 	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\tR\aversion\"?\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x12\x1c\n" +
+	"\tauthority\x18\x06 \x01(\tR\tauthority\"?\n" +
 	"\x13RemoveMemberCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"M\n" +
@@ -2141,52 +2395,55 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_blixard_v1_command_proto_goTypes = []any{
-	(*Command)(nil),               // 0: blixard.v1.Command
-	(*CreateVMCommand)(nil),       // 1: blixard.v1.CreateVMCommand
-	(*SetVMDesiredCommand)(nil),   // 2: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),       // 3: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),        // 4: blixard.v1.LabelVMCommand
-	(*Placement)(nil),             // 5: blixard.v1.Placement
-	(*PlaceCommand)(nil),          // 6: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),         // 7: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),   // 8: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),    // 9: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),    // 10: blixard.v1.FormClusterCommand
-	(*CreateTokenCommand)(nil),    // 11: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),    // 12: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),   // 13: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),   // 14: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),   // 15: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),          // 16: blixard.v1.EvictCommand
-	(*DrainNodeCommand)(nil),      // 17: blixard.v1.DrainNodeCommand
-	(*SetNodeStateCommand)(nil),   // 18: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),         // 19: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),           // 20: blixard.v1.StateHeader
-	(*StateEnd)(nil),              // 21: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),     // 22: blixard.v1.IdempotencyRecord
-	nil,                           // 23: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                           // 24: blixard.v1.LabelVMCommand.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
-	(*VMSpec)(nil),                // 26: blixard.v1.VMSpec
-	(DesiredState_Enum)(0),        // 27: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),      // 28: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),       // 29: blixard.v1.NodeFingerprint
-	(*Member)(nil),                // 30: blixard.v1.Member
-	(MemberRole_Enum)(0),          // 31: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),           // 32: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),   // 33: google.protobuf.Duration
-	(*VM)(nil),                    // 34: blixard.v1.VM
-	(*Allocation)(nil),            // 35: blixard.v1.Allocation
-	(*Node)(nil),                  // 36: blixard.v1.Node
-	(*Event)(nil),                 // 37: blixard.v1.Event
-	(*Cluster)(nil),               // 38: blixard.v1.Cluster
-	(*Token)(nil),                 // 39: blixard.v1.Token
-	(*Problem)(nil),               // 40: blixard.v1.Problem
+	(*Command)(nil),                // 0: blixard.v1.Command
+	(*CreateVMCommand)(nil),        // 1: blixard.v1.CreateVMCommand
+	(*SetVMDesiredCommand)(nil),    // 2: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),        // 3: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),         // 4: blixard.v1.LabelVMCommand
+	(*Placement)(nil),              // 5: blixard.v1.Placement
+	(*PlaceCommand)(nil),           // 6: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),          // 7: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),    // 8: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),     // 9: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),     // 10: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),  // 11: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil), // 12: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil), // 13: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),     // 14: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),     // 15: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),    // 16: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),    // 17: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),    // 18: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),           // 19: blixard.v1.EvictCommand
+	(*DrainNodeCommand)(nil),       // 20: blixard.v1.DrainNodeCommand
+	(*SetNodeStateCommand)(nil),    // 21: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 22: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 23: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 24: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 25: blixard.v1.IdempotencyRecord
+	nil,                            // 26: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 27: blixard.v1.LabelVMCommand.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 29: blixard.v1.VMSpec
+	(DesiredState_Enum)(0),         // 30: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 31: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 32: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 33: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 34: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),            // 35: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 36: google.protobuf.Duration
+	(*VM)(nil),                     // 37: blixard.v1.VM
+	(*Allocation)(nil),             // 38: blixard.v1.Allocation
+	(*Node)(nil),                   // 39: blixard.v1.Node
+	(*Event)(nil),                  // 40: blixard.v1.Event
+	(*Cluster)(nil),                // 41: blixard.v1.Cluster
+	(*Token)(nil),                  // 42: blixard.v1.Token
+	(*Problem)(nil),                // 43: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	25, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	28, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
 	2,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
 	3,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
@@ -2196,45 +2453,48 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	8,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
 	9,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
 	10, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	11, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	12, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	13, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	14, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	15, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	18, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	17, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	16, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	26, // 18: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	23, // 19: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	27, // 20: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	24, // 21: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	5,  // 22: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	28, // 23: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	29, // 24: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	30, // 25: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	31, // 26: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	25, // 27: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	30, // 28: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	31, // 29: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	32, // 30: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	33, // 31: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	20, // 32: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	34, // 33: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	35, // 34: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	36, // 35: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	37, // 36: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	22, // 37: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	21, // 38: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	38, // 39: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	30, // 40: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	39, // 41: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	25, // 42: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	40, // 43: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	14, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	15, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	16, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	17, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	18, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	21, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	20, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	19, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	11, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	12, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	13, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	29, // 21: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	26, // 22: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	30, // 23: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	27, // 24: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	5,  // 25: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	31, // 26: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	32, // 27: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	33, // 28: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	34, // 29: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	28, // 30: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	33, // 31: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	34, // 32: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	35, // 33: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	36, // 34: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	23, // 35: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	37, // 36: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	38, // 37: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	39, // 38: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	40, // 39: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	25, // 40: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	24, // 41: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	41, // 42: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	33, // 43: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	42, // 44: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	28, // 45: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	43, // 46: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -2263,8 +2523,11 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_SetNodeState)(nil),
 		(*Command_DrainNode)(nil),
 		(*Command_Evict)(nil),
+		(*Command_RecoverCluster)(nil),
+		(*Command_RotateAuthority)(nil),
+		(*Command_DropAuthorities)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[19].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[22].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -2282,7 +2545,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
