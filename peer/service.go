@@ -39,10 +39,14 @@ func (s service) Messages(stream blixardv1.PeerService_MessagesServer) error {
 	receipts := newReceipts(stream)
 	defer receipts.end()
 	bad := 0
-	for {
-		req, err := stream.Recv()
-		if err != nil {
-			return nil //nolint:nilerr // the peer ends the stream in any way it likes
+	for requests := receive(stream); ; {
+		var req *blixardv1.MessagesRequest
+		select {
+		case req = <-requests:
+		case <-stream.Context().Done(): // the node is stopping, or the peer is gone
+		}
+		if req == nil {
+			return nil
 		}
 		if !t.known(from) {
 			return problem.New(problem.Denied, "peer.unknown", "replica %d is a member no more", from)
@@ -62,6 +66,27 @@ func (s service) Messages(stream blixardv1.PeerService_MessagesServer) error {
 		t.received(from, len(req.GetMessages()))
 		receipts.add(len(req.GetMessages()))
 	}
+}
+
+// receive gives what a stream brings, until it ends, which closes the channel. The
+// stream ends at the latest with its handler.
+func receive(stream blixardv1.PeerService_MessagesServer) <-chan *blixardv1.MessagesRequest {
+	requests := make(chan *blixardv1.MessagesRequest)
+	go func() {
+		defer close(requests)
+		for {
+			req, err := stream.Recv()
+			if err != nil {
+				return // the peer ends the stream in any way it likes
+			}
+			select {
+			case requests <- req:
+			case <-stream.Context().Done():
+				return
+			}
+		}
+	}()
+	return requests
 }
 
 func (t *Transport) received(from uint64, n int) {
