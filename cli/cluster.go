@@ -16,7 +16,8 @@ func (a *app) clusterCommand() *cobra.Command {
 	return noun("cluster", "Form a cluster of nodes, and see how it is", nil,
 		a.clusterInitCommand(), a.clusterJoinCommand(), a.clusterLeaveCommand(), a.clusterStatusCommand(), a.clusterMembersCommand(),
 		a.clusterTokenCommand(), a.clusterRoleCommand("promote", blixardv1.MemberRole_voter), a.clusterRoleCommand("demote", blixardv1.MemberRole_standby),
-		a.clusterRemoveCommand(), a.clusterTransferCommand(), a.clusterCompactCommand(), a.clusterCredentialsCommand())
+		a.clusterRemoveCommand(), a.clusterTransferCommand(), a.clusterCompactCommand(), a.clusterCredentialsCommand(),
+		a.clusterCACommand(), a.clusterRecoverCommand())
 }
 
 func (a *app) clusterStatusCommand() *cobra.Command {

@@ -137,6 +137,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"flip":    flipCommand,
 	"words":   wordsCommand,
 	"kill9":   kill9Command,
+	"damage":  damageCommand,
 }
 
 // exitsCommand is "exits CODE COMMAND...": the command ends with that code.
@@ -220,6 +221,32 @@ func kill9Command(ts *testscript.TestScript, neg bool, args []string) {
 	pid, err := strconv.Atoi(strings.TrimSpace(ts.ReadFile(filepath.Join(args[0], "lock"))))
 	ts.Check(err)
 	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
+}
+
+// damageOffset is inside the first entries of a segment of the log, behind its
+// header.
+const damageOffset = 4096 + 40
+
+// damageCommand is "damage DIR": one bit in the log of that data directory becomes
+// another.
+func damageCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: damage DIR")
+	}
+	segments, err := filepath.Glob(ts.MkAbs(filepath.Join(args[0], "raft", "log", "*.log")))
+	ts.Check(err)
+	if len(segments) == 0 {
+		ts.Fatalf("there is no log in %s", args[0])
+	}
+	f, err := os.OpenFile(segments[0], os.O_RDWR, 0)
+	ts.Check(err)
+	defer func() { _ = f.Close() }()
+	var b [1]byte
+	_, err = f.ReadAt(b[:], damageOffset)
+	ts.Check(err)
+	b[0] ^= 1
+	_, err = f.WriteAt(b[:], damageOffset)
+	ts.Check(err)
 }
 
 // postCommand is "post SOCKET PATH BODY": what `curl --unix-socket SOCKET -d

@@ -117,10 +117,29 @@ func (n *node) followMembers(ctx context.Context) error {
 	for ctx.Err() == nil {
 		view := n.replica.View()
 		n.setPeers()
+		if err := n.keepAuthorities(view.Cluster()); err != nil {
+			n.log.Warn("the cluster's authorities can't be written down", "err", err)
+		}
 		if err := n.untilMembersChange(ctx, view.Index()); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// keepAuthorities writes down who is trusted, if the state knows something newer.
+func (n *node) keepAuthorities(c *blixardv1.Cluster) error {
+	if c.GetModifyIndex() <= n.trusted.Load().index {
+		return nil
+	}
+	n.member.Authorities, n.member.AuthoritiesIndex = nil, c.GetModifyIndex()
+	for _, a := range c.GetCaCertificates() {
+		n.member.Authorities = append(n.member.Authorities, string(a))
+	}
+	if err := writeJSON(n.data.join(memberFile), n.member); err != nil {
+		return err
+	}
+	n.trusted.Store(n.member.trusted())
 	return nil
 }
 
@@ -145,34 +164,39 @@ func (n *node) untilMembersChange(ctx context.Context, after uint64) error {
 	}
 }
 
-// keepCertificate renews the certificate when it is due, and tells the cluster of
-// a changed address or version, until ctx ends.
+// keepCertificate renews the certificate when it is due or another authority signs,
+// and tells the cluster of a changed address, version or certificate, until ctx ends.
 func (n *node) keepCertificate(ctx context.Context) error {
-	wait := time.Duration(0)
 	for {
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return nil
-		}
-		wait = renewInterval
-		m := n.replica.View().Member(n.data.id.NodeID)
-		moved := m != nil && (m.GetAddress() != n.network.address || m.GetVersion() != n.opts.Version || m.GetFeatureLevel() != state.FeatureLevel)
-		if m == nil || !moved && !n.keys.Load().RenewDue(time.Now()) {
-			if m == nil {
-				wait = renewRetry
-			}
-			continue
-		}
-		if err := n.renew(ctx, m); err != nil && ctx.Err() == nil {
-			n.log.Warn("the certificate could not be renewed yet", "ends", n.keys.Load().NotAfter(), "err", err)
+		wait := renewInterval
+		view := n.replica.View()
+		if m := view.Member(n.data.id.NodeID); m == nil {
 			wait = renewRetry
+		} else if n.renewDue(view, m) {
+			wait = renewRetry
+			if err := n.renew(ctx); err != nil && ctx.Err() == nil {
+				n.log.Warn("the certificate could not be renewed yet", "ends", n.keys.Load().NotAfter(), "err", err)
+			}
+		}
+		look, cancel := context.WithTimeout(ctx, wait)
+		err := n.untilMembersChange(look, view.Index())
+		cancel()
+		if err != nil || ctx.Err() != nil {
+			return err
 		}
 	}
 }
 
+// renewDue tells whether the cluster has to hear of this node, or the node needs
+// another certificate.
+func (n *node) renewDue(view *state.View, m *blixardv1.Member) bool {
+	moved := m.GetAddress() != n.network.address || m.GetVersion() != n.opts.Version ||
+		m.GetFeatureLevel() != state.FeatureLevel || m.GetAuthority() != n.ownAuthority()
+	return moved || n.keys.Load().RenewDue(time.Now()) || !n.keys.Load().SignedBy(view.Cluster().GetCaCertificates()[0])
+}
+
 // renew asks any member that answers, since each passes it on to the leader.
-func (n *node) renew(ctx context.Context, _ *blixardv1.Member) error {
+func (n *node) renew(ctx context.Context) error {
 	keys, err := auth.NewKeypair()
 	if err != nil {
 		return err
@@ -190,6 +214,7 @@ func (n *node) renew(ctx context.Context, _ *blixardv1.Member) error {
 	defer func() { _ = conn.Close() }()
 	resp, err := blixardv1.NewEnrollServiceClient(conn).RenewCertificate(ctx, &blixardv1.RenewCertificateRequest{
 		SigningRequest: csr, Address: n.network.address, Version: n.opts.Version, FeatureLevel: state.FeatureLevel,
+		Authority: n.ownAuthority(),
 	})
 	if err != nil {
 		return problem.From(err)
@@ -202,7 +227,7 @@ func (n *node) renew(ctx context.Context, _ *blixardv1.Member) error {
 	}
 	n.keys.Store(keys)
 	n.log.Info("the certificate was renewed", "ends", keys.NotAfter())
-	return nil
+	return n.nodes.renewed()
 }
 
 // membership is server.Membership.
@@ -351,7 +376,10 @@ func pinned(pin [sha256.Size]byte) *tls.Config { return auth.PinnedTLS(pin, time
 // stage writes what the join gave, whole or not at all.
 func (m membership) stage(resp *blixardv1.EnrollResponse, keys *auth.Keypair, address string) error {
 	staged, making := m.data.join(joiningDir), m.data.join(joiningDir+".new")
-	next := member{Format: dataFormat, ClusterID: resp.GetClusterId(), RaftID: resp.GetMember().GetRaftId(), Joined: true, Address: address, Role: resp.GetMember().GetRole().String()}
+	next := member{
+		Format: dataFormat, ClusterID: resp.GetClusterId(), RaftID: resp.GetMember().GetRaftId(), Joined: true, Address: address,
+		Role: resp.GetMember().GetRole().String(), AuthoritiesIndex: resp.GetClusterIndex(),
+	}
 	for _, a := range resp.GetCaCertificates() {
 		next.Authorities = append(next.Authorities, string(a))
 	}

@@ -56,6 +56,7 @@ type node struct {
 	member  member
 	secret  []byte
 	keys    atomic.Pointer[auth.Keypair]
+	trusted atomic.Pointer[trusted]
 	trust   *auth.Trust
 	nodes   *nodes
 	peers   *peer.Transport
@@ -244,7 +245,7 @@ func (n *node) awaitRegistered(ctx context.Context) {
 func (n *node) shutDown(planned bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.ShutdownTimeout)
 	defer cancel()
-	if planned && n.agent != nil {
+	if planned && n.agent != nil && n.hasExclusive() {
 		if err := n.agent.ExtendLease(ctx, n.cfg.Lease.Restart); err != nil {
 			n.log.Warn("no long lease before the restart; exclusive VMs end with the present one", "left", n.agent.LeaseLeft(), "err", err)
 		}
@@ -257,6 +258,16 @@ func (n *node) shutDown(planned bool) {
 			n.log.Warn("the supervisor does not answer", "lane", lane, "err", err)
 		}
 	}
+}
+
+// hasExclusive tells whether a VM of this node ends with its lease.
+func (n *node) hasExclusive() bool {
+	for _, a := range n.replica.View().AllocationsOfNode(n.data.id.NodeID) {
+		if a.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover {
+			return true
+		}
+	}
+	return false
 }
 
 func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.Info, b *bundle.Bundle) error {

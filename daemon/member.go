@@ -29,9 +29,11 @@ const (
 	tlsDir      = "tls"
 	secretFile  = "cluster.secret"
 	formingFile = "forming.json"
-	// joiningDir holds all that a join gives; it appears whole or not at all, and
-	// the next start takes it over.
+	// joiningDir holds all that a join or a recovery gives; it appears whole or not
+	// at all, and the next start takes it over.
 	joiningDir = "joining"
+	// survivedDir is the log as it was before a recovery.
+	survivedDir = "raft.survived"
 	// leftFile says that the node left its cluster: the next start begins anew.
 	leftFile = "left"
 )
@@ -55,8 +57,10 @@ type member struct {
 	Address string `json:"address,omitempty"`
 	// Peers by which a node that has joined is reached first.
 	Peers []peerAddress `json:"peers,omitempty"`
-	// Authorities of the cluster, in PEM.
-	Authorities []string `json:"authorities"`
+	// Authorities of the cluster, in PEM, as the change of that index left them. The
+	// state may be older: it begins with a snapshot of the leader.
+	Authorities      []string `json:"authorities"`
+	AuthoritiesIndex uint64   `json:"authorities_index,omitempty"`
 }
 
 type peerAddress struct {
@@ -130,11 +134,12 @@ func (n *node) openMember() error {
 		return err
 	}
 	n.keys.Store(keys)
+	n.trusted.Store(n.member.trusted())
 	n.secret, err = os.ReadFile(n.data.join(secretFile))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	n.trust = &auth.Trust{ClusterID: n.member.ClusterID, Keypair: n.keys.Load, Authorities: n.authorities, Refused: n.refused, Now: time.Now}
+	n.trust = &auth.Trust{ClusterID: n.member.ClusterID, Keypair: n.keys.Load, Authorities: n.authorities, Crosses: n.crosses, Refused: n.refused, Now: time.Now}
 	return nil
 }
 
@@ -145,56 +150,97 @@ func (n *node) beginCluster() error {
 		return problem.New(problem.Internal, "data.damaged", "there is a log but no %s", n.data.join(memberFile)).
 			WithHint("restore the file from a backup")
 	}
+	m, f, err := foundCluster(n.data.path, n.data.id.NodeID)
+	if err != nil {
+		return err
+	}
+	if err := writeJSON(n.data.join(formingFile), f); err != nil {
+		return err
+	}
+	m.RaftID = replica.FirstID
+	n.member = m
+	return writeJSON(n.data.join(memberFile), m)
+}
+
+// foundCluster makes a new cluster's authority, and writes its secret and the node's
+// certificate into dir.
+func foundCluster(dir, nodeID string) (m member, f forming, err error) {
 	id, now := "cluster-"+strings.ToLower(rand.Text()[:16]), time.Now()
 	ca, err := auth.NewAuthority(id, now)
 	if err != nil {
-		return err
+		return m, f, err
 	}
 	secret := auth.NewSecret()
 	sealed, err := ca.Seal(secret)
 	if err != nil {
-		return err
+		return m, f, err
 	}
 	keys, err := auth.NewKeypair()
 	if err != nil {
-		return err
+		return m, f, err
 	}
 	csr, err := keys.SigningRequest()
 	if err != nil {
-		return err
+		return m, f, err
 	}
-	cert, err := ca.Sign(csr, auth.Identity{ClusterID: id, Role: auth.RoleNode, Name: n.data.id.NodeID}, now)
+	cert, err := ca.Sign(csr, auth.Identity{ClusterID: id, Role: auth.RoleNode, Name: nodeID}, now)
 	if err != nil {
-		return err
+		return m, f, err
 	}
 	if keys, err = keys.Certify(cert); err != nil {
-		return err
+		return m, f, err
 	}
-	if err := keys.Save(n.data.join(tlsDir)); err != nil {
-		return err
+	if err := keys.Save(filepath.Join(dir, tlsDir)); err != nil {
+		return m, f, err
 	}
-	if err := renameio.WriteFile(n.data.join(secretFile), secret, 0o600); err != nil {
-		return fmt.Errorf("data directory: %w", err)
+	if err := renameio.WriteFile(filepath.Join(dir, secretFile), secret, 0o600); err != nil {
+		return m, f, fmt.Errorf("data directory: %w", err)
 	}
-	if err := writeJSON(n.data.join(formingFile), forming{ca.Certificate(), sealed}); err != nil {
-		return err
-	}
-	n.member = member{Format: dataFormat, ClusterID: id, RaftID: replica.FirstID, Authorities: []string{string(ca.Certificate())}}
-	return writeJSON(n.data.join(memberFile), n.member)
+	return member{Format: dataFormat, ClusterID: id, Authorities: []string{string(ca.Certificate())}}, forming{ca.Certificate(), sealed}, nil
 }
 
-// authorities gives those of the state, or, before there is any, of the file.
+// authorities gives those of the state or of the file, whichever is newer.
 func (n *node) authorities() [][]byte {
+	known := n.trusted.Load()
 	if n.replica != nil {
-		if c := n.replica.View().Cluster(); c != nil {
+		if c := n.replica.View().Cluster(); c.GetModifyIndex() > known.index {
 			return c.GetCaCertificates()
 		}
 	}
-	var all [][]byte
-	for _, a := range n.member.Authorities {
-		all = append(all, []byte(a))
+	return known.authorities
+}
+
+// trusted is what member.json says of the authorities.
+type trusted struct {
+	authorities [][]byte
+	index       uint64
+}
+
+func (m member) trusted() *trusted {
+	t := &trusted{index: m.AuthoritiesIndex}
+	for _, a := range m.Authorities {
+		t.authorities = append(t.authorities, []byte(a))
 	}
-	return all
+	return t
+}
+
+// crosses gives the keys of newer authorities signed by older ones.
+func (n *node) crosses() [][]byte {
+	if n.replica == nil {
+		return nil
+	}
+	return n.replica.View().Cluster().GetCrossCertificates()
+}
+
+// ownAuthority is the id of the authority that signed the node's certificate; empty
+// when it is none of those trusted.
+func (n *node) ownAuthority() string {
+	for _, a := range n.authorities() {
+		if n.keys.Load().SignedBy(a) {
+			return state.AuthorityID(a)
+		}
+	}
+	return ""
 }
 
 // refused says why a node is not taken whose certificate is good.
@@ -223,7 +269,7 @@ func (n *node) form(ctx context.Context) error {
 			ClusterId: n.member.ClusterID, CaCertificate: f.Certificate, SealedCaKey: f.SealedKey,
 			Member: &blixardv1.Member{
 				NodeId: n.data.id.NodeID, Name: n.cfg.Node.Name, RaftId: n.member.RaftID, Address: n.network.address,
-				Version: n.opts.Version, FeatureLevel: state.FeatureLevel,
+				Version: n.opts.Version, FeatureLevel: state.FeatureLevel, Authority: state.AuthorityID(f.Certificate),
 			},
 		}},
 	})
@@ -255,15 +301,18 @@ func settle(dir string) error {
 	return os.RemoveAll(staged + ".done")
 }
 
-// takeOver puts what a join gave in the place of what the node had alone.
+// takeOver puts what a join or a recovery gave in the place of what the node had.
 func takeOver(dir, staged string) error {
-	for _, name := range []string{raftDir, formingFile, memberFile, secretFile} {
+	keys, err := auth.LoadKeypair(filepath.Join(staged, tlsDir))
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{formingFile, memberFile, secretFile} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
-	keys, err := auth.LoadKeypair(filepath.Join(staged, tlsDir))
-	if err != nil {
+	if err := takeLog(dir, staged); err != nil {
 		return err
 	}
 	if err := keys.Save(filepath.Join(dir, tlsDir)); err != nil {
@@ -282,6 +331,33 @@ func takeOver(dir, staged string) error {
 		}
 	}
 	return os.Rename(staged, staged+".done")
+}
+
+// takeLog puts the staged log of a recovery in the place of the old one, which is
+// kept beside it; a join has none, and the old one goes. It may be done again after
+// a crash at any point.
+func takeLog(dir, staged string) error {
+	own, next := filepath.Join(dir, raftDir), filepath.Join(staged, raftDir)
+	var m member
+	if _, err := readJSON(filepath.Join(staged, memberFile), &m); err != nil {
+		return err
+	}
+	if _, err := os.Stat(next); errors.Is(err, fs.ErrNotExist) {
+		if m.Began {
+			return nil // taken before
+		}
+		return os.RemoveAll(own)
+	}
+	if _, err := os.Stat(own); err == nil {
+		kept := filepath.Join(dir, survivedDir)
+		if err := os.RemoveAll(kept); err != nil {
+			return err
+		}
+		if err := os.Rename(own, kept); err != nil {
+			return err
+		}
+	}
+	return os.Rename(next, own)
 }
 
 // rememberedAddress is the one that the node told the others last; empty when

@@ -49,9 +49,11 @@ type nodes struct {
 	trust *auth.Trust
 	view  func() *state.View
 
-	mu     sync.Mutex
-	conns  map[string]nodeConn
-	closed bool
+	mu    sync.Mutex
+	conns map[string]nodeConn
+	// retired connections showed an older certificate; what goes on over them goes on.
+	retired []*grpc.ClientConn
+	closed  bool
 }
 
 type nodeConn struct {
@@ -97,11 +99,32 @@ func (n *nodes) Reachable(nodeID string) bool {
 	return ok && c.conn.GetState() == connectivity.Ready
 }
 
+// renewed lets connections be made anew for the next calls, since those that there
+// are showed the certificate of before, which will be worth nothing some day. Those
+// of the renewal before, many days ago or dropped by the others, are closed.
+func (n *nodes) renewed() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var errs []error
+	for _, c := range n.retired {
+		errs = append(errs, c.Close())
+	}
+	n.retired = nil
+	for _, c := range n.conns {
+		n.retired = append(n.retired, c.conn)
+	}
+	clear(n.conns)
+	return errors.Join(errs...)
+}
+
 func (n *nodes) close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.closed = true
 	var errs []error
+	for _, c := range n.retired {
+		errs = append(errs, c.Close())
+	}
 	for _, c := range n.conns {
 		errs = append(errs, c.conn.Close())
 	}

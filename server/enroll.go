@@ -69,6 +69,7 @@ func (s enrollService) enroll(ctx context.Context, view *state.View, req *blixar
 		TokenId: req.GetTokenId(), SecretDigest: auth.SecretDigest(req.GetTokenSecret()),
 		Member: &blixardv1.Member{
 			NodeId: req.GetNodeId(), Name: req.GetName(), Address: req.GetAddress(), FeatureLevel: req.GetFeatureLevel(), Version: req.GetVersion(),
+			Authority: state.AuthorityID(view.Cluster().GetCaCertificates()[0]),
 		},
 	}}})
 	if err != nil {
@@ -76,7 +77,7 @@ func (s enrollService) enroll(ctx context.Context, view *state.View, req *blixar
 	}
 	resp := &blixardv1.EnrollResponse{
 		ClusterId: view.Cluster().GetId(), Certificate: cert, CaCertificates: view.Cluster().GetCaCertificates(),
-		Member: r.Member, Members: s.liveMembers(),
+		Member: r.Member, Members: s.liveMembers(), ClusterIndex: view.Cluster().GetModifyIndex(),
 	}
 	if r.Member.GetRole() != blixardv1.MemberRole_worker {
 		resp.ClusterSecret = s.cfg.Membership.Secret()
@@ -133,6 +134,7 @@ func (s enrollService) RenewCertificate(ctx context.Context, req *blixardv1.Rene
 	if c.role == auth.RoleNode && req.GetAddress() != "" {
 		if _, err := s.propose(ctx, "", &blixardv1.Command{Change: &blixardv1.Command_ChangeMember{ChangeMember: &blixardv1.ChangeMemberCommand{
 			Node: c.name, Address: req.GetAddress(), Version: req.GetVersion(), FeatureLevel: req.GetFeatureLevel(),
+			Authority: req.GetAuthority(),
 		}}}); err != nil {
 			return nil, err
 		}

@@ -26,6 +26,7 @@ import (
 	"github.com/blixard/blixard/leader"
 	"github.com/blixard/blixard/replica"
 	"github.com/blixard/blixard/server"
+	"github.com/blixard/blixard/state"
 	"github.com/blixard/blixard/supervisor"
 )
 
@@ -44,10 +45,11 @@ func (noConsoles) Info(context.Context, driver.Lane) (*blixardv1.GetInfoResponse
 
 // world is a server on a real replica behind a real socket.
 type world struct {
-	t      *testing.T
-	client *client.Client
-	server *server.Server
-	socket string
+	t       *testing.T
+	client  *client.Client
+	server  *server.Server
+	replica *replica.Replica
+	socket  string
 }
 
 func newWorld(t *testing.T) *world {
@@ -58,12 +60,12 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, socket: filepath.Join(dir, "s")}
+	w := &world{t: t, replica: r, socket: filepath.Join(dir, "s")}
 	leases := leader.NewLeases(r, 10*time.Second, time.Second)
 	w.server, err = server.New(server.Config{
 		NodeID: "node-a", Version: "test", DataDir: dir, Socket: w.socket, Replica: r,
 		Leases:   leases,
-		Consoles: noConsoles{}, Policy: auth.NewPolicy("blixard"), Logger: log,
+		Consoles: noConsoles{}, Policy: auth.NewPolicy("blixard"), Logger: log, Trust: &auth.Trust{},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -471,5 +473,32 @@ func TestStopEndsStreams(t *testing.T) {
 	w.server.Stop(ctx)
 	if _, err := watch.Recv(); !problem.Is(err, problem.Unavailable) {
 		t.Fatalf("the stream ended with %v", err)
+	}
+}
+
+// A command that the oldest member does not know is not proposed, and everything
+// else is.
+func TestOldMember(t *testing.T) {
+	w := newWorld(t)
+	w.register()
+	if _, err := w.replica.Propose(t.Context(), &blixardv1.Command{Actor: "test", Change: &blixardv1.Command_FormCluster{FormCluster: &blixardv1.FormClusterCommand{
+		ClusterId: "cluster-x", CaCertificate: []byte("ca"), SealedCaKey: []byte("key"),
+		Member: &blixardv1.Member{NodeId: "node-a", Name: "a", RaftId: 1, Address: "h:1", FeatureLevel: 1},
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	before := w.replica.Status().Commit
+	_, err := w.client.Cluster().DropAuthorities(t.Context(), &blixardv1.DropAuthoritiesRequest{})
+	if !problem.HasCode(err, "cluster.old_member") || w.replica.Status().Commit != before {
+		t.Errorf("%v, %d changes", err, w.replica.Status().Commit-before)
+	}
+	w.create("a")
+	if _, err := w.replica.Propose(t.Context(), &blixardv1.Command{Actor: "test", Change: &blixardv1.Command_ChangeMember{ChangeMember: &blixardv1.ChangeMemberCommand{
+		Node: "a", Version: "new", FeatureLevel: state.FeatureLevel,
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.client.Cluster().DropAuthorities(t.Context(), &blixardv1.DropAuthoritiesRequest{}); problem.HasCode(err, "cluster.old_member") {
+		t.Errorf("after the upgrade: %v", err)
 	}
 }
