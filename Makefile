@@ -13,10 +13,11 @@ LDFLAGS := -s -w -X github.com/blixard/blixard/internal/version.text=$(VERSION)
 # All that is fetched or built stays below the checkout, unless a cache outside is named.
 export BLIXARD_CACHE_DIR ?= $(CURDIR)/build/cache
 
-# Boots of each kernel in soak-boots, seed of sim, time of soak, least coverage of a package in percent, packages that test looks at, flags for go test.
+# Boots of each kernel in soak-boots, seed of sim, time of soak and chaos, least coverage of a package in percent, packages that test looks at, flags for go test.
 SOAK_BOOTS ?= 300
 SEED ?= 1
 SOAK_TIME ?= 10m
+CHAOS_TIME ?= 10m
 COVER_MIN ?= 80
 PKG ?= ./...
 TESTFLAGS ?=
@@ -53,6 +54,10 @@ soak: ## Simulate clusters of new seeds for SOAK_TIME on all processors; failing
 	@first=$$(($$(date +%s) * 1000)); cd sim; ok=0; pids=""; for n in $$(seq $$(nproc)); do \
 	../build/sim.test -test.run '^TestSoak$$' -test.timeout 0 -test.v -soak $(SOAK_TIME) -first $$((first + n * 100000000000)) >../build/soak.$$n.txt 2>&1 & pids="$$pids $$!"; \
 	done; for pid in $$pids; do wait $$pid || ok=1; done; cd ..; grep -h ' seeds; \|replay:' build/soak.*.txt; exit $$ok
+
+.PHONY: chaos
+chaos: bundle ## Kill, pause, cut off and slow down three daemons on hosts of their own for CHAOS_TIME, and check what their clients saw
+	@BLIXARD_TEST_CHAOS=$(CHAOS_TIME) $(GO) test ./daemon -count 1 -v -timeout 0 -run '^TestClusterUnderChaosIsLinearizable$$'
 
 .PHONY: race
 race: bundle ## Test everything under the race detector

@@ -18,7 +18,9 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/auth"
+	"github.com/blixard/blixard/internal/failpoint"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/peer"
 	"github.com/blixard/blixard/replica"
 	"github.com/blixard/blixard/state"
@@ -56,7 +58,7 @@ func (n *node) openReplica(ctx context.Context) error {
 		Dir: n.data.join(raftDir), NodeID: n.data.id.NodeID, ClusterID: n.member.ClusterID, RaftID: n.member.RaftID,
 		Join: n.member.Joined, Sender: n.peers, Logger: n.log, SnapshotEntries: uint64(n.cfg.Cluster.SnapshotEntries),
 		SnapshotBytes: int64(n.cfg.Cluster.SnapshotMiB) << 20, SnapshotInterval: n.cfg.Cluster.SnapshotInterval,
-		TrailingEntries: uint64(n.cfg.Cluster.TrailingEntries),
+		TrailingEntries: uint64(n.cfg.Cluster.TrailingEntries), Now: wallclock.Now, Hook: failpoint.Disk,
 	})
 	if err != nil {
 		return err
@@ -192,7 +194,7 @@ func (n *node) keepCertificate(ctx context.Context) error {
 func (n *node) renewDue(view *state.View, m *blixardv1.Member) bool {
 	moved := m.GetAddress() != n.network.address || m.GetVersion() != n.opts.Version ||
 		m.GetFeatureLevel() != state.FeatureLevel || m.GetAuthority() != n.ownAuthority()
-	return moved || n.keys.Load().RenewDue(time.Now()) || !n.keys.Load().SignedBy(view.Cluster().GetCaCertificates()[0])
+	return moved || n.keys.Load().RenewDue(wallclock.Now()) || !n.keys.Load().SignedBy(view.Cluster().GetCaCertificates()[0])
 }
 
 // renew asks any member that answers, since each passes it on to the leader.
@@ -359,7 +361,7 @@ func (m membership) enroll(ctx context.Context, peerAddress, address string, tok
 	resp, err := blixardv1.NewEnrollServiceClient(conn).Enroll(ctx, &blixardv1.EnrollRequest{
 		TokenId: token.ID, TokenSecret: token.Secret, SigningRequest: csr,
 		NodeId: m.data.id.NodeID, Name: m.cfg.Node.Name, Address: address,
-		FeatureLevel: state.FeatureLevel, Version: m.opts.Version, Time: timestamppb.Now(), IdempotencyKey: "join-" + m.data.id.NodeID,
+		FeatureLevel: state.FeatureLevel, Version: m.opts.Version, Time: timestamppb.New(wallclock.Now()), IdempotencyKey: "join-" + m.data.id.NodeID,
 	})
 	if err == nil {
 		return resp, nil
@@ -371,7 +373,7 @@ func (m membership) enroll(ctx context.Context, peerAddress, address string, tok
 	return nil, problem.From(err)
 }
 
-func pinned(pin [sha256.Size]byte) *tls.Config { return auth.PinnedTLS(pin, time.Now) }
+func pinned(pin [sha256.Size]byte) *tls.Config { return auth.PinnedTLS(pin, wallclock.Now) }
 
 // stage writes what the join gave, whole or not at all.
 func (m membership) stage(resp *blixardv1.EnrollResponse, keys *auth.Keypair, address string) error {

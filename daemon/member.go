@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/google/renameio/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -19,6 +18,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/auth"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/replica"
 	"github.com/blixard/blixard/state"
 )
@@ -139,7 +139,7 @@ func (n *node) openMember() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	n.trust = &auth.Trust{ClusterID: n.member.ClusterID, Keypair: n.keys.Load, Authorities: n.authorities, Crosses: n.crosses, Refused: n.refused, Now: time.Now}
+	n.trust = &auth.Trust{ClusterID: n.member.ClusterID, Keypair: n.keys.Load, Authorities: n.authorities, Crosses: n.crosses, Refused: n.refused, Now: wallclock.Now}
 	return nil
 }
 
@@ -165,7 +165,7 @@ func (n *node) beginCluster() error {
 // foundCluster makes a new cluster's authority, and writes its secret and the node's
 // certificate into dir.
 func foundCluster(dir, nodeID string) (m member, f forming, err error) {
-	id, now := "cluster-"+strings.ToLower(rand.Text()[:16]), time.Now()
+	id, now := "cluster-"+strings.ToLower(rand.Text()[:16]), wallclock.Now()
 	ca, err := auth.NewAuthority(id, now)
 	if err != nil {
 		return m, f, err
@@ -264,7 +264,7 @@ func (n *node) form(ctx context.Context) error {
 		return err
 	}
 	r, err := n.replica.Propose(ctx, &blixardv1.Command{
-		Actor: "node:" + n.cfg.Node.Name, Time: timestamppb.Now(),
+		Actor: "node:" + n.cfg.Node.Name, Time: timestamppb.New(wallclock.Now()),
 		Change: &blixardv1.Command_FormCluster{FormCluster: &blixardv1.FormClusterCommand{
 			ClusterId: n.member.ClusterID, CaCertificate: f.Certificate, SealedCaKey: f.SealedKey,
 			Member: &blixardv1.Member{

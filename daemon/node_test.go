@@ -75,6 +75,8 @@ type node struct {
 	bundle string
 	flags  []string
 	env    []string
+	// host is the network namespace it runs in; empty for the test's own.
+	host string
 
 	cmd    *exec.Cmd
 	exited chan struct{}
@@ -105,6 +107,9 @@ func (n *node) command(args ...string) *exec.Cmd {
 		n.t.Fatal(err)
 	}
 	cmd := exec.Command(p, args...)
+	if n.host != "" {
+		cmd = exec.Command("ip", append([]string{"netns", "exec", n.host, p}, args...)...)
+	}
 	cmd.Env = append(append(os.Environ(), "BLIXARD_ADDR=unix:"+n.socket, "BLIXARD_NODE_BIND=127.0.0.1:0"), n.env...)
 	if coverDir != "" {
 		cmd.Env = append(cmd.Env, "GOCOVERDIR="+coverDir)

@@ -17,6 +17,7 @@ import (
 	"github.com/blixard/blixard/auth"
 	"github.com/blixard/blixard/daemon/config"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/leader"
 	"github.com/blixard/blixard/replica"
 )
@@ -138,7 +139,7 @@ func (r *recovery) ask(ctx context.Context) ([]LostMember, error) {
 	}
 	cluster := r.survivor.View.Cluster()
 	trust := &auth.Trust{
-		ClusterID: r.member.ClusterID, Keypair: func() *auth.Keypair { return keys }, Now: time.Now,
+		ClusterID: r.member.ClusterID, Keypair: func() *auth.Keypair { return keys }, Now: wallclock.Now,
 		Authorities: cluster.GetCaCertificates, Crosses: cluster.GetCrossCertificates,
 	}
 	var all []LostMember
@@ -290,7 +291,7 @@ func (r *recovery) stage() (clusterID string, err error) {
 		return "", err
 	}
 	m.RaftID, m.Address, m.Role, m.Began = r.member.RaftID, r.member.Address, r.member.Role, true
-	change := &blixardv1.Command{Actor: "admin", Time: timestamppb.Now(), Change: &blixardv1.Command_RecoverCluster{RecoverCluster: &blixardv1.RecoverClusterCommand{
+	change := &blixardv1.Command{Actor: "admin", Time: timestamppb.New(wallclock.Now()), Change: &blixardv1.Command_RecoverCluster{RecoverCluster: &blixardv1.RecoverClusterCommand{
 		ClusterId: m.ClusterID, CaCertificate: f.Certificate, SealedCaKey: f.SealedKey, NodeId: r.data.id.NodeID,
 	}}}
 	if err := r.survivor.Found(replica.Config{

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/replica"
 	"github.com/blixard/blixard/state"
 )
@@ -187,7 +188,7 @@ func (r *runner) propose(ctx context.Context, cmd *blixardv1.Command) error {
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
 	cmd.Actor = "leader:" + r.cfg.Name
-	cmd.Time = timestamppb.Now()
+	cmd.Time = timestamppb.New(wallclock.Now())
 	res, err := r.cfg.Replica.Propose(ctx, cmd)
 	if err != nil {
 		return err

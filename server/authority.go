@@ -2,12 +2,12 @@ package server
 
 import (
 	"context"
-	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/auth"
+	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/state"
 )
 
@@ -52,7 +52,7 @@ func (s clusterService) RotateAuthority(ctx context.Context, _ *blixardv1.Rotate
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
+	now := wallclock.Now()
 	next, err := auth.NewAuthority(cluster.GetId(), now)
 	if err != nil {
 		return nil, err

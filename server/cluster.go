@@ -12,6 +12,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/auth"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/replica"
 	"github.com/blixard/blixard/state"
 )
@@ -138,10 +139,10 @@ func (s clusterService) CreateToken(ctx context.Context, req *blixardv1.CreateTo
 	}
 	cmd := &blixardv1.CreateTokenCommand{
 		Id: t.ID, SecretDigest: t.SecretDigest(), Role: req.GetRole(), Uses: max(req.GetUses(), defaultTokenUses),
-		ExpiresAt: timestamppb.New(time.Now().Add(defaultTokenTTL)),
+		ExpiresAt: timestamppb.New(wallclock.Now().Add(defaultTokenTTL)),
 	}
 	if req.GetTtl() != nil {
-		cmd.ExpiresAt = timestamppb.New(time.Now().Add(req.GetTtl().AsDuration()))
+		cmd.ExpiresAt = timestamppb.New(wallclock.Now().Add(req.GetTtl().AsDuration()))
 	}
 	if cmd.Role == blixardv1.MemberRole_unspecified {
 		cmd.Role = blixardv1.MemberRole_standby
@@ -167,7 +168,7 @@ func (s clusterService) ListTokens(ctx context.Context, _ *blixardv1.ListTokensR
 		return nil, err
 	}
 	resp := &blixardv1.ListTokensResponse{}
-	now := time.Now()
+	now := wallclock.Now()
 	for _, t := range view.Tokens() {
 		if t.GetExpiresAt().AsTime().After(now) {
 			resp.Tokens = append(resp.Tokens, withoutDigest(t))

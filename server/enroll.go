@@ -8,6 +8,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/auth"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/state"
 )
 
@@ -50,7 +51,7 @@ func (s enrollService) Enroll(ctx context.Context, req *blixardv1.EnrollRequest)
 
 func (s enrollService) enroll(ctx context.Context, view *state.View, req *blixardv1.EnrollRequest) (*blixardv1.EnrollResponse, error) {
 	// The token comes first: who has none learns nothing else.
-	if err := view.CheckToken(req.GetTokenId(), auth.SecretDigest(req.GetTokenSecret()), time.Now()); err != nil {
+	if err := view.CheckToken(req.GetTokenId(), auth.SecretDigest(req.GetTokenSecret()), wallclock.Now()); err != nil {
 		return nil, err
 	}
 	ca, err := s.authority(view.Cluster())
@@ -60,7 +61,7 @@ func (s enrollService) enroll(ctx context.Context, view *state.View, req *blixar
 	if err := s.checkJoiner(ctx, view, req); err != nil {
 		return nil, err
 	}
-	cert, err := ca.Sign(req.GetSigningRequest(), auth.Identity{ClusterID: view.Cluster().GetId(), Role: auth.RoleNode, Name: req.GetNodeId()}, time.Now())
+	cert, err := ca.Sign(req.GetSigningRequest(), auth.Identity{ClusterID: view.Cluster().GetId(), Role: auth.RoleNode, Name: req.GetNodeId()}, wallclock.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +98,7 @@ func (s *Server) liveMembers() []*blixardv1.Member {
 
 // checkJoiner refuses a node that could not take part.
 func (s *Server) checkJoiner(ctx context.Context, view *state.View, req *blixardv1.EnrollRequest) error {
-	if skew := time.Since(req.GetTime().AsTime()); skew > skewMax || skew < -skewMax {
+	if skew := wallclock.Now().Sub(req.GetTime().AsTime()); skew > skewMax || skew < -skewMax {
 		return problem.New(problem.Conflict, "member.clock", "the clock of the node is %v off the leader's", skew.Round(time.Second)).
 			WithHint("set the clocks of both hosts right, by NTP for instance, and join again")
 	}
@@ -127,7 +128,7 @@ func (s enrollService) RenewCertificate(ctx context.Context, req *blixardv1.Rene
 	if err != nil {
 		return nil, err
 	}
-	cert, err := ca.Sign(req.GetSigningRequest(), auth.Identity{ClusterID: view.Cluster().GetId(), Role: c.role, Name: c.name}, time.Now())
+	cert, err := ca.Sign(req.GetSigningRequest(), auth.Identity{ClusterID: view.Cluster().GetId(), Role: c.role, Name: c.name}, wallclock.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +150,7 @@ func (s enrollService) IssueCertificate(_ context.Context, req *blixardv1.IssueC
 	if err != nil {
 		return nil, err
 	}
-	cert, err := ca.Sign(req.GetSigningRequest(), auth.Identity{ClusterID: view.Cluster().GetId(), Role: auth.Role(req.GetRole()), Name: req.GetName()}, time.Now())
+	cert, err := ca.Sign(req.GetSigningRequest(), auth.Identity{ClusterID: view.Cluster().GetId(), Role: auth.Role(req.GetRole()), Name: req.GetName()}, wallclock.Now())
 	if err != nil {
 		return nil, err
 	}

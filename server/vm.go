@@ -13,6 +13,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/state"
 )
 
@@ -49,7 +50,7 @@ func (s *Server) propose(ctx context.Context, key string, cmd *blixardv1.Command
 		}
 	}
 	cmd.Actor = actor(ctx)
-	cmd.Time = timestamppb.Now()
+	cmd.Time = timestamppb.New(wallclock.Now())
 	r, err := s.cfg.Replica.Propose(ctx, cmd)
 	if err != nil {
 		return state.Result{}, err
@@ -255,7 +256,7 @@ func (s vmService) DeleteVM(ctx context.Context, req *blixardv1.DeleteVMRequest)
 
 func labelCommand(ctx context.Context, req *blixardv1.LabelVMRequest) *blixardv1.Command {
 	return &blixardv1.Command{
-		Key: req.GetIdempotencyKey(), Actor: actor(ctx), Time: timestamppb.Now(),
+		Key: req.GetIdempotencyKey(), Actor: actor(ctx), Time: timestamppb.New(wallclock.Now()),
 		Change: &blixardv1.Command_LabelVm{LabelVm: &blixardv1.LabelVMCommand{
 			Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), Labels: req.GetLabels(),
 		}},

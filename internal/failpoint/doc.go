@@ -1,9 +1,11 @@
 // Package failpoint lets a test end the process at a named point of the code, to
 // show that what a crash leaves there is finished or undone after a restart.
 //
+// It also makes the disk of the log slow, or fail, for which there is no real means
+// everywhere: other errors come from the real thing, a full disk or a stopped process.
+//
 // Without the build tag failpoints, Hit is an empty function that the compiler
-// removes: the product has no such points. It is not a means of injecting errors:
-// those come from the real thing, a full disk or a stopped process.
+// removes: the product has no such points.
 package failpoint
 
 // Points are the names of all points, in the order of a VM's life. A test that
@@ -31,3 +33,8 @@ var Points = []string{
 // Env names the variable that arms a point: "NAME", or "NAME:N" for its Nth
 // visit, counted from 1. The process kills itself there with SIGKILL.
 const Env = "FAILPOINT_BLIXARD"
+
+// DiskEnv names the variable that names a file: while it says "POINT DURATION", each
+// such step of the log takes that much longer, and with "POINT fail" it fails. The
+// points are those of package wal.
+const DiskEnv = "FAILPOINT_BLIXARD_DISK"

@@ -3,12 +3,14 @@
 package failpoint
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 var (
@@ -34,4 +36,26 @@ func Hit(name string) {
 	}
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	select {} // until the kernel has done it
+}
+
+// Disk is the hook of the log's disk: it does what the file of DiskEnv says now. A
+// file that is not there, or says another point, does nothing.
+var Disk = disk(os.Getenv(DiskEnv))
+
+func disk(file string) func(point string) error {
+	if file == "" {
+		return nil
+	}
+	return func(point string) error {
+		text, _ := os.ReadFile(file)
+		at, what, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+		if at != point {
+			return nil
+		}
+		if d, err := time.ParseDuration(what); err == nil {
+			time.Sleep(d)
+			return nil
+		}
+		return errors.New("input/output error")
+	}
 }
