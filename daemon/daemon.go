@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/blixard/blixard/agent"
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/auth"
@@ -145,16 +147,19 @@ func (n *node) listen() (net.Listener, error) {
 // serve starts what needs the socket, and waits for the end.
 func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b *bundle.Bundle) error {
 	leases := leader.NewLeases(n.replica, n.cfg.Lease.TTL, n.cfg.Lease.Margin)
+	registry := prometheus.NewRegistry()
 	var err error
 	n.server, err = server.New(server.Config{
 		NodeID: n.data.id.NodeID, Version: n.opts.Version, DataDir: n.cfg.DataDir, Socket: n.cfg.Socket,
 		Replica: n.replica, Leases: leases,
 		Consoles: n.super, Policy: auth.NewPolicy(n.cfg.AdminGroup), Logger: n.log,
 		Trust: n.trust, Nodes: n.nodes, Membership: membership{n}, Peer: n.peers.Service(),
+		Metrics: n.metricsHandler(registry),
 	})
 	if err != nil {
 		return err
 	}
+	registry.MustRegister(n.server.Collectors()...)
 	life, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	n.again = func() { cancel(errAgain) }

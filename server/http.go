@@ -14,7 +14,8 @@ import (
 
 // newHTTP gives the same services as JSON, on the socket and over TLS: POST a
 // message to /blixard.v1.Service/Method. Connect and gRPC-Web clients are served as
-// well. GET /healthz answers 200 while there is a leader.
+// well. GET /healthz answers 200 while there is a leader, GET /metrics in Prometheus'
+// form.
 func (s *Server) newHTTP() (local, network *http.Server, err error) {
 	h, err := vanguardgrpc.NewTranscoder(s.grpc)
 	if err != nil {
@@ -22,6 +23,9 @@ func (s *Server) newHTTP() (local, network *http.Server, err error) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", s.health)
+	if s.cfg.Metrics != nil {
+		mux.Handle("GET /metrics", s.forLookers(s.cfg.Metrics))
+	}
 	mux.Handle("/", plainJSON(http.MaxBytesHandler(h, requestBytesMax)))
 	one := func() *http.Server {
 		return &http.Server{

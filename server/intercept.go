@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/grpc"
@@ -24,6 +25,8 @@ func actor(ctx context.Context) string {
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	begun := time.Now()
+	defer func() { s.metrics.ended(info.FullMethod, begun, err) }()
 	defer s.guard(info.FullMethod, &err)
 	c, r, err := s.authorize(ctx, info.FullMethod)
 	if err != nil {
@@ -40,6 +43,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer func() { s.metrics.streams.WithLabelValues(methodOf(info.FullMethod), codeOf(err)).Inc() }()
 	defer s.guard(info.FullMethod, &err)
 	c, r, err := s.authorize(ss.Context(), info.FullMethod)
 	if err != nil {
@@ -71,7 +75,9 @@ func (s *Server) guard(method string, err *error) {
 
 // audited notes who was refused what; err passes through.
 func (s *Server) audited(c caller, method string, err error) error {
-	s.log.Warn("a call was refused", "method", method, "actor", c.actor, "via", c.via, "code", problem.From(err).Code)
+	code := problem.From(err).Code
+	s.metrics.refused.WithLabelValues(methodOf(method), code).Inc()
+	s.log.Warn("a call was refused", "method", method, "actor", c.actor, "via", c.via, "code", code)
 	return err
 }
 

@@ -79,8 +79,10 @@ type Config struct {
 	// Membership is needed where Trust is.
 	Membership Membership
 	// Peer takes the messages of other replicas; nil takes none.
-	Peer   blixardv1.PeerServiceServer
-	Logger *slog.Logger
+	Peer blixardv1.PeerServiceServer
+	// Metrics are shown to those who may look; nil shows none.
+	Metrics http.Handler
+	Logger  *slog.Logger
 }
 
 // Server answers clients. Make it with New; Serve may be called once.
@@ -92,6 +94,7 @@ type Server struct {
 	// http is for the socket, https for the network.
 	http, https *http.Server
 	check       protovalidate.Validator
+	metrics     *callMetrics
 	// quit is closed when the server stops, so that streams end.
 	quit     chan struct{}
 	quitOnce sync.Once
@@ -113,7 +116,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, problem.New(problem.Internal, "server.rules", "the rules of the API can't be compiled").WithCause(err)
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(), check: check, quit: make(chan struct{}), streams: map[uint64]context.CancelFunc{}}
+	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(), check: check, metrics: newCallMetrics(), quit: make(chan struct{}), streams: map[uint64]context.CancelFunc{}}
 	peerCreds := auth.Credentials{}
 	if cfg.Trust != nil {
 		peerCreds.Network = credentials.NewTLS(cfg.Trust.ServerTLS())
