@@ -123,6 +123,13 @@ bench-changes: bundle ## Measure changes a second beside an etcd on the same dis
 	@cd bench && $(GO) build -o $(CURDIR)/build/bench .
 	@build/bench changes
 
+.PHONY: bench-cluster
+bench-cluster: bundle ## Measure changes and reads a second of three nodes beside three etcds on the same disk
+	@mkdir -p build
+	@cd bench && $(GO) build -o $(CURDIR)/build/bench .
+	@build/bench cluster
+	@build/bench cluster -to leader
+
 .PHONY: soak-boots
 soak-boots: bundle ## Boot each kernel SOAK_BOOTS times, and count
 	@BLIXARD_TEST_BOOTS=$(SOAK_BOOTS) $(GO) test -tags soak -run '^TestSoak' -count 1 -timeout 60m -v $(TESTFLAGS) ./daemon

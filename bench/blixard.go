@@ -45,10 +45,11 @@ type blixardTarget struct {
 	labels []*client.Labels // one for each connection, unless unary
 }
 
-func dialBlixard(ctx context.Context, socket string, conns int, unary bool) (*blixardTarget, error) {
+// dialBlixard makes a connection of each config.
+func dialBlixard(ctx context.Context, configs []client.Config, unary bool) (*blixardTarget, error) {
 	t := &blixardTarget{}
-	for range conns {
-		c, err := client.Dial(ctx, client.Config{Addr: "unix:" + socket})
+	for _, cfg := range configs {
+		c, err := client.Dial(ctx, cfg)
 		if err != nil {
 			return nil, err
 		}

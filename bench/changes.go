@@ -18,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/blixard/blixard/client"
 )
 
 const (
@@ -66,45 +68,103 @@ func value(r *mathrand.Rand, space []byte) string {
 	return string(space)
 }
 
-// load runs clients for a while and gives changes a second.
-func load(ctx context.Context, t target, clients int, length time.Duration) (float64, error) {
+// outcome of one round.
+type outcome struct {
+	rate     float64 // a second
+	p50, p99 time.Duration
+}
+
+// medians of the rounds, each figure by itself.
+func medians(all []outcome) outcome {
+	middle := func(of func(outcome) float64) float64 {
+		var values []float64
+		for _, o := range all {
+			values = append(values, of(o))
+		}
+		slices.Sort(values)
+		return values[len(values)/2]
+	}
+	return outcome{
+		rate: middle(func(o outcome) float64 { return o.rate }),
+		p50:  time.Duration(middle(func(o outcome) float64 { return float64(o.p50) })),
+		p99:  time.Duration(middle(func(o outcome) float64 { return float64(o.p99) })),
+	}
+}
+
+// load runs clients for a while.
+func load(ctx context.Context, t target, clients int, length time.Duration) (outcome, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var stop atomic.Bool
-	var total atomic.Int64
 	var running sync.WaitGroup
 	errs := make(chan error, clients)
+	took := make([][]time.Duration, clients)
 	began := time.Now()
 	for i := range clients {
 		do, err := t.client(ctx, i)
 		if err != nil {
-			return 0, err
+			return outcome{}, err
 		}
 		running.Go(func() {
 			r := mathrand.New(mathrand.NewPCG(uint64(i), uint64(began.UnixNano())))
 			space := make([]byte, valueBytes)
-			n := int64(0)
 			for !stop.Load() {
-				if err := do(ctx, r.IntN(keys), value(r, space)); err != nil {
+				key, v := r.IntN(keys), value(r, space)
+				start := time.Now()
+				if err := do(ctx, key, v); err != nil {
 					errs <- err
-					break
+					return
 				}
-				n++
+				took[i] = append(took[i], time.Since(start))
 			}
-			total.Add(n)
 		})
 	}
 	began = time.Now()
 	time.Sleep(length)
 	stop.Store(true)
 	running.Wait()
-	took := time.Since(began)
+	whole := time.Since(began)
 	select {
 	case err := <-errs:
-		return 0, err
+		return outcome{}, err
 	default:
 	}
-	return float64(total.Load()) / took.Seconds(), nil
+	all := slices.Concat(took...)
+	if len(all) == 0 {
+		return outcome{}, errors.New("nothing was done in the time")
+	}
+	slices.Sort(all)
+	return outcome{rate: float64(len(all)) / whole.Seconds(), p50: all[len(all)/2], p99: all[len(all)*99/100]}, nil
+}
+
+// fill gives every key a value.
+func fill(ctx context.Context, t target) error {
+	do, err := t.client(ctx, 0)
+	if err != nil {
+		return err
+	}
+	r, space := mathrand.New(mathrand.NewPCG(1, 1)), make([]byte, valueBytes)
+	for key := range keys {
+		if err := do(ctx, key, value(r, space)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// numbers reads a list with commas.
+func numbers(name, list string) (all []int, err error) {
+	for f := range strings.SplitSeq(list, ",") {
+		if f == "" {
+			continue
+		}
+		n, err := strconv.Atoi(f)
+		if err != nil || n < 1 {
+			return nil, fmt.Errorf("%s: %q is no number of clients", name, f)
+		}
+		all = append(all, n)
+	}
+	return all, nil
 }
 
 // child is a server process.
@@ -171,14 +231,9 @@ func parse(args []string) (options, error) {
 	}
 	o.only = *only
 	o.length = time.Duration(*seconds * float64(time.Second))
-	for _, f := range strings.Split(*clients, ",") {
-		n, err := strconv.Atoi(f)
-		if err != nil {
-			return o, fmt.Errorf("-clients: %w", err)
-		}
-		o.clients = append(o.clients, n)
-	}
-	return o, nil
+	var err error
+	o.clients, err = numbers("-clients", *clients)
+	return o, err
 }
 
 // contender is one column of the table.
@@ -220,12 +275,13 @@ func changes(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, node.stop()) }()
+	socket := []client.Config{{Addr: "unix:" + node.socket}}
 	blixard := func(unary bool) func(int) (target, error) {
 		return func(conns int) (target, error) {
-			return dialBlixard(ctx, filepath.Join(o.dir, "blixard", "s"), conns, unary)
+			return dialBlixard(ctx, slices.Repeat(socket, conns), unary)
 		}
 	}
-	first, err := dialBlixard(ctx, filepath.Join(o.dir, "blixard", "s"), 1, true)
+	first, err := dialBlixard(ctx, socket, true)
 	if err != nil {
 		return err
 	}
@@ -233,7 +289,7 @@ func changes(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	return measure(ctx, o, []contender{
-		{"etcd", func(conns int) (target, error) { return dialEtcd(filepath.Join(o.dir, "etcd"), conns) }},
+		{"etcd", func(conns int) (target, error) { return dialEtcd(socketConfigs(filepath.Join(o.dir, "etcd"), conns)) }},
 		{"blixard, a stream", blixard(false)},
 		{"blixard, a call each", blixard(true)},
 	})
@@ -246,28 +302,27 @@ func measure(ctx context.Context, o options, contenders []contender) error {
 	fmt.Printf("| clients | %s | %s | ratio | %s | ratio |\n|---:|---:|---:|---:|---:|---:|\n",
 		contenders[0].name, contenders[1].name, contenders[2].name)
 	for _, clients := range o.clients {
-		rates := make([][]float64, len(contenders))
+		outcomes := make([][]outcome, len(contenders))
 		for range o.rounds {
 			for i, c := range contenders {
 				if o.only != "" && o.only != c.name {
-					rates[i] = append(rates[i], 0)
+					outcomes[i] = append(outcomes[i], outcome{})
 					continue
 				}
 				t, err := c.dial(min(o.conns, clients))
 				if err != nil {
 					return err
 				}
-				rate, err := load(ctx, t, clients, o.length)
+				got, err := load(ctx, t, clients, o.length)
 				if err = errors.Join(err, t.close()); err != nil {
 					return fmt.Errorf("%s with %d clients: %w", c.name, clients, err)
 				}
-				rates[i] = append(rates[i], rate)
+				outcomes[i] = append(outcomes[i], got)
 			}
 		}
-		m := make([]float64, len(rates))
-		for i, r := range rates {
-			slices.Sort(r)
-			m[i] = r[len(r)/2]
+		m := make([]float64, len(outcomes))
+		for i, all := range outcomes {
+			m[i] = medians(all).rate
 		}
 		fmt.Printf("| %d | %.0f | %.0f | %.2f | %.0f | %.2f |\n", clients, m[0], m[1], m[1]/m[0], m[2], m[2]/m[0])
 	}

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
@@ -26,6 +27,11 @@ func serveEtcd(ctx context.Context, args []string) error {
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	return serve(ctx, cfg)
+}
+
+// serve runs an etcd until the parent lets go.
+func serve(ctx context.Context, cfg *embed.Config) error {
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		return fmt.Errorf("start etcd: %w", err)
@@ -66,20 +72,26 @@ type etcdTarget struct {
 	conns []*clientv3.Client
 }
 
-func dialEtcd(dir string, conns int) (*etcdTarget, error) {
+// dialEtcd makes a connection of each config.
+func dialEtcd(configs []clientv3.Config) (*etcdTarget, error) {
 	t := &etcdTarget{}
-	for range conns {
-		c, err := clientv3.New(clientv3.Config{
-			Endpoints:   []string{"unix://" + filepath.Join(dir, "s")},
-			DialOptions: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
-			Logger:      zap.NewNop(),
-		})
+	for _, cfg := range configs {
+		c, err := clientv3.New(cfg)
 		if err != nil {
 			return nil, err
 		}
 		t.conns = append(t.conns, c)
 	}
 	return t, nil
+}
+
+// socketConfigs are of connections to the etcd of one node.
+func socketConfigs(dir string, conns int) []clientv3.Config {
+	return slices.Repeat([]clientv3.Config{{
+		Endpoints:   []string{"unix://" + filepath.Join(dir, "s")},
+		DialOptions: []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())},
+		Logger:      zap.NewNop(),
+	}}, conns)
 }
 
 func (t *etcdTarget) client(_ context.Context, i int) (change, error) {

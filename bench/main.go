@@ -22,10 +22,10 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("say what to measure: changes")
+		return fmt.Errorf("say what to measure: changes or cluster")
 	}
 	if dir := os.Getenv("BENCH_PROFILE"); dir != "" {
-		f, err := os.Create(filepath.Join(dir, args[0]+".pprof"))
+		f, err := os.Create(filepath.Join(dir, fmt.Sprintf("%s-%d.pprof", args[0], os.Getpid())))
 		if err != nil {
 			return err
 		}
@@ -38,8 +38,12 @@ func run(ctx context.Context, args []string) error {
 	switch args[0] {
 	case "changes":
 		return changes(ctx, args[1:])
+	case "cluster":
+		return cluster(ctx, args[1:])
+	case "serve-etcd-member":
+		return serveEtcdMember(ctx, args[1:])
 	case "serve-etcd":
 		return serveEtcd(ctx, args[1:])
 	}
-	return fmt.Errorf("unknown measurement %q: changes", args[0])
+	return fmt.Errorf("unknown measurement %q: changes or cluster", args[0])
 }
