@@ -1,10 +1,13 @@
 package auth
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/blixard/blixard/internal/problem"
@@ -27,9 +30,32 @@ type Trust struct {
 	Refused func(Identity) error
 	// Now is the time that certificates are held against.
 	Now func() time.Time
+
+	mu sync.RWMutex
+	// checked holds certificates whose signatures were checked: every call over a
+	// connection asks for its caller, and checking takes longer than most calls do.
+	checked map[checkedKey]checkedChain
 }
 
-func (t *Trust) authorities() []*x509.Certificate { return parseAll(t.Authorities()) }
+// checkedMax certificates are kept, more than a node has connections; beyond it
+// all are checked anew.
+const checkedMax = 4096
+
+type checkedKey struct {
+	leaf  *x509.Certificate // never changed after it was parsed
+	usage x509.ExtKeyUsage
+}
+
+// checkedChain holds while the authorities are the same and the time is within.
+type checkedChain struct {
+	id          Identity
+	authorities [][]byte
+	from, until time.Time
+}
+
+func (c checkedChain) holds(authorities [][]byte, now time.Time) bool {
+	return !now.Before(c.from) && !now.After(c.until) && slices.EqualFunc(c.authorities, authorities, bytes.Equal)
+}
 
 func parseAll(pems [][]byte) []*x509.Certificate {
 	var all []*x509.Certificate
@@ -45,33 +71,65 @@ func parseAll(pems [][]byte) []*x509.Certificate {
 // may be trusted at once.
 const chainMax = 8
 
-// verify gives the identity of a chain's first certificate.
+// verify gives the identity of a chain's first certificate. Its time and whether
+// its name is refused are looked at in every call.
 func (t *Trust) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (Identity, error) {
-	roots := x509.NewCertPool()
-	for _, a := range t.authorities() {
+	key, authorities, now := checkedKey{chain[0], usage}, t.Authorities(), t.Now()
+	t.mu.RLock()
+	c, ok := t.checked[key]
+	t.mu.RUnlock()
+	if !ok || !c.holds(authorities, now) {
+		var err error
+		if c, err = check(chain, usage, authorities, now); err != nil {
+			return c.id, err
+		}
+		t.keep(key, c)
+	}
+	if c.id.ClusterID != t.ClusterID {
+		return c.id, problem.New(problem.Denied, "auth.other_cluster", "%s is of another cluster", c.id.URI())
+	}
+	if t.Refused != nil {
+		return c.id, t.Refused(c.id)
+	}
+	return c.id, nil
+}
+
+func (t *Trust) keep(key checkedKey, c checkedChain) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.checked == nil || len(t.checked) >= checkedMax {
+		t.checked = map[checkedKey]checkedChain{}
+	}
+	t.checked[key] = c
+}
+
+// check holds the first certificate of a chain against the authorities; those behind
+// it may vouch for its own.
+func check(chain []*x509.Certificate, usage x509.ExtKeyUsage, authorities [][]byte, now time.Time) (checkedChain, error) {
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	for _, a := range parseAll(authorities) {
 		roots.AddCert(a)
 	}
-	between := x509.NewCertPool()
 	for _, c := range chain[1:min(len(chain), chainMax)] {
 		between.AddCert(c)
 	}
-	if _, err := chain[0].Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: between, CurrentTime: t.Now(), KeyUsages: []x509.ExtKeyUsage{usage},
-	}); err != nil {
-		return Identity{}, problem.New(problem.Denied, "auth.certificate", "the certificate is not one of this cluster's, or not valid now").WithCause(err).
+	leaf := chain[0]
+	chains, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage}})
+	if err != nil {
+		return checkedChain{}, problem.New(problem.Denied, "auth.certificate", "the certificate is not one of this cluster's, or not valid now").WithCause(err).
 			WithHint("is it another cluster's node, or is a clock far off?")
 	}
-	id, err := identityOf(chain[0])
-	if err != nil {
-		return id, err
+	c := checkedChain{authorities: authorities, from: leaf.NotBefore, until: leaf.NotAfter}
+	for _, a := range chains[0] {
+		if a.NotBefore.After(c.from) {
+			c.from = a.NotBefore
+		}
+		if a.NotAfter.Before(c.until) {
+			c.until = a.NotAfter
+		}
 	}
-	if id.ClusterID != t.ClusterID {
-		return id, problem.New(problem.Denied, "auth.other_cluster", "%s is of another cluster", id.URI())
-	}
-	if t.Refused != nil {
-		return id, t.Refused(id)
-	}
-	return id, nil
+	c.id, err = identityOf(leaf)
+	return c, err
 }
 
 func identityOf(c *x509.Certificate) (Identity, error) {
@@ -82,7 +140,7 @@ func identityOf(c *x509.Certificate) (Identity, error) {
 }
 
 func (t *Trust) own() *tls.Certificate {
-	behind := t.authorities()
+	behind := parseAll(t.Authorities())
 	if t.Crosses != nil {
 		behind = append(behind, parseAll(t.Crosses())...)
 	}

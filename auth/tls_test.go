@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/url"
@@ -396,5 +397,52 @@ func TestAuthoritiesCross(t *testing.T) {
 	}
 	if pair(with(node(next, "node-a"), all(next.Certificate()), all(forged)), late) {
 		t.Error("an unknown authority vouched for another")
+	}
+}
+
+// What was checked once is not taken any longer than it would be if it was
+// checked each time.
+func TestCallerIsAskedAnew(t *testing.T) {
+	ours, others := testAuthority(t, "c1"), testAuthority(t, "c1")
+	caller := issue(t, ours, Identity{"c1", RoleNode, "node-b"}, testTime)
+	state := tls.ConnectionState{PeerCertificates: []*x509.Certificate{caller.certificate}}
+	server := trust(ours, caller)
+	now, authority := testTime, ours
+	var refusal error
+	server.Now = func() time.Time { return now }
+	server.Authorities = func() [][]byte { return [][]byte{authority.Certificate()} }
+	server.Refused = func(Identity) error { return refusal }
+	for _, step := range []struct {
+		name   string
+		change func()
+		ok     bool
+	}{
+		{"first", func() {}, true},
+		{"again", func() {}, true},
+		{"expired", func() { now = caller.NotAfter().Add(time.Second) }, false},
+		{"not yet valid", func() { now = caller.certificate.NotBefore.Add(-time.Second) }, false},
+		{"valid again", func() { now = testTime }, true},
+		{"removed", func() { refusal = errors.New("removed") }, false},
+		{"taken again", func() { refusal = nil }, true},
+		{"another authority", func() { authority = others }, false},
+		{"the old authority", func() { authority = ours }, true},
+	} {
+		step.change()
+		id, ok, err := server.Caller(state)
+		if ok != step.ok || (err == nil) != step.ok || ok && id.Name != "node-b" {
+			t.Errorf("%s: %v, %v, %v", step.name, id, ok, err)
+		}
+	}
+}
+
+func BenchmarkCaller(b *testing.B) {
+	a := testAuthority(b, "c1")
+	caller := issue(b, a, Identity{"c1", RoleOperator, "alice"}, testTime)
+	state := tls.ConnectionState{PeerCertificates: []*x509.Certificate{caller.certificate}}
+	server := trust(a, caller)
+	for b.Loop() {
+		if _, ok, err := server.Caller(state); !ok {
+			b.Fatal(err)
+		}
 	}
 }
