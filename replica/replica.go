@@ -126,6 +126,12 @@ type Replica struct {
 	snapshotting atomic.Bool
 	calls        *mailbox[func(*core)]
 
+	// Of the appender.
+	// Invariant: unsynced is set while the log has entries, a term or a vote that no
+	// sync has made durable; the term and vote it was given last are the staged ones.
+	unsynced               bool
+	stagedTerm, stagedVote uint64
+
 	// Of the applier.
 	// conf is the membership after the newest applied entry.
 	conf *raftpb.ConfState

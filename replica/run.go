@@ -158,9 +158,8 @@ func (r *Replica) appender() {
 // It gives false when the replica stops.
 func (r *Replica) append(batches []*raftpb.Message) bool {
 	for len(batches) > 0 {
-		n, answers, ok := r.stage(batches)
-		// Without an answer nobody relies on it: it goes with the next frame.
-		if !ok || answers && !r.sync() || !r.finish(batches[:n]) {
+		n, due, ok := r.stage(batches)
+		if !ok || due && !r.sync() || !r.finish(batches[:n]) {
 			return false
 		}
 		batches = batches[n:]
@@ -168,17 +167,20 @@ func (r *Replica) append(batches []*raftpb.Message) bool {
 	return true
 }
 
-// stage gives the first n batches to the log, and tells whether somebody waits
-// for them to be durable. ok is false when the replica stops.
-func (r *Replica) stage(batches []*raftpb.Message) (n int, answers, ok bool) {
-	size := 0
+// stage gives the first n batches to the log, and tells whether a sync is due:
+// somebody is to be answered who relies on what the log has not made durable yet.
+// Without an answer nobody relies on it, and nobody ever does on a commit index
+// alone: it goes with the next frame. ok is false when the replica stops.
+func (r *Replica) stage(batches []*raftpb.Message) (n int, due, ok bool) {
+	size, answers := 0, false
 	for n < len(batches) && (n == 0 || size < syncBytesMax) {
 		m := batches[n]
 		if s := m.GetSnapshot(); s != nil {
 			if err := r.log.InstallSnapshot(s.GetMetadata()); err != nil {
 				r.fail(err)
-				return n, answers, false
+				return n, false, false
 			}
+			r.unsynced = true
 		}
 		for _, e := range m.GetEntries() {
 			size += len(e.GetData())
@@ -187,11 +189,16 @@ func (r *Replica) stage(batches []*raftpb.Message) (n int, answers, ok bool) {
 			last, _ := r.storage.LastIndex()
 			m.Entries = slices.DeleteFunc(m.GetEntries(), func(e *raftpb.Entry) bool { return e.GetIndex() <= last })
 		}
-		r.log.Append(hardState(m), m.GetEntries())
+		hs := hardState(m)
+		if hs != nil && (hs.GetTerm() != r.stagedTerm || hs.GetVote() != r.stagedVote) {
+			r.stagedTerm, r.stagedVote, r.unsynced = hs.GetTerm(), hs.GetVote(), true
+		}
+		r.unsynced = r.unsynced || len(m.GetEntries()) > 0
+		r.log.Append(hs, m.GetEntries())
 		answers = answers || len(m.GetResponses()) > 0
 		n++
 	}
-	return n, answers && !planted.Is(planted.NoSync), true
+	return n, answers && r.unsynced && !planted.Is(planted.NoSync), true
 }
 
 // finish makes batches that are durable known to Raft. It gives false when the
@@ -228,6 +235,7 @@ func (r *Replica) sync() bool {
 	for {
 		err := r.log.Sync()
 		if err == nil {
+			r.unsynced = false
 			return true
 		}
 		if !errors.Is(err, wal.ErrFull) {

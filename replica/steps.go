@@ -39,7 +39,7 @@ type Steps struct {
 	// batches wait for the disk; the first staged ones are with it.
 	batches []*raftpb.Message
 	staged  int
-	answers bool
+	due     bool
 }
 
 // OpenSteps restores a replica from what a storage recovered. applied is
@@ -81,7 +81,7 @@ func (s *Steps) Queued() int {
 func (s *Steps) BeginAppend() bool {
 	s.batches = append(s.batches, s.appends.take(nil)...)
 	var ok bool
-	s.staged, s.answers, ok = s.stage(s.batches)
+	s.staged, s.due, ok = s.stage(s.batches)
 	return ok
 }
 
@@ -89,7 +89,7 @@ func (s *Steps) BeginAppend() bool {
 // it gives full, and is to be called again later. ok is false when the replica
 // has failed.
 func (s *Steps) EndAppend() (full, ok bool) {
-	if s.answers {
+	if s.due {
 		err := s.log.Sync()
 		if errors.Is(err, wal.ErrFull) {
 			s.log.Reserve()
@@ -99,6 +99,7 @@ func (s *Steps) EndAppend() (full, ok bool) {
 			s.fail(err)
 			return false, false
 		}
+		s.unsynced = false
 	}
 	done := s.batches[:s.staged]
 	s.batches, s.staged = s.batches[s.staged:], 0
