@@ -26,6 +26,11 @@ const (
 	dialTimeout = 5 * time.Second
 	// receiveBytesMax holds a page of 10,000 VMs of up to 6 KiB each.
 	receiveBytesMax = 64 << 20
+	// streamWindowBytes and connWindowBytes may be on their way to a caller that is
+	// slow. They are fixed, since gRPC otherwise measures the path by a ping for
+	// almost every answer.
+	streamWindowBytes = 2 << 20
+	connWindowBytes   = 8 << 20
 	// retryTriesMax and the backoff below make retries last about 5 s, enough
 	// for a daemon to restart.
 	retryTriesMax   = 12
@@ -89,6 +94,8 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 			return c.dial(ctx)
 		}),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithStaticStreamWindowSize(streamWindowBytes),
+		grpc.WithStaticConnWindowSize(connWindowBytes),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(receiveBytesMax)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: retryWaitFirst, Multiplier: 1.5, Jitter: 0.2, MaxDelay: reconnectDelays},

@@ -27,6 +27,10 @@ const (
 	keepaliveTimeout = 5 * time.Second
 	// messageBytesMax of what another node answers: a page of the largest VMs.
 	messageBytesMax = 64 << 20
+	// streamWindowBytes and connWindowBytes are those of the server, for the same
+	// reason.
+	streamWindowBytes = 2 << 20
+	connWindowBytes   = 8 << 20
 )
 
 // dial connects to a node of that id; it does not wait for the connection, which
@@ -39,6 +43,8 @@ func dial(trust *auth.Trust, nodeID, address string) (*grpc.ClientConn, error) {
 			MinConnectTimeout: connectTimeout,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveAfter, Timeout: keepaliveTimeout}),
+		grpc.WithStaticStreamWindowSize(streamWindowBytes),
+		grpc.WithStaticConnWindowSize(connWindowBytes),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(messageBytesMax)),
 	)
 }
