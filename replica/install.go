@@ -45,7 +45,7 @@ func (r *Replica) ReceiveSnapshot(ctx context.Context, m *raftpb.Message, body i
 	if err == nil {
 		var in io.ReadCloser
 		if in, err = r.log.OpenReceived(index); err == nil {
-			err = errors.Join(next.Restore(in), in.Close())
+			err = errors.Join(readState(in, next), in.Close())
 		}
 	}
 	if err == nil && next.View().Index() != index {

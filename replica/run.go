@@ -479,9 +479,9 @@ func (r *Replica) snapshot(req snapshotRequest) error {
 	}
 	var bytes int64
 	err := r.log.SaveSnapshot(meta, func(w io.Writer) error {
-		c := &counter{w: w}
-		defer func() { bytes = c.n }()
-		return req.view.WriteSnapshot(c)
+		n, err := writeState(w, req.view)
+		bytes = n
+		return err
 	})
 	if err != nil {
 		return err
@@ -499,15 +499,4 @@ func (r *Replica) snapshot(req snapshotRequest) error {
 	}
 	r.logger.Debug("snapshot", "index", index, "bytes", bytes)
 	return nil
-}
-
-type counter struct {
-	w io.Writer
-	n int64
-}
-
-func (c *counter) Write(b []byte) (int, error) {
-	n, err := c.w.Write(b)
-	c.n += int64(n)
-	return n, err
 }

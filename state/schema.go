@@ -123,6 +123,17 @@ func first[T any](txn *memdb.Txn, table, index, arg string) *T {
 	return raw.(*T)
 }
 
+// each gives every object of a table to f, ordered by id.
+func each[T any](txn *memdb.Txn, table string, f func(*T)) {
+	it, err := txn.Get(table, indexID)
+	if err != nil {
+		panic(err)
+	}
+	for raw := it.Next(); raw != nil; raw = it.Next() {
+		f(raw.(*T))
+	}
+}
+
 // all gives the objects with that value of an index, ordered by id.
 func all[T any](txn *memdb.Txn, table, index string, args ...any) []*T {
 	it, err := txn.Get(table, index, args...)

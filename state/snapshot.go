@@ -24,8 +24,8 @@ const (
 	// recordBytesMax bounds one record, so that damage in a length cannot ask for
 	// all memory: four times the largest command.
 	recordBytesMax = 4 << 20
-	// streamBufferBytes is one write to the file.
-	streamBufferBytes = 256 << 10
+	// streamBufferBytes is one write, after some half a millisecond of encoding.
+	streamBufferBytes = 32 << 10
 )
 
 // WriteSnapshot writes all of the view as a stream of length-delimited
@@ -37,25 +37,7 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 	sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Header{
 		Header: &blixardv1.StateHeader{Format: snapshotFormat, Index: v.index},
 	}})
-	txn := v.db.Txn(false)
-	for _, o := range all[blixardv1.VM](txn, tableVM, indexID) {
-		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Vm{Vm: o}})
-	}
-	for _, o := range all[blixardv1.Allocation](txn, tableAllocation, indexID) {
-		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Allocation{Allocation: o}})
-	}
-	for _, o := range all[blixardv1.Node](txn, tableNode, indexID) {
-		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Node{Node: o}})
-	}
-	for _, o := range all[blixardv1.Cluster](txn, tableCluster, indexID) {
-		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Cluster{Cluster: o}})
-	}
-	for _, o := range all[blixardv1.Member](txn, tableMember, indexID) {
-		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Member{Member: o}})
-	}
-	for _, o := range all[blixardv1.Token](txn, tableToken, indexID) {
-		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Token{Token: o}})
-	}
+	v.putObjects(sw)
 	for _, o := range v.events {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Event{Event: o}})
 	}
@@ -75,6 +57,30 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 		return fmt.Errorf("write snapshot of index %d: %w", v.index, sw.err)
 	}
 	return nil
+}
+
+// putObjects writes the tables. No list of all objects is made: there may be very
+// many.
+func (v *View) putObjects(sw *snapshotWriter) {
+	txn := v.db.Txn(false)
+	each(txn, tableVM, func(o *blixardv1.VM) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Vm{Vm: o}})
+	})
+	each(txn, tableAllocation, func(o *blixardv1.Allocation) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Allocation{Allocation: o}})
+	})
+	each(txn, tableNode, func(o *blixardv1.Node) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Node{Node: o}})
+	})
+	each(txn, tableCluster, func(o *blixardv1.Cluster) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Cluster{Cluster: o}})
+	})
+	each(txn, tableMember, func(o *blixardv1.Member) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Member{Member: o}})
+	})
+	each(txn, tableToken, func(o *blixardv1.Token) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Token{Token: o}})
+	})
 }
 
 // Hash is a digest of everything in the view: replicas at the same index have
@@ -101,6 +107,7 @@ func (w *snapshotWriter) put(record *blixardv1.StateSnapshot) {
 	}
 	options := proto.MarshalOptions{Deterministic: true}
 	size := options.Size(record)
+	options.UseCachedSize = true // objects are shared and never changed
 	w.buf = binary.AppendUvarint(w.buf[:0], uint64(size))
 	w.buf, w.err = options.MarshalAppend(w.buf, record)
 	if w.err != nil {
@@ -140,47 +147,10 @@ func damaged(format string, args ...any) error {
 		WithHint("the replica falls back to its older snapshot and the log")
 }
 
-type snapshotReader struct {
-	in      *bufio.Reader
-	digest  hash.Hash
-	records uint64
-	buf     []byte
-}
-
-// next reads one record; sum is the digest of everything before it.
-func (r *snapshotReader) next() (record *blixardv1.StateSnapshot, sum []byte, err error) {
-	sum = nil
-	size, err := binary.ReadUvarint(r.in)
-	if err != nil {
-		return nil, nil, damaged("it ends after record %d: %v", r.records, err)
-	}
-	if size > recordBytesMax {
-		return nil, nil, damaged("record %d of %d bytes", r.records+1, size)
-	}
-	head := binary.AppendUvarint(nil, size)
-	if uint64(cap(r.buf)) < size {
-		r.buf = make([]byte, size)
-	}
-	r.buf = r.buf[:size]
-	if _, err := io.ReadFull(r.in, r.buf); err != nil {
-		return nil, nil, damaged("it ends within record %d: %v", r.records+1, err)
-	}
-	record = &blixardv1.StateSnapshot{}
-	if err := proto.Unmarshal(r.buf, record); err != nil {
-		return nil, nil, damaged("record %d: %v", r.records+1, err)
-	}
-	if record.GetEnd() != nil {
-		sum = r.digest.Sum(nil)
-	}
-	r.digest.Write(head)
-	r.digest.Write(r.buf)
-	r.records++
-	return record, sum, nil
-}
-
 // read fills the empty s.
 func (s *State) read(in io.Reader) error {
-	r := &snapshotReader{in: bufio.NewReaderSize(in, streamBufferBytes), digest: sha256.New()}
+	r := newSnapshotReader(in)
+	defer r.close()
 	record, _, err := r.next()
 	if err != nil {
 		return err

@@ -56,7 +56,9 @@ func (s *State) reset() {
 	if err != nil {
 		panic(err) // the schema is a constant
 	}
-	s.index, s.floor, s.db = 0, 0, db
+	// A snapshot is as good as the database, and tells nobody of changes, which
+	// would cost more than making them.
+	s.index, s.floor, s.db = 0, 0, db.Snapshot()
 	s.events, s.changes, s.answers = nil, nil, nil
 	s.byKey = map[answerKey]*answer{}
 }
