@@ -61,7 +61,21 @@ func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr e
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	a, b := net.Pipe()
+	// A pipe has no buffer, so that two ends which both refuse would wait for each
+	// other.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	b, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
 	s, c := tls.Server(a, server), tls.Client(b, client)
 	done := make(chan error, 1)
 	go func() {
