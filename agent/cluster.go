@@ -58,43 +58,85 @@ func (a *Agent) watchOnce(ctx context.Context) (synced bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("watch allocations: %w", err)
 	}
-	first := map[string]*blixardv1.Allocation{}
+	var list Listing
 	for {
 		m, err := stream.Recv()
 		if err != nil {
-			return synced, fmt.Errorf("watch allocations: %w", err)
+			return list.Synced(), fmt.Errorf("watch allocations: %w", err)
 		}
-		switch {
-		case m.GetSynced():
-			synced = true
-			list := first
-			first = nil
-			a.post(ctx, func(time.Time) {
-				ids := map[string]bool{}
-				for id, alloc := range list {
-					ids[id] = true
-					a.core.SetAllocation(alloc)
-				}
-				a.core.Resync(ids)
-			})
-		case m.GetAllocation() == nil:
-		case !synced:
-			first[m.GetAllocation().GetId()] = m.GetAllocation()
-		case m.GetRemoved():
-			id := m.GetAllocation().GetId()
-			a.post(ctx, func(time.Time) { a.core.DropAllocation(id) })
-		default:
-			alloc := m.GetAllocation()
-			a.post(ctx, func(time.Time) { a.core.SetAllocation(alloc) })
+		if tell := list.Take(m); tell != nil {
+			a.post(ctx, func(time.Time) { tell(a.core) })
 		}
 	}
 }
 
-// leaseState is guarded by Agent.mu.
-type leaseState struct {
-	// deadline on CLOCK_BOOTTIME, counted from the moment the request was sent.
+// Listing makes of the messages of one WatchAllocations what the core is to be
+// told. The zero value is for a new stream. It is plain, and not safe for concurrent
+// use.
+type Listing struct {
+	// first are the allocations named before the stream was synced: until then, one
+	// that was not named may exist.
+	first  []*blixardv1.Allocation
+	synced bool
+}
+
+// Synced tells whether the whole list was seen.
+func (l *Listing) Synced() bool { return l.synced }
+
+// Take takes a message and gives what to tell the core, nil for nothing.
+func (l *Listing) Take(m *blixardv1.WatchAllocationsResponse) (tell func(*Core)) {
+	alloc := m.GetAllocation()
+	switch {
+	case m.GetSynced():
+		l.synced = true
+		list := l.first
+		l.first = nil
+		return func(c *Core) {
+			ids := map[string]bool{}
+			for _, a := range list {
+				ids[a.GetId()] = true
+				c.SetAllocation(a)
+			}
+			c.Resync(ids)
+		}
+	case alloc == nil:
+		return nil
+	case !l.synced:
+		l.first = append(l.first, alloc)
+		return nil
+	case m.GetRemoved():
+		return func(c *Core) { c.DropAllocation(alloc.GetId()) }
+	default:
+		return func(c *Core) { c.SetAllocation(alloc) }
+	}
+}
+
+// Lease is what a node knows of its lease. It is plain, and not safe for concurrent
+// use.
+type Lease struct {
+	// deadline on CLOCK_BOOTTIME.
 	deadline boottime.Instant
 	ttl      time.Duration
+}
+
+// Granted takes a grant of ttl that was asked for at sent, and gives the deadline
+// for the fence. It counts from the moment before the request left: a late answer
+// shortens the lease and can never lengthen it.
+func (l *Lease) Granted(sent boottime.Instant, ttl time.Duration) boottime.Instant {
+	deadline := sent.Add(ttl)
+	l.deadline, l.ttl = max(l.deadline, deadline), ttl
+	return deadline
+}
+
+// Deadline is the end of the lease.
+func (l *Lease) Deadline() boottime.Instant { return l.deadline }
+
+// RenewAfter is the time from one renewal to the next.
+func (l *Lease) RenewAfter() time.Duration {
+	if every := l.ttl / leaseShare; every > 0 {
+		return every
+	}
+	return leaseEvery
 }
 
 // renewLease asks the cluster for the node's lease and hands the deadline to the
@@ -104,8 +146,6 @@ func (a *Agent) renewLease(ctx context.Context, ttl time.Duration) error {
 	if ttl > 0 {
 		req.Ttl = durationpb.New(ttl)
 	}
-	// The clock is read before the request leaves: a late answer shortens the
-	// lease and can never lengthen it.
 	sent := boottime.Now()
 	var granted time.Duration
 	err := within(ctx, leaseTimeout, func(ctx context.Context) error {
@@ -119,12 +159,8 @@ func (a *Agent) renewLease(ctx context.Context, ttl time.Duration) error {
 	if granted <= 0 {
 		return problem.New(problem.Fenced, "lease.refused", "the cluster granted no lease")
 	}
-	deadline := sent.Add(granted)
 	a.mu.Lock()
-	if deadline > a.lease.deadline {
-		a.lease.deadline = deadline
-	}
-	a.lease.ttl = granted
+	deadline := a.lease.Granted(sent, granted)
 	a.mu.Unlock()
 	return a.cfg.Leases.Renew(ctx, deadline)
 }
@@ -139,7 +175,7 @@ func (a *Agent) ExtendLease(ctx context.Context, ttl time.Duration) error {
 func (a *Agent) LeaseLeft() time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.lease.deadline.Sub(boottime.Now())
+	return a.lease.Deadline().Sub(boottime.Now())
 }
 
 // keepLease renews until ctx ends. A failure needs no action here: the
@@ -150,11 +186,8 @@ func (a *Agent) keepLease(ctx context.Context) {
 			a.log.Warn("the node's lease was not renewed", "left", a.LeaseLeft(), "err", err)
 		}
 		a.mu.Lock()
-		every := a.lease.ttl / leaseShare
+		every := a.lease.RenewAfter()
 		a.mu.Unlock()
-		if every <= 0 {
-			every = leaseEvery
-		}
 		if !pause(ctx, every) {
 			return
 		}

@@ -426,6 +426,24 @@ func (c *Core) Poll(now time.Time) []Action {
 	return out
 }
 
+// Turn is what is to be done after the core was told something, or was woken.
+type Turn struct {
+	// Keep is to be durable before the rest is begun: no step may be one that a crash
+	// would forget.
+	Keep    []*blixardv1.AllocationRecord
+	Reports []*blixardv1.AllocationReport
+	Actions []Action
+	// Wake is when the next turn is due by the clock alone; zero for never.
+	Wake time.Time
+}
+
+// Turn gives all that is due at now.
+func (c *Core) Turn(now time.Time) Turn {
+	t := Turn{Actions: c.Poll(now)}
+	t.Keep, t.Reports, t.Wake = c.TakeDirty(), c.TakeReports(), c.NextWake()
+	return t
+}
+
 // NextWake is when Poll has something to do by the clock alone; zero for never.
 func (c *Core) NextWake() time.Time { return c.wake }
 

@@ -21,6 +21,46 @@ const (
 	reportRetry   = 500 * time.Millisecond
 )
 
+// Outbox is what waits to be told to the cluster, in order. It is plain: Next gives
+// what is to be sent, and Settle says how that ended. It is not safe for concurrent
+// use.
+type Outbox struct {
+	queue []*blixardv1.AllocationReport
+	// sent was given by Next and is given again until it is settled: what follows
+	// must not overtake it.
+	sent []*blixardv1.AllocationReport
+}
+
+// Add puts reports behind those that wait.
+func (o *Outbox) Add(reports []*blixardv1.AllocationReport) {
+	o.queue = append(o.queue, reports...)
+	if len(o.queue) > reportsMax {
+		o.queue = newestOnly(o.queue)
+	}
+}
+
+// Next gives the batch to send, nil when nothing waits.
+func (o *Outbox) Next() []*blixardv1.AllocationReport {
+	if len(o.sent) == 0 {
+		n := min(len(o.queue), reportBatch)
+		o.sent, o.queue = o.queue[:n:n], o.queue[n:]
+	}
+	return o.sent
+}
+
+// Settle takes how sending the batch ended, and tells whether the next may follow:
+// else the same is to be sent again after a pause. What the cluster refuses for good
+// is dropped, since the next status of that allocation says what is true then.
+func (o *Outbox) Settle(err error) (next bool) {
+	if err != nil {
+		if p := problem.From(err); p.Kind == problem.Unavailable || p.Kind == problem.NotLeader {
+			return false
+		}
+	}
+	o.sent = nil
+	return true
+}
+
 // reporter sends statuses to the cluster in order, and again until it hears that
 // they arrived.
 type reporter struct {
@@ -29,8 +69,8 @@ type reporter struct {
 	log     *slog.Logger
 	wake    chan struct{}
 
-	mu    sync.Mutex
-	queue []*blixardv1.AllocationReport
+	mu  sync.Mutex
+	out Outbox
 }
 
 func newReporter(nodeID string, cluster blixardv1.AgentServiceClient, log *slog.Logger) *reporter {
@@ -42,10 +82,7 @@ func (r *reporter) add(reports []*blixardv1.AllocationReport) {
 		return
 	}
 	r.mu.Lock()
-	r.queue = append(r.queue, reports...)
-	if len(r.queue) > reportsMax {
-		r.queue = newestOnly(r.queue)
-	}
+	r.out.Add(reports)
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
@@ -83,44 +120,36 @@ func (r *reporter) run(ctx context.Context) {
 		}
 		for {
 			r.mu.Lock()
-			n := min(len(r.queue), reportBatch)
-			batch := r.queue[:n:n]
-			r.queue = r.queue[n:]
+			batch := r.out.Next()
 			r.mu.Unlock()
-			if n == 0 {
+			if len(batch) == 0 {
 				break
 			}
-			if !r.send(ctx, batch) {
+			err := r.send(ctx, batch)
+			if ctx.Err() != nil {
+				return
+			}
+			r.mu.Lock()
+			next := r.out.Settle(err)
+			r.mu.Unlock()
+			if !next && !pause(ctx, reportRetry) {
 				return
 			}
 		}
 	}
 }
 
-// send delivers one batch. What the cluster refuses for good is dropped, since
-// the next status of that allocation says what is true then.
-func (r *reporter) send(ctx context.Context, batch []*blixardv1.AllocationReport) bool {
-	for {
-		err := within(ctx, reportTimeout, func(ctx context.Context) error {
-			failpoint.Hit("agent.report.before")
-			_, err := r.cluster.Report(ctx, &blixardv1.ReportRequest{NodeId: r.nodeID, Reports: batch})
-			return err
-		})
-		if err == nil {
-			failpoint.Hit("agent.report.after")
-			return true
-		}
-		if ctx.Err() != nil {
-			return false
-		}
-		p := problem.From(err)
-		if p.Kind != problem.Unavailable && p.Kind != problem.NotLeader {
-			r.log.Error("the cluster refuses a report", "reports", len(batch), "code", p.Code, "err", err)
-			return true
-		}
-		r.log.Warn("can't report to the cluster; trying again", "reports", len(batch), "err", err)
-		if !pause(ctx, reportRetry) {
-			return false
-		}
+// send delivers one batch.
+func (r *reporter) send(ctx context.Context, batch []*blixardv1.AllocationReport) error {
+	err := within(ctx, reportTimeout, func(ctx context.Context) error {
+		failpoint.Hit("agent.report.before")
+		_, err := r.cluster.Report(ctx, &blixardv1.ReportRequest{NodeId: r.nodeID, Reports: batch})
+		return err
+	})
+	if err == nil {
+		failpoint.Hit("agent.report.after")
+	} else if ctx.Err() == nil {
+		r.log.Warn("the cluster did not take a report", "reports", len(batch), "code", problem.From(err).Code, "err", err)
 	}
+	return err
 }

@@ -95,7 +95,7 @@ type Agent struct {
 	mu               sync.Mutex
 	followers        map[string]*follower
 	followersChanged chan struct{}
-	lease            leaseState
+	lease            Lease
 }
 
 // New opens the journal in cfg.Dir and recovers what it says; nothing runs yet.
@@ -139,7 +139,7 @@ func (a *Agent) recover(ctx context.Context) error {
 		for _, p := range list {
 			processes[p.GetProcessId()] = p
 		}
-		for _, p := range strays(list, records) {
+		for _, p := range Strays(list, records) {
 			a.log.Warn("ending a hypervisor without a record", "process", p.GetProcessId(), "alloc", p.GetAllocationId())
 			if !p.GetExited() {
 				if err := a.killProcess(ctx, lane, p.GetProcessId()); err != nil {
@@ -157,8 +157,8 @@ func (a *Agent) recover(ctx context.Context) error {
 	return nil
 }
 
-// strays are processes that are not the newest boot of any record.
-func strays(list []*blixardv1.SupervisedProcess, records []*blixardv1.AllocationRecord) []*blixardv1.SupervisedProcess {
+// Strays are processes that are not the newest boot of any record.
+func Strays(list []*blixardv1.SupervisedProcess, records []*blixardv1.AllocationRecord) []*blixardv1.SupervisedProcess {
 	known := map[string]bool{}
 	for _, r := range records {
 		known[ProcessID(r)] = true
@@ -226,20 +226,20 @@ func (a *Agent) loop(ctx context.Context) error {
 			after = a.tellAll(f)
 		}
 		now := time.Now()
-		todo := a.core.Poll(now)
-		if !a.persist(ctx) {
+		turn := a.core.Turn(now)
+		if !a.persist(ctx, turn.Keep) {
 			return ctx.Err()
 		}
 		for _, f := range after {
 			f()
 		}
-		a.reports.add(a.core.TakeReports())
-		for _, act := range todo {
+		a.reports.add(turn.Reports)
+		for _, act := range turn.Actions {
 			a.begin(ctx, act)
 		}
 		wait := idleWake
-		if w := a.core.NextWake(); !w.IsZero() {
-			wait = max(0, min(idleWake, w.Sub(now)))
+		if !turn.Wake.IsZero() {
+			wait = max(0, min(idleWake, turn.Wake.Sub(now)))
 		}
 		timer.Reset(wait)
 	}
@@ -263,8 +263,8 @@ func (a *Agent) tellAll(f fact) (after []func()) {
 // persist keeps the changed records, trying for as long as it takes: no step may
 // begin that a crash would forget. On a full disk the node so stands still, and
 // its VMs go on. It reports false when ctx ended.
-func (a *Agent) persist(ctx context.Context) bool {
-	for _, r := range a.core.TakeDirty() {
+func (a *Agent) persist(ctx context.Context, records []*blixardv1.AllocationRecord) bool {
+	for _, r := range records {
 		for {
 			err := a.journal.put(r)
 			if err == nil {
