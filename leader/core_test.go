@@ -223,11 +223,14 @@ type rounds struct {
 	err error
 }
 
-func (r *rounds) ReadIndex(context.Context) (uint64, error) { r.n++; return 1, r.err }
+func (r *rounds) LeadTerm() uint64 { return 1 }
 
-func (r *rounds) View() *state.View { return state.New(state.DefaultLimits()).View() }
+func (r *rounds) Read(context.Context) (*state.View, error) {
+	r.n++
+	return state.New(state.DefaultLimits()).View(), r.err
+}
 
-func (r *rounds) Propose(context.Context, *blixardv1.Command) (state.Result, error) {
+func (r *rounds) ProposeInTerm(context.Context, uint64, *blixardv1.Command) (state.Result, error) {
 	return state.Result{}, errors.New("nothing is proposed for a node that is not known")
 }
 

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 )
@@ -20,88 +21,216 @@ const (
 	MaxTTL = 5 * time.Minute
 )
 
-// driftPercent: two clocks part by at most that.
+// driftPercent is how far a clock may be off in its rate.
 const driftPercent = 1
+
+// longest is what a clock that is too fast shows at most while one that is too slow
+// shows d.
+func longest(d time.Duration) time.Duration { return d * (100 + driftPercent) / (100 - driftPercent) }
 
 // Table knows until when each node's lease lasts, as far as this leader can know.
 // It is plain: time goes in, commands come out. It is not safe for concurrent use.
+//
+// A lease is granted in steps: Ask, then a quorum round that begins after it, then
+// Confirm with the node of a view that the round led to, then, when that gave one, a
+// command that must be applied, and Done. Only after that the node is told.
 type Table struct {
 	// TTL is the cluster's lease and Margin what is waited beyond its end.
 	TTL, Margin time.Duration
-	// began is when this leader's term did: a lease that an earlier leader granted
-	// was granted before.
+	// term that this table is of, and when it began: a lease that an earlier leader
+	// granted was granted before.
+	term   uint64
 	began  time.Time
 	grants map[string]grant
+	// condemned nodes were said to be down at that time, and the state may not show
+	// it yet.
+	condemned map[string]time.Time
 }
 
+// grant is what this leader granted to a node.
 type grant struct {
-	at          time.Time
-	ttl         time.Duration
-	incarnation uint64
+	// ends is the end of the newest lease, certain when all are over on any clock,
+	// and long when those are that are longer than the cluster's.
+	ends, certain, long time.Time
+	incarnation         uint64
 }
 
 // Begin forgets everything: a new leader knows of no grant, and waits for every
-// node as if it had granted each a lease just now.
-func (t *Table) Begin(now time.Time) {
-	t.began, t.grants = now, map[string]grant{}
-}
-
-// Granted notes a lease that begins at the latest now.
-func (t *Table) Granted(nodeID string, incarnation uint64, ttl time.Duration, now time.Time) {
-	if g := t.grants[nodeID]; g.at.Add(g.ttl).After(now.Add(ttl)) && g.incarnation == incarnation {
-		return // a longer one lasts on
+// node as if it had granted each a lease just now. The same term does not begin twice.
+func (t *Table) Begin(term uint64, now time.Time) {
+	if term != 0 && t.term == term {
+		return
 	}
-	t.grants[nodeID] = grant{now, ttl, incarnation}
+	t.term, t.began, t.grants, t.condemned = term, now, map[string]grant{}, map[string]time.Time{}
+	if planted.Is(planted.NewLeaderDoesNotWait) {
+		t.began = now.Add(-time.Hour)
+	}
 }
 
-// End gives when the lease that n may hold is certainly over: the node counts from
-// before the grant, and its clock may be slow.
+// Request of a node for a lease, on its way to the grant.
+type Request struct {
+	NodeID      string
+	Incarnation uint64
+	TTL         time.Duration
+	// Term in which this replica led when it was asked.
+	Term uint64
+	// condemned is when the node was said to be down.
+	condemned time.Time
+}
+
+var errTTL = problem.New(problem.Invalid, "lease.ttl", "a lease lasts from %v to %v", MinTTL, MaxTTL)
+
+// Ask begins a request. asked 0 means the cluster's ttl; term is that in which this
+// replica leads, 0 when it does not.
+func (t *Table) Ask(term uint64, nodeID string, incarnation uint64, asked time.Duration) (Request, error) {
+	r := Request{NodeID: nodeID, Incarnation: incarnation, TTL: t.TTL, Term: term}
+	if asked != 0 {
+		r.TTL = asked
+	}
+	if r.TTL < MinTTL || r.TTL > MaxTTL {
+		return r, errTTL.WithHint("ask for a time within these bounds")
+	}
+	if term == 0 {
+		return r, errNotLeader
+	}
+	return r, nil
+}
+
+var errNotLeader = problem.New(problem.NotLeader, "replica.not_leader", "another replica leads, and knows which leases there are")
+
+// Confirm notes the lease of a request whose quorum round is over; term is that in
+// which this replica leads now. The lease is noted from now on, since the node counts
+// from before it asked, even if it is told later. When Confirm gives a command, that
+// must be applied in the request's term first: a later leader must wait as long, and
+// what says that the node is down must not come after its lease.
+func (t *Table) Confirm(r *Request, term uint64, n *blixardv1.Node, now time.Time) (*blixardv1.Command, error) {
+	if r.Term != term && !planted.Is(planted.LeaseOfDeposed) {
+		// A round that the next leader answered says nothing of this one's table.
+		return nil, errNotLeader
+	}
+	if n != nil && r.Incarnation != 0 && n.GetIncarnation() != r.Incarnation || n.GetState() == blixardv1.NodeState_left {
+		return nil, problem.New(problem.Fenced, "lease.incarnation", "start %d of node %q is not the one the cluster knows", r.Incarnation, r.NodeID).
+			WithHint("was its data directory copied, or the node removed?")
+	}
+	t.granted(r.NodeID, n.GetIncarnation(), r.TTL, now)
+	if n == nil {
+		return nil, nil
+	}
+	set := &blixardv1.SetNodeStateCommand{NodeId: r.NodeID, Incarnation: n.GetIncarnation(), State: n.GetState()}
+	var condemned bool
+	if r.condemned, condemned = t.condemned[r.NodeID]; condemned || n.GetState() == blixardv1.NodeState_down {
+		set.State, set.Reason = blixardv1.NodeState_ready, reasonRenewed
+	}
+	if r.TTL > max(t.TTL, n.GetLongLease().AsDuration()) {
+		set.LongLease = durationpb.New(r.TTL)
+	}
+	if !condemned && set.State == n.GetState() && set.LongLease == nil || planted.Is(planted.LeaseWhileDown) && set.LongLease == nil {
+		return nil, nil
+	}
+	return &blixardv1.Command{Change: &blixardv1.Command_SetNodeState{SetNodeState: set}}, nil
+}
+
+// reasonRenewed of a node that is ready again.
+const reasonRenewed = "it renewed its lease"
+
+// Done tells that the command of Confirm was applied.
+func (t *Table) Done(r Request) {
+	if at, ok := t.condemned[r.NodeID]; ok && at.Equal(r.condemned) {
+		delete(t.condemned, r.NodeID)
+	}
+}
+
+// granted notes a lease that begins at the latest now.
+func (t *Table) granted(nodeID string, incarnation uint64, ttl time.Duration, now time.Time) {
+	g := t.grants[nodeID]
+	end := now.Add(longest(ttl) + t.Margin)
+	if planted.Is(planted.LongLeaseForgotten) && incarnation != g.incarnation {
+		g = grant{}
+	}
+	g.incarnation, g.ends = incarnation, now.Add(ttl)
+	// A longer one of an earlier start of the node's agent lasts on: its fence is not
+	// moved back.
+	if g.certain.Before(end) {
+		g.certain = end
+	}
+	if ttl > t.TTL && g.long.Before(end) {
+		g.long = end
+	}
+	t.grants[nodeID] = g
+}
+
+// End gives when the newest lease of n ends, and when every one that it may hold is
+// certainly over: the node counts from before the grant, and its clock may be slow.
 func (t *Table) End(n *blixardv1.Node) (lease, certain time.Time) {
 	g, ok := t.grants[n.GetId()]
 	if !ok {
-		g = grant{at: t.began, ttl: max(t.TTL, n.GetLongLease().AsDuration())}
+		g.ends = t.began.Add(t.TTL)
 	}
-	return g.at.Add(g.ttl), g.at.Add(g.ttl + g.ttl*driftPercent/100 + t.Margin)
+	// What earlier leaders granted.
+	certain = t.began.Add(longest(max(t.TTL, n.GetLongLease().AsDuration())) + t.Margin)
+	if certain.Before(g.certain) {
+		certain = g.certain
+	}
+	return g.ends, certain
 }
 
 // Due gives the commands for nodes whose state is another than their lease tells.
 func (t *Table) Due(nodes []*blixardv1.Node, now time.Time) []*blixardv1.Command {
 	var out []*blixardv1.Command
 	for _, n := range nodes {
-		lease, certain := t.End(n)
-		g, granted := t.grants[n.GetId()]
-		want, reason := n.GetState(), ""
-		switch {
-		case n.GetState() == blixardv1.NodeState_left:
-		case !now.Before(certain):
-			want, reason = blixardv1.NodeState_down, "its lease ended and nothing was heard of it"
-		case !now.Before(lease):
-			if want == blixardv1.NodeState_ready {
-				want, reason = blixardv1.NodeState_suspect, "its lease was not renewed"
-			}
-		case granted && g.incarnation == n.GetIncarnation():
-			want, reason = blixardv1.NodeState_ready, "it renewed its lease"
-		}
-		if want != n.GetState() {
-			out = append(out, &blixardv1.Command{Change: &blixardv1.Command_SetNodeState{SetNodeState: &blixardv1.SetNodeStateCommand{
-				NodeId: n.GetId(), Incarnation: n.GetIncarnation(), State: want, Reason: reason,
-			}}})
+		if set := t.due(n, now); set != nil {
+			set.NodeId, set.Incarnation = n.GetId(), n.GetIncarnation()
+			out = append(out, &blixardv1.Command{Change: &blixardv1.Command_SetNodeState{SetNodeState: set}})
 		}
 	}
 	return out
 }
 
+func (t *Table) due(n *blixardv1.Node, now time.Time) *blixardv1.SetNodeStateCommand {
+	lease, certain := t.End(n)
+	g, granted := t.grants[n.GetId()]
+	set := &blixardv1.SetNodeStateCommand{State: n.GetState()}
+	switch {
+	case n.GetState() == blixardv1.NodeState_left:
+	case !now.Before(certain):
+		set.State, set.Reason = blixardv1.NodeState_down, "its lease ended and nothing was heard of it"
+	case !now.Before(lease):
+		if n.GetState() == blixardv1.NodeState_ready {
+			set.State, set.Reason = blixardv1.NodeState_suspect, "its lease was not renewed"
+		}
+	case granted && g.incarnation == n.GetIncarnation():
+		set.State, set.Reason = blixardv1.NodeState_ready, reasonRenewed
+	}
+	if set.State != n.GetState() {
+		if set.State == blixardv1.NodeState_down {
+			t.condemned[n.GetId()] = now
+		}
+		return set
+	}
+	if set.State == blixardv1.NodeState_down {
+		delete(t.condemned, n.GetId()) // the state says so itself now
+	}
+	// A long lease that is over in every case is taken out, so that the next leader
+	// waits no longer than it must.
+	long := n.GetLongLease().AsDuration()
+	if long > 0 && n.GetState() != blixardv1.NodeState_left && !now.Before(g.long) && !now.Before(t.began.Add(longest(long)+t.Margin)) {
+		set.LongLease = durationpb.New(0)
+		return set
+	}
+	return nil
+}
+
 // Quorum gives quorum rounds, and takes what a later leader must know.
+// *[replica.Replica] says what each method promises.
 type Quorum interface {
-	ReadIndex(ctx context.Context) (uint64, error)
-	View() *state.View
-	Propose(ctx context.Context, cmd *blixardv1.Command) (state.Result, error)
+	LeadTerm() uint64
+	Read(ctx context.Context) (*state.View, error)
+	ProposeInTerm(ctx context.Context, term uint64, cmd *blixardv1.Command) (state.Result, error)
 }
 
 // Leases grants the leases of nodes. It is safe for concurrent use.
 type Leases struct {
 	quorum Quorum
-	ttl    time.Duration
 
 	mu    sync.Mutex
 	table Table
@@ -109,46 +238,44 @@ type Leases struct {
 
 // NewLeases makes the leases of a cluster with that ttl and margin.
 func NewLeases(q Quorum, ttl, margin time.Duration) *Leases {
-	l := &Leases{quorum: q, ttl: ttl, table: Table{TTL: ttl, Margin: margin}}
-	l.table.Begin(time.Now())
+	l := &Leases{quorum: q, table: Table{TTL: ttl, Margin: margin}}
+	l.table.Begin(0, time.Now())
 	return l
 }
 
-var errTTL = problem.New(problem.Invalid, "lease.ttl", "a lease lasts from %v to %v", MinTTL, MaxTTL)
-
 // Grant gives a node its lease after a quorum round that began after the call, so
 // that no deposed leader can extend one. asked 0 means the cluster's ttl. A
-// problem of kind Invalid says that asked is out of bounds, and one of kind Fenced
-// that the cluster does not know this start of the node's agent.
+// problem of kind Invalid says that asked is out of bounds, one of kind Fenced
+// that the cluster does not know this start of the node's agent, and one of kind
+// NotLeader that another replica must be asked.
 func (l *Leases) Grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration) (time.Duration, error) {
-	ttl := l.ttl
-	if asked != 0 {
-		ttl = asked
-	}
-	if ttl < MinTTL || ttl > MaxTTL {
-		return 0, errTTL.WithHint("ask for a time within these bounds")
-	}
-	if _, err := l.quorum.ReadIndex(ctx); err != nil {
+	l.mu.Lock()
+	r, err := l.table.Ask(l.quorum.LeadTerm(), nodeID, incarnation, asked)
+	l.mu.Unlock()
+	if err != nil {
 		return 0, err
 	}
-	n := l.quorum.View().Node(nodeID)
-	if n != nil && incarnation != 0 && n.GetIncarnation() != incarnation || n.GetState() == blixardv1.NodeState_left {
-		return 0, problem.New(problem.Fenced, "lease.incarnation", "start %d of node %q is not the one the cluster knows", incarnation, nodeID).
-			WithHint("was its data directory copied, or the node removed?")
+	view, err := l.quorum.Read(ctx)
+	if err != nil {
+		return 0, err
 	}
-	if n != nil && ttl > l.ttl {
-		// A later leader must wait as long, so it is in the log before it is granted.
-		cmd := &blixardv1.Command{Actor: "node:" + nodeID, Change: &blixardv1.Command_SetNodeState{SetNodeState: &blixardv1.SetNodeStateCommand{
-			NodeId: nodeID, Incarnation: n.GetIncarnation(), State: n.GetState(), LongLease: durationpb.New(ttl),
-		}}}
-		if res, err := l.quorum.Propose(ctx, cmd); err != nil || res.Problem != nil {
-			return 0, orProblem(err, res.Problem)
-		}
+	l.mu.Lock()
+	cmd, err := l.table.Confirm(&r, l.quorum.LeadTerm(), view.Node(nodeID), time.Now())
+	l.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	if cmd == nil {
+		return r.TTL, nil
+	}
+	cmd.Actor = "node:" + nodeID
+	if res, err := l.quorum.ProposeInTerm(ctx, r.Term, cmd); err != nil || res.Problem != nil {
+		return 0, orProblem(err, res.Problem)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.table.Granted(nodeID, n.GetIncarnation(), ttl, time.Now())
-	return ttl, nil
+	l.table.Done(r)
+	return r.TTL, nil
 }
 
 func orProblem(err error, p *problem.Error) error {
@@ -159,10 +286,10 @@ func orProblem(err error, p *problem.Error) error {
 }
 
 // begin is for a new leader.
-func (l *Leases) begin(now time.Time) {
+func (l *Leases) begin(term uint64, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.table.Begin(now)
+	l.table.Begin(term, now)
 }
 
 func (l *Leases) due(nodes []*blixardv1.Node, now time.Time) []*blixardv1.Command {

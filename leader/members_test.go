@@ -184,7 +184,7 @@ func TestDemotionAndRemoval(t *testing.T) {
 func TestNodesGoDown(t *testing.T) {
 	table := &Table{TTL: 10 * time.Second, Margin: time.Second}
 	begin := time.Now()
-	table.Begin(begin)
+	table.Begin(1, begin)
 	n := &blixardv1.Node{Id: "node-a", Incarnation: 3, State: blixardv1.NodeState_ready}
 	state := func(after time.Duration) blixardv1.NodeState_Enum {
 		for _, c := range table.Due([]*blixardv1.Node{n}, begin.Add(after)) {
@@ -197,14 +197,88 @@ func TestNodesGoDown(t *testing.T) {
 	if got := state(9 * time.Second); got != blixardv1.NodeState_unspecified {
 		t.Fatalf("a new leader said %v after 9 s", got)
 	}
-	table.Granted("node-a", 3, 10*time.Second, begin.Add(5*time.Second))
+	table.granted("node-a", 3, 10*time.Second, begin.Add(5*time.Second))
 	if got := state(14 * time.Second); got != blixardv1.NodeState_unspecified {
 		t.Fatalf("with a lease it is %v", got)
 	}
 	if got := state(15500 * time.Millisecond); got == blixardv1.NodeState_down {
 		t.Fatalf("at the end of its lease it is %v", got)
 	}
-	if got := state(16200 * time.Millisecond); got != blixardv1.NodeState_down {
+	if got := state(16300 * time.Millisecond); got != blixardv1.NodeState_down {
 		t.Fatalf("after lease, drift and margin it is %v", got)
+	}
+}
+
+// A long lease lasts on when the agent's next start renews for a short time: its
+// fence is not moved back. Once it is over everywhere, the state forgets it.
+func TestLongLeaseOutlivesARestart(t *testing.T) {
+	table := &Table{TTL: 10 * time.Second, Margin: time.Second}
+	begin := time.Now()
+	table.Begin(1, begin)
+	n := &blixardv1.Node{Id: "node-a", Incarnation: 3, State: blixardv1.NodeState_ready}
+	r, err := table.Ask(1, "node-a", 3, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd, err := table.Confirm(&r, 1, n, begin)
+	if err != nil || cmd.GetSetNodeState().GetLongLease().AsDuration() != time.Minute {
+		t.Fatalf("%v, %v", cmd, err)
+	}
+	n.LongLease, n.Incarnation = cmd.GetSetNodeState().GetLongLease(), 4
+	if r, err = table.Ask(1, "node-a", 4, 0); err != nil {
+		t.Fatal(err)
+	}
+	if cmd, err = table.Confirm(&r, 1, n, begin.Add(time.Second)); err != nil || cmd != nil {
+		t.Fatalf("%v, %v", cmd, err)
+	}
+	for _, c := range table.Due([]*blixardv1.Node{n}, begin.Add(62*time.Second)) {
+		if got := c.GetSetNodeState().GetState(); got == blixardv1.NodeState_down {
+			t.Fatal("it is down while the long lease may last")
+		}
+	}
+	n.State = blixardv1.NodeState_down
+	due := table.Due([]*blixardv1.Node{n}, begin.Add(63*time.Second))
+	if len(due) != 1 || due[0].GetSetNodeState().GetLongLease() == nil || due[0].GetSetNodeState().GetLongLease().AsDuration() != 0 {
+		t.Fatalf("after the long lease: %v", due)
+	}
+}
+
+// Who is said to be down gets a lease only after the log says that it is ready
+// again, even while the state does not show yet that it is down. A request that was
+// begun in another term is refused.
+func TestLeaseWaitsForReady(t *testing.T) {
+	table := &Table{TTL: 10 * time.Second, Margin: time.Second}
+	begin := time.Now()
+	table.Begin(1, begin)
+	n := &blixardv1.Node{Id: "node-a", Incarnation: 3, State: blixardv1.NodeState_suspect}
+	due := table.Due([]*blixardv1.Node{n}, begin.Add(time.Minute))
+	if len(due) != 1 || due[0].GetSetNodeState().GetState() != blixardv1.NodeState_down {
+		t.Fatalf("%v", due)
+	}
+	for range 2 {
+		r, err := table.Ask(1, "node-a", 3, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := table.Confirm(&r, 2, n, begin.Add(time.Minute)); err == nil {
+			t.Fatal("a round of another term was taken")
+		}
+		cmd, err := table.Confirm(&r, 1, n, begin.Add(time.Minute))
+		if err != nil || cmd.GetSetNodeState().GetState() != blixardv1.NodeState_ready {
+			t.Fatalf("%v, %v", cmd, err)
+		}
+		if n.State == blixardv1.NodeState_down {
+			table.Done(r)
+			n.State = blixardv1.NodeState_ready
+		} else {
+			n.State = blixardv1.NodeState_down
+		}
+	}
+	r, err := table.Ask(1, "node-a", 3, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cmd, err := table.Confirm(&r, 1, n, begin.Add(time.Minute)); err != nil || cmd != nil {
+		t.Fatalf("once it is ready: %v, %v", cmd, err)
 	}
 }

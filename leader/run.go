@@ -47,8 +47,8 @@ type Config struct {
 func Run(ctx context.Context, cfg Config) error {
 	r := &runner{cfg: cfg, core: NewCore(NewAllocationID), members: Members{Voters: cfg.Voters, ReplaceAfter: cfg.ReplaceAfter}}
 	for ctx.Err() == nil {
-		if cfg.Replica.Status().Leader {
-			if err := r.term(ctx); err != nil && ctx.Err() == nil {
+		if term := cfg.Replica.LeadTerm(); term != 0 {
+			if err := r.lead(ctx, term); err != nil && ctx.Err() == nil {
 				cfg.Logger.Warn("the leader's loop begins anew", "err", err)
 			}
 		}
@@ -72,22 +72,25 @@ type runner struct {
 	cfg     Config
 	core    *Core
 	members Members
+	// term in which this node leads: what is decided in it is proposed in it alone,
+	// since another leader may have granted leases in between.
+	term uint64
 }
 
-// term follows the state from a fresh view until something fails or another
-// replica leads.
-func (r *runner) term(ctx context.Context) error {
+// lead follows the state from a fresh view until something fails or the term ends.
+func (r *runner) lead(ctx context.Context, term uint64) error {
+	r.term = term
+	r.cfg.Leases.begin(term, time.Now())
 	view, err := r.cfg.Replica.Read(ctx)
 	if err != nil {
 		return err
 	}
 	r.core.Reset(view)
 	r.members.Begin()
-	r.cfg.Leases.begin(time.Now())
 	sub := r.cfg.Replica.Subscribe(view.Index())
 	defer sub.Close()
 	next := time.Now()
-	for r.cfg.Replica.Status().Leader {
+	for r.cfg.Replica.LeadTerm() == term {
 		if err := r.drain(ctx); err != nil {
 			return err
 		}
@@ -189,7 +192,7 @@ func (r *runner) propose(ctx context.Context, cmd *blixardv1.Command) error {
 	defer cancel()
 	cmd.Actor = "leader:" + r.cfg.Name
 	cmd.Time = timestamppb.New(wallclock.Now())
-	res, err := r.cfg.Replica.Propose(ctx, cmd)
+	res, err := r.cfg.Replica.ProposeInTerm(ctx, r.term, cmd)
 	if err != nil {
 		return err
 	}

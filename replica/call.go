@@ -50,6 +50,13 @@ func mayBeMade(cause error) error {
 // ProposeAsync returns, and must not block. The replica takes cmd over: it fills
 // what is empty of time and digest, and cmd must not be changed afterwards.
 func (r *Replica) ProposeAsync(cmd *blixardv1.Command, done func(state.Result, error)) {
+	r.ProposeInTermAsync(0, cmd, done)
+}
+
+// ProposeInTermAsync is ProposeAsync of a change that was decided by the leader of
+// that term: in any other term it is refused with "replica.not_leader". Term 0 means
+// any.
+func (r *Replica) ProposeInTermAsync(term uint64, cmd *blixardv1.Command, done func(state.Result, error)) {
 	data, err := r.encode(cmd)
 	if err != nil {
 		done(state.Result{}, err)
@@ -65,7 +72,7 @@ func (r *Replica) ProposeAsync(cmd *blixardv1.Command, done func(state.Result, e
 		done(state.Result{}, overloaded())
 		return
 	}
-	p := &proposal{cmd: cmd, data: data, done: func(res state.Result, err error) {
+	p := &proposal{cmd: cmd, data: data, decided: term, done: func(res state.Result, err error) {
 		r.underWay.Add(-size)
 		done(res, err)
 	}}
@@ -107,11 +114,16 @@ var answers = sync.Pool{New: func() any { return make(chan answer, 1) }}
 // Propose is ProposeAsync that waits. When ctx ends first the problem is
 // change.unknown.
 func (r *Replica) Propose(ctx context.Context, cmd *blixardv1.Command) (state.Result, error) {
+	return r.ProposeInTerm(ctx, 0, cmd)
+}
+
+// ProposeInTerm is ProposeInTermAsync that waits, as Propose does.
+func (r *Replica) ProposeInTerm(ctx context.Context, term uint64, cmd *blixardv1.Command) (state.Result, error) {
 	if err := ctx.Err(); err != nil {
 		return state.Result{}, problem.From(err)
 	}
 	ch := answers.Get().(chan answer)
-	r.ProposeAsync(cmd, func(res state.Result, err error) { ch <- answer{res, err} })
+	r.ProposeInTermAsync(term, cmd, func(res state.Result, err error) { ch <- answer{res, err} })
 	select {
 	case a := <-ch:
 		answers.Put(ch)

@@ -38,6 +38,8 @@ type proposal struct {
 	data []byte
 	// done is called once, and must not block.
 	done func(state.Result, error)
+	// decided is the term in which it may become an entry; 0 means any.
+	decided uint64
 	// index and term are set once the entry is in the log.
 	index, term uint64
 }
@@ -219,7 +221,7 @@ func (c *core) proposeConf(change *raftpb.ConfChangeV2) error {
 
 // propose gives proposals to Raft. ready must follow.
 func (c *core) propose(proposals []*proposal, e *effects) {
-	if len(proposals) == 0 {
+	if proposals = c.refuseLate(proposals, e); len(proposals) == 0 {
 		return
 	}
 	invariant.That(len(c.fresh) == 0, "%d proposals were given to Raft without a Ready", len(c.fresh))
@@ -242,6 +244,25 @@ func (c *core) propose(proposals []*proposal, e *effects) {
 	for _, p := range proposals {
 		e.answers = append(e.answers, func() { p.done(state.Result{}, refusal) })
 	}
+}
+
+// refuseLate answers what was decided in another term than this one, and gives the
+// rest. Raft may have left the term that the last Ready told of.
+func (c *core) refuseLate(proposals []*proposal, e *effects) []*proposal {
+	var now raft.BasicStatus
+	kept := proposals[:0]
+	for _, p := range proposals {
+		if p.decided != 0 && now.ID == 0 {
+			now = c.rn.BasicStatus()
+		}
+		if p.decided != 0 && (p.decided != now.GetTerm() || now.RaftState != raft.StateLeader) {
+			refusal := notLeader(c.lead)
+			e.answers = append(e.answers, func() { p.done(state.Result{}, refusal) })
+			continue
+		}
+		kept = append(kept, p)
+	}
+	return kept
 }
 
 // read adds readers. All that wait when a round begins share it; at most one

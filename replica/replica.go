@@ -153,8 +153,10 @@ type Replica struct {
 	// underWay bytes of commands between Propose and their answer.
 	underWay           atomic.Int64
 	term, commit, lead atomic.Uint64
-	snapshotBytes      atomic.Int64
-	changed            broadcast
+	// leads is the term in which this replica leads, 0 when it does not.
+	leads         atomic.Uint64
+	snapshotBytes atomic.Int64
+	changed       broadcast
 
 	running  sync.WaitGroup
 	stopping chan struct{}
@@ -233,6 +235,10 @@ func (r *Replica) Status() Status {
 		StorageFull: r.log.Full(),
 	}
 }
+
+// LeadTerm is the term in which this replica leads, as far as it knows; 0 when it
+// does not. Who finds the same term before and after knows that it led in between.
+func (r *Replica) LeadTerm() uint64 { return r.leads.Load() }
 
 // Stats gives the state's counters.
 func (r *Replica) Stats() state.Stats { return r.state.Stats() }

@@ -88,6 +88,11 @@ func (r *Replica) carryOut(e *effects) {
 	r.term.Store(r.core.term)
 	r.commit.Store(r.core.commit)
 	r.lead.Store(r.core.lead)
+	if r.core.lead == r.core.id {
+		r.leads.Store(r.core.term)
+	} else {
+		r.leads.Store(0)
+	}
 	if len(e.appends) > 0 {
 		r.appends.put(e.appends...)
 	}

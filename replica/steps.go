@@ -123,6 +123,3 @@ func (s *Steps) Snapshot() bool {
 
 // ReadIndexAsync is ReadIndex that calls done, exactly once, in a later Turn.
 func (s *Steps) ReadIndexAsync(done func(uint64, error)) { s.readIndexAsync(done) }
-
-// Leads gives the term, and whether this replica leads in it as far as it knows.
-func (s *Steps) Leads() (term uint64, leads bool) { return s.core.term, s.core.lead == s.core.id }

@@ -66,8 +66,8 @@ func (c *checks) acknowledged(r state.Result, cmd *blixardv1.Command) {
 
 // checkLeader: a term has one leader.
 func (h *host) checkLeader() {
-	term, leads := h.steps.Leads()
-	if !leads {
+	term := h.steps.LeadTerm()
+	if term == 0 {
 		return
 	}
 	c := h.w.checks

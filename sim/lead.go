@@ -48,8 +48,8 @@ func (h *host) every(interval time.Duration, do func()) {
 
 // round is one look of the leader's loop.
 func (h *host) round() {
-	term, leads := h.steps.Leads()
-	if !leads {
+	term := h.steps.LeadTerm()
+	if term == 0 {
 		h.lead = nil
 		return
 	}

@@ -199,7 +199,7 @@ func (w *world) leader() *host {
 		if !h.up {
 			continue
 		}
-		if term, leads := h.steps.Leads(); leads && term > newest {
+		if term := h.steps.LeadTerm(); term > newest {
 			best, newest = h, term
 		}
 	}

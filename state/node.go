@@ -34,10 +34,8 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 		if old.GetState() == blixardv1.NodeState_left {
 			return refused(b.index, removedProblem(old.GetName()))
 		}
+		// A long lease of the earlier start lasts on: its fence is not moved back.
 		next = copyNode(old)
-		if c.GetIncarnation() > old.GetIncarnation() {
-			next.LongLease = nil
-		}
 	}
 	if m := b.member(c.GetNodeId()); b.cluster() != nil && (m == nil || m.GetRemoved()) {
 		return refused(b.index, removedProblem(c.GetName()))

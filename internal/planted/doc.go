@@ -35,4 +35,10 @@ const (
 	RoomNotCounted      Bug = "capacity is given out without looking"
 	EpochNotRaised      Bug = "a VM's next life has the epoch of the last"
 	NamesTakenTwice     Bug = "a name is given twice"
+	// Leases.
+	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
+	LeaseWithoutRound    Bug = "a lease is granted without a quorum round"
+	LeaseOfDeposed       Bug = "a leader that was deposed grants a lease by the round of the next"
+	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"
+	LongLeaseForgotten   Bug = "a short lease of an agent's next start takes the place of a long one"
 )

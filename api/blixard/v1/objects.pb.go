@@ -1404,7 +1404,7 @@ type Node struct {
 	ModifyIndex uint64     `protobuf:"varint,9,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
 	// draining: its VMs go elsewhere and no more are placed on it.
 	Draining bool `protobuf:"varint,10,opt,name=draining,proto3" json:"draining,omitempty"`
-	// long_lease was granted to the agent's present start, for a planned restart: a
+	// long_lease was granted for a planned restart and may not be over yet: a
 	// new leader waits as long before it calls the node down.
 	LongLease     *durationpb.Duration `protobuf:"bytes,11,opt,name=long_lease,json=longLease,proto3" json:"long_lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
