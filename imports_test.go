@@ -24,7 +24,7 @@ var bans = []struct {
 	{[]string{"scheduler"}, []string{"replica", "wal", "server", "agent", "leader"}, "a decision from a view, whoever asks"},
 	{[]string{"wal"}, []string{"state", "replica", "server"}, "the log does not know what its entries mean"},
 	{[]string{"replica"}, []string{"server", "agent", "leader", "scheduler", "driver"}, "Raft carries commands, it does not make them"},
-	{[]string{"sim"}, []string{"server", "agent", "daemon", "cli", "os", "math/rand"}, "a run is repeated from its seed: no real disk, no chance but the seed's"},
+	{[]string{"sim"}, []string{"server", "daemon", "cli", "os", "math/rand"}, "a run is repeated from its seed: no real disk, no chance but the seed's"},
 	{[]string{"daemon", "cli", "server", "replica", "leader", "state", "peer"}, []string{"sim"}, "the product does not know that it is simulated"},
 	{[]string{"driver", "driver/qemu", "driver/fake"}, []string{"agent", "state", "replica", "server", "supervisor"}, "a driver speaks to a hypervisor through the spawner it is given"},
 	{[]string{"daemon", "agent", "cli"}, []string{"driver/fake", "driver/drivertest"}, "a node runs real machines; the fake is for tests"},

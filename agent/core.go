@@ -11,6 +11,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/driver"
+	"github.com/blixard/blixard/internal/planted"
 )
 
 // ActionKind names what the executor shall do.
@@ -187,7 +188,7 @@ func (c *Core) Recover(rec *blixardv1.AllocationRecord, p *blixardv1.SupervisedP
 	i := c.get(rec.GetAllocation().GetId())
 	i.rec = rec
 	i.process = processNone
-	if p == nil {
+	if p == nil || planted.Is(planted.StartsInsteadAdopt) {
 		return
 	}
 	i.startedAt = p.GetStartedAt().AsTime()
@@ -228,15 +229,27 @@ func (c *Core) DropAllocation(id string) {
 // Synced tells that every allocation of the cluster was named by SetAllocation.
 func (c *Core) Synced() { c.synced = true }
 
-// Resync begins a new listing: allocations not named before the next Synced are
-// gone. ids are those named.
+// Resync ends a listing: allocations that it did not name are gone. ids are those
+// named. Where the cluster says something else than the record it is told again: a
+// status that was kept before a crash may never have been reported.
 func (c *Core) Resync(ids map[string]bool) {
-	for id, i := range c.instances {
+	for _, id := range slices.Sorted(maps.Keys(c.instances)) {
+		i := c.instances[id]
 		if !ids[id] {
 			i.alloc = nil
+		} else if i.rec != nil && !tells(i.alloc, i.rec) && !planted.Is(planted.KeptIsNotTold) {
+			c.report(i.rec)
 		}
 	}
-	c.synced = true
+	c.synced = !planted.Is(planted.AbsentIsKept)
+}
+
+// tells whether the cluster's status of an allocation is that of the record; the name
+// of the node is the cluster's own.
+func tells(a *blixardv1.Allocation, r *blixardv1.AllocationRecord) bool {
+	known := proto.Clone(a.GetStatus()).(*blixardv1.VMStatus)
+	known.Node = r.GetStatus().GetNode()
+	return proto.Equal(known, r.GetStatus())
 }
 
 // ReadyInfo is what the guest says when its command has started.
@@ -441,6 +454,9 @@ type Turn struct {
 func (c *Core) Turn(now time.Time) Turn {
 	t := Turn{Actions: c.Poll(now)}
 	t.Keep, t.Reports, t.Wake = c.TakeDirty(), c.TakeReports(), c.NextWake()
+	if planted.Is(planted.RecordNotKept) && len(t.Actions) > 0 {
+		t.Keep = nil
+	}
 	return t
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/datadriven"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -237,4 +238,28 @@ func reportText(r *blixardv1.AllocationReport) string {
 		s += " next-start"
 	}
 	return s
+}
+
+// A status that was kept just before a crash was perhaps never reported: the first
+// listing after the restart tells it.
+func TestKeptStatusIsTold(t *testing.T) {
+	c := NewCore(Limits{}, "tcg", func() []byte { return make([]byte, channelBytes) })
+	alloc := &blixardv1.Allocation{
+		Id: "alloc-1", Epoch: 1, ModifyIndex: 5, Desired: blixardv1.DesiredAllocation_run, Spec: &blixardv1.VMSpec{}, StartCount: 1,
+		Status: &blixardv1.VMStatus{AllocationId: "alloc-1", Epoch: 1, Node: "a", State: blixardv1.AllocationState_running},
+	}
+	c.Recover(&blixardv1.AllocationRecord{Format: recordFormat, Allocation: alloc, Status: &blixardv1.VMStatus{
+		AllocationId: "alloc-1", Epoch: 1, State: blixardv1.AllocationState_failed, StartCount: 1,
+	}}, nil)
+	for _, want := range []int{1, 0} {
+		c.SetAllocation(alloc)
+		c.Resync(map[string]bool{"alloc-1": true})
+		turn := c.Turn(time.Unix(0, 0))
+		if len(turn.Reports) != want || want == 1 && turn.Reports[0].GetStatus().GetState() != blixardv1.AllocationState_failed {
+			t.Fatalf("want %d reports, got %v", want, turn.Reports)
+		}
+		alloc = proto.CloneOf(alloc)
+		alloc.Status = proto.CloneOf(c.Record("alloc-1").GetStatus())
+		alloc.Status.Node = "a"
+	}
 }

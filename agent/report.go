@@ -8,6 +8,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/failpoint"
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -41,7 +42,7 @@ func (o *Outbox) Add(reports []*blixardv1.AllocationReport) {
 
 // Next gives the batch to send, nil when nothing waits.
 func (o *Outbox) Next() []*blixardv1.AllocationReport {
-	if len(o.sent) == 0 {
+	if len(o.sent) == 0 || planted.Is(planted.ReportOvertakes) && len(o.queue) > 0 {
 		n := min(len(o.queue), reportBatch)
 		o.sent, o.queue = o.queue[:n:n], o.queue[n:]
 	}

@@ -2,12 +2,17 @@ package sim
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"hash/crc64"
+	"maps"
+	"slices"
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/blixard/blixard/agent"
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/state"
 )
 
@@ -29,12 +34,19 @@ type checks struct {
 	epochs  map[string]uint64
 	lives   map[life]string
 	acked   map[uint64]bool
+	// seen is the newest index that any host has come to, and down the nodes that
+	// are down there.
+	seen uint64
+	down map[string]bool
+	// top is the newest epoch of each VM.
+	top map[string]uint64
 }
 
 func newChecks(w *world) *checks {
 	return &checks{
 		w: w, log: map[uint64]agreed{}, states: map[uint64][sha256.Size]byte{}, leaders: map[uint64]int{},
 		epochs: map[string]uint64{}, lives: map[life]string{}, acked: map[uint64]bool{},
+		down: map[string]bool{}, top: map[string]uint64{},
 	}
 }
 
@@ -89,6 +101,7 @@ func (h *host) checkState() {
 		h.w.fail("host %d is at index %d after it applied %d", h.n, index, h.applied)
 	}
 	c := h.w.checks
+	c.saw(view)
 	known, ok := c.states[index]
 	if !ok && index%hashEvery != 0 && !h.w.chance(0.03) {
 		return
@@ -113,7 +126,6 @@ func (c *checks) promises(view *state.View) {
 			c.w.fail("VM %s has allocations %s and %s", a.GetVmId(), other, a.GetId())
 		}
 		of[a.GetVmId()] = a.GetId()
-		c.fence(a)
 	}
 	for _, n := range view.Nodes() {
 		if got, limit := used[n.GetId()], n.GetAllocatable().GetMemoryMib(); got > limit {
@@ -128,14 +140,146 @@ type life struct {
 	epoch uint64
 }
 
-// fence: two allocations of a VM never have the same epoch, and one has never two.
-func (c *checks) fence(a *blixardv1.Allocation) {
+// saw looks at what is new in the newest state that any host has come to.
+func (c *checks) saw(view *state.View) {
+	if view.Index() <= c.seen {
+		return
+	}
+	changes, err := view.ChangesAfter(c.seen)
+	c.seen = view.Index()
+	if err != nil { // after a snapshot, the changes that led there are not known
+		for _, n := range view.Nodes() {
+			c.node(n)
+		}
+		for _, a := range view.Allocations() {
+			c.epoch(a)
+		}
+	}
+	for _, ch := range changes {
+		switch ch.Kind {
+		case state.KindNode:
+			c.node(ch.Node)
+		case state.KindAllocation:
+			c.epoch(ch.Allocation)
+		}
+	}
+}
+
+// node: while a node is down, none of its exclusive VMs runs.
+func (c *checks) node(n *blixardv1.Node) {
+	was := c.down[n.GetId()]
+	c.down[n.GetId()] = n.GetState() == blixardv1.NodeState_down
+	if was || !c.down[n.GetId()] {
+		return
+	}
+	c.w.count("nodes down")
+	c.w.note("node %s is down", n.GetId())
+	for _, h := range c.w.hosts {
+		if h.nodeID != n.GetId() {
+			continue
+		}
+		for _, v := range h.machine.running() {
+			if v.lane == driver.LaneExclusive {
+				c.w.fail("node %s is down and %s of VM %s runs there", n.GetId(), v.id, v.rec.GetAllocation().GetVmName())
+			}
+		}
+	}
+}
+
+// started: a VM runs once, and an exclusive one only on a node that is not down.
+func (c *checks) started(v *vmm) {
+	a := v.rec.GetAllocation()
+	for _, h := range c.w.hosts {
+		for _, other := range h.machine.running() {
+			if other != v && other.rec.GetAllocation().GetVmId() == a.GetVmId() {
+				c.w.fail("VM %s runs twice: %s on host %d and %s on host %d", a.GetVmName(), other.id, h.n, v.id, v.m.h.n)
+			}
+		}
+	}
+	if v.lane == driver.LaneExclusive && c.down[v.m.h.nodeID] {
+		c.w.fail("%s of VM %s starts on node %s, which is down", v.id, a.GetVmName(), v.m.h.nodeID)
+	}
+}
+
+// epoch: two allocations of a VM never have the same epoch, one has never two, and a
+// later one has a higher.
+func (c *checks) epoch(a *blixardv1.Allocation) {
 	key := life{a.GetVmId(), a.GetEpoch()}
 	if known, ok := c.lives[key]; ok && known != a.GetId() {
 		c.w.fail("allocations %s and %s of VM %s have epoch %d", known, a.GetId(), a.GetVmId(), a.GetEpoch())
 	}
 	if known, ok := c.epochs[a.GetId()]; ok && known != a.GetEpoch() {
 		c.w.fail("allocation %s had epoch %d and has %d", a.GetId(), known, a.GetEpoch())
+	} else if !ok && a.GetEpoch() <= c.top[a.GetVmId()] {
+		c.w.fail("allocation %s of VM %s begins with epoch %d after %d", a.GetId(), a.GetVmId(), a.GetEpoch(), c.top[a.GetVmId()])
 	}
 	c.lives[key], c.epochs[a.GetId()] = a.GetId(), a.GetEpoch()
+	c.top[a.GetVmId()] = max(c.top[a.GetVmId()], a.GetEpoch())
+}
+
+// settled tells whether nodes, VMs and what the state says of them are what they
+// shall be once nothing happens any more.
+func (w *world) settled(view *state.View) bool {
+	w.unsettled = ""
+	for _, h := range w.hosts {
+		want := blixardv1.NodeState_ready
+		if !h.up {
+			want = blixardv1.NodeState_down
+		}
+		if got := view.Node(h.nodeID).GetState(); got != want {
+			w.unsettled = fmt.Sprintf("node %s is %v", h.nodeID, got)
+			return false
+		}
+		for _, a := range view.AllocationsOfNode(h.nodeID) {
+			if why := h.unsettled(a); why != "" {
+				w.unsettled = fmt.Sprintf("%s of VM %s on host %d: %s", a.GetId(), a.GetVmName(), h.n, why)
+				return false
+			}
+		}
+		for _, id := range slices.Sorted(maps.Keys(h.machine.journal)) {
+			if h.up && view.Allocation(id) == nil {
+				w.unsettled = fmt.Sprintf("host %d keeps a record of %s", h.n, id)
+				return false
+			}
+		}
+		for _, v := range h.machine.running() {
+			if view.Allocation(v.rec.GetAllocation().GetId()) == nil {
+				w.unsettled = fmt.Sprintf("host %d runs %s, which nobody wants", h.n, v.id)
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// unsettled tells what of an allocation is not as it shall be.
+func (h *host) unsettled(a *blixardv1.Allocation) string {
+	st := a.GetStatus()
+	ended := state.Ended(st.GetState()) && st.GetNextStartAt() == nil
+	if !h.up {
+		if st.GetState() != blixardv1.AllocationState_unknown && !ended {
+			return fmt.Sprintf("it is said to be %v", st.GetState())
+		}
+		return ""
+	}
+	rec := h.keeper.core.Record(a.GetId())
+	runs := h.machine.vmms[agent.ProcessID(rec)]
+	switch {
+	case rec == nil:
+		return "its agent has no record"
+	case a.GetDesired() == blixardv1.DesiredAllocation_remove:
+		return "it shall be gone"
+	case a.GetDesired() == blixardv1.DesiredAllocation_stop && !ended:
+		return fmt.Sprintf("it shall stop and is %v", st.GetState())
+	case !ended && st.GetState() != blixardv1.AllocationState_running:
+		return fmt.Sprintf("it is %v", st.GetState())
+	case (runs != nil && !runs.ended) == ended:
+		return fmt.Sprintf("it is %v and %t that it runs; its agent says %v", st.GetState(), runs != nil, rec.GetStatus())
+	}
+	said, does := proto.CloneOf(st), proto.CloneOf(rec.GetStatus())
+	said.Node, does.Node = "", ""
+	if !proto.Equal(said, does) {
+		return fmt.Sprintf("the state says %v and the node %v", said, does)
+	}
+	return ""
 }

@@ -153,6 +153,11 @@ func (w *world) change(op operation) *blixardv1.Command {
 		spec := &blixardv1.VMSpec{Desired: blixardv1.DesiredState_stop, MemoryMib: 64, Vcpus: 1}
 		if op.name[0] == 'w' {
 			spec.Desired, spec.MemoryMib = blixardv1.DesiredState_run, 512
+			spec.OnNodeLoss = []blixardv1.NodeLossPolicy_Enum{
+				blixardv1.NodeLossPolicy_keep, blixardv1.NodeLossPolicy_replace, blixardv1.NodeLossPolicy_failover, blixardv1.NodeLossPolicy_failover,
+			}[w.IntN(4)]
+			spec.Restart = &blixardv1.RestartPolicy{Mode: blixardv1.RestartMode_Enum(1 + w.IntN(3))}
+			spec.RemoveOnExit = w.chance(0.1)
 		}
 		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
 			Id: fmt.Sprintf("vm-%d", w.keys), Name: op.name, Spec: spec, Labels: labels,

@@ -28,6 +28,14 @@ type faults struct {
 	offset                time.Duration
 	asymmetric, flapping  bool
 	transfer, everybodyAt time.Duration
+	// Leases and agents.
+	ttl, margin        time.Duration
+	planned            time.Duration
+	action, boot, late time.Duration // means of what takes its time
+	readyTimeout       time.Duration
+	actionFails        float64
+	bootFails          float64
+	guestEnds          time.Duration
 }
 
 func (w *world) drawFaults() faults {
@@ -63,6 +71,14 @@ func (w *world) drawFaults() faults {
 		everybodyAt:      some(0.3, 10*time.Second, 40*time.Second),
 		asymmetric:       w.chance(0.5),
 		flapping:         w.chance(0.3),
+	}
+	f.ttl, f.margin = w.between(2*time.Second, 8*time.Second), w.between(0, time.Second)
+	f.planned = some(0.3, 5*time.Second, 20*time.Second)
+	f.action, f.boot, f.late = w.between(time.Millisecond, 300*time.Millisecond), w.between(50*time.Millisecond, time.Second), w.between(0, 300*time.Millisecond)
+	f.readyTimeout = w.between(3*time.Second, 20*time.Second)
+	f.guestEnds = some(0.6, 2*time.Second, 30*time.Second)
+	if w.chance(0.5) {
+		f.actionFails, f.bootFails = w.Float64()*0.3, w.Float64()*0.3
 	}
 	if w.chance(0.3) {
 		f.delay = w.between(10*time.Millisecond, 50*time.Millisecond)
@@ -114,20 +130,25 @@ func (w *world) any() *host { return w.hosts[w.IntN(len(w.hosts))] }
 func (w *world) inject() {
 	f := &w.faults
 	for _, h := range w.hosts {
-		h.rate = 1 + f.drift*(2*w.Float64()-1)
+		h.setRate(1 + f.drift*(2*w.Float64()-1))
 		h.offset = w.between(-f.offset, f.offset+1)
 	}
 	w.often(f.crash, func() {
 		if h := w.any(); h.up {
-			w.count("crashes")
-			h.crash("crash")
+			if w.chance(0.5) {
+				w.count("crashes")
+				h.crash("crash")
+			} else {
+				w.count("crashes of machines")
+				h.powerOff("crash of the machine")
+			}
 			w.forAWhile(h.restart)
 		}
 	})
 	w.often(f.everybodyAt, func() {
 		w.count("power failures")
 		for _, h := range w.hosts {
-			h.crash("power failure")
+			h.powerOff("power failure")
 			w.after(w.between(0, 2*time.Second), h.restart)
 		}
 	})
@@ -144,6 +165,7 @@ func (w *world) inject() {
 		}
 	})
 	w.often(f.duel, w.duel)
+	w.often(f.planned, w.planRestart)
 	w.often(f.suspend, func() {
 		h := w.leader()
 		if h == nil || h.paused {
@@ -185,6 +207,26 @@ func (w *world) inject() {
 	w.often(f.slowDisk, disk("slow disks", func(h *host) { h.stuck = true }, func(h *host) { h.stuck = false }))
 	w.often(f.brokenDisk, disk("failed syncs", func(h *host) { h.disk.broken = h.up }, func(*host) {}))
 }
+
+// planRestart restarts a daemon after it asked for a long lease, as the product does.
+func (w *world) planRestart() {
+	h := w.any()
+	if !h.up || h.paused {
+		return
+	}
+	w.count("planned restarts")
+	life := h.life
+	restart := func(error) {
+		if h.life == life && !w.healing {
+			h.crash("planned end")
+			w.after(w.between(100*time.Millisecond, 2*time.Second), h.restart)
+		}
+	}
+	h.act(func() { h.keeper.renew(w.between(w.faults.ttl, longLeaseMax), restart) })
+}
+
+// longLeaseMax keeps long leases short enough to end within a run.
+const longLeaseMax = 20 * time.Second
 
 // cutOff cuts one host off the others.
 func (w *world) cutOff(h *host, on bool) {
@@ -286,6 +328,7 @@ func (w *world) heal() {
 	clear(w.net.clogged)
 	w.faults.loss, w.faults.twice = 0, 0
 	w.faults.delay, w.faults.syncMean, w.faults.attempt = time.Millisecond, time.Millisecond, time.Second
+	w.faults.action, w.faults.boot, w.faults.late = 10*time.Millisecond, 100*time.Millisecond, 10*time.Millisecond
 	w.note("heal")
 	for _, h := range w.hosts {
 		h.disk.full, h.disk.broken, h.stuck = false, false, false

@@ -7,6 +7,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/blixard/blixard/leader"
 	"github.com/blixard/blixard/replica"
 )
 
@@ -35,9 +36,12 @@ type host struct {
 	disk   *disk
 	// join: its replica begins without a log.
 	join bool
-	// rate of its clock, 1 when it is right, and how far it is off.
-	rate   float64
-	offset time.Duration
+	// rate of its clocks since rateSince, 1 when it is right; shown is what the
+	// monotonic one showed then. offset is how far the one of dates is off.
+	rate             float64
+	rateSince, shown time.Duration
+	offset           time.Duration
+	machine          *machine
 
 	steps *replica.Steps
 	up    bool
@@ -51,6 +55,8 @@ type host struct {
 	applied uint64
 	reads   []waitingRead
 	lead    *lead
+	table   leader.Table
+	keeper  *keeper
 }
 
 // waitingRead waits until the state here has come to index.
@@ -80,14 +86,34 @@ func (h *host) start() {
 	h.checkState()
 	h.pump()
 	h.tick(h.life)
+	h.table = leader.Table{TTL: h.w.faults.ttl, Margin: h.w.faults.margin}
+	h.table.Begin(0, h.monotonic())
 	h.every(roundInterval, h.round)
-	h.every(reportInterval, h.report)
+	h.keep()
+	h.pump()
 }
 
-// now is what the host's clock shows.
-func (h *host) now() time.Time { return epoch.Add(h.offset + time.Duration(float64(h.w.now)*h.rate)) }
+// elapsed is what the host's monotonic clock shows, and now what its clock of dates
+// does.
+func (h *host) elapsed() time.Duration {
+	return h.shown + time.Duration(float64(h.w.now-h.rateSince)*h.rate)
+}
 
-// crash ends the process and the machine: what its disk had not synced may be lost.
+func (h *host) now() time.Time { return epoch.Add(h.offset + h.elapsed()) }
+
+// setRate lets the clocks go faster or slower from now on.
+func (h *host) setRate(rate float64) {
+	h.shown, h.rateSince = h.elapsed(), h.w.now
+	h.rate = rate
+}
+
+// powerOff ends the machine with all that runs there.
+func (h *host) powerOff(why string) {
+	h.machine.powerOff()
+	h.crash(why)
+}
+
+// crash ends the daemon: what its disk had not synced may be lost. The VMs live on.
 func (h *host) crash(why string) {
 	if !h.up {
 		return
@@ -99,16 +125,19 @@ func (h *host) crash(why string) {
 }
 
 // act does something on the host, at once or when it goes on.
-func (h *host) act(do func()) { h.actIn(h.life, do) }
+func (h *host) act(do func()) {
+	if !h.paused || len(h.inbox) < inboxMax {
+		h.actIn(h.life, do)
+	}
+}
 
-// actIn does it only in that life.
+// actIn does it only in that life. It is for what comes from the host itself, and is
+// not lost.
 func (h *host) actIn(life int, do func()) {
 	switch {
 	case !h.up || h.life != life:
 	case h.paused:
-		if len(h.inbox) < inboxMax {
-			h.inbox = append(h.inbox, func() { h.actIn(life, do) })
-		}
+		h.inbox = append(h.inbox, func() { h.actIn(life, do) })
 	default:
 		do()
 		h.pump()
@@ -227,6 +256,7 @@ func (h *host) apply() {
 		return
 	}
 	h.checkState()
+	h.keeper.sawState()
 	index := h.steps.View().Index()
 	kept := h.reads[:0]
 	var due []func()

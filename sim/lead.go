@@ -16,8 +16,6 @@ const (
 	// roundInterval and proposalTime are those of the leader's loop.
 	roundInterval = 250 * time.Millisecond
 	proposalTime  = 30 * time.Second
-	// reportInterval of the model of an agent.
-	reportInterval = 500 * time.Millisecond
 )
 
 // lead is what a host does while it leads; it drives the product's decisions as
@@ -74,14 +72,14 @@ func (h *host) round() {
 		l.core.Changed(c)
 	}
 	l.index, l.since = view.Index(), h.w.now
-	cmds := l.core.Decide(view)
+	cmds := append(l.core.Decide(view), h.table.Due(view.Nodes(), h.monotonic())...)
 	if view.Cluster() != nil {
 		cmds = append(cmds, h.changeMembers(l, view)...)
 	}
 	for _, cmd := range cmds {
 		cmd.Actor = "leader:" + h.nodeID
 		l.underWay++
-		h.steps.ProposeAsync(cmd, func(r state.Result, err error) {
+		h.steps.ProposeInTermAsync(l.term, cmd, func(r state.Result, err error) {
 			l.underWay--
 			l.core.Refused(r.Refused)
 			if err != nil && h.lead == l {
@@ -95,6 +93,7 @@ func (h *host) beginLead(term uint64) {
 	l := &lead{term: term, core: leader.NewCore(h.w.newID), since: h.w.now}
 	l.members = leader.Members{Voters: h.w.faults.voters, ReplaceAfter: h.w.faults.replaceAfter}
 	l.members.Begin()
+	h.table.Begin(term, h.monotonic())
 	h.lead = l
 	h.read(func(err error) {
 		switch {
@@ -115,8 +114,7 @@ func (h *host) changeMembers(l *lead, view *state.View) []*blixardv1.Command {
 	if err != nil {
 		return nil
 	}
-	mono := epoch.Add(time.Duration(float64(h.w.now) * h.rate))
-	cmds := l.members.Roles(m, view.Members(), leader.Domains(view), mono)
+	cmds := l.members.Roles(m, view.Members(), leader.Domains(view), h.monotonic())
 	change, transferTo := l.members.Change(m, view.Members())
 	switch {
 	case transferTo != 0:
@@ -133,30 +131,4 @@ func (h *host) changeMembers(l *lead, view *state.View) []*blixardv1.Command {
 func changeText(m proto.Message) string {
 	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	return fmt.Sprintf("%x", b)
-}
-
-// report is the model of an agent: it says of every allocation of its node, as
-// the state here knows it, that it does what is wanted of it.
-func (h *host) report() {
-	view := h.steps.View()
-	cmd := &blixardv1.ReportCommand{NodeId: h.nodeID}
-	for _, a := range view.AllocationsOfNode(h.nodeID) {
-		r := &blixardv1.AllocationReport{AllocationId: a.GetId(), Epoch: a.GetEpoch(), Status: &blixardv1.VMStatus{}}
-		switch {
-		case a.GetDesired() == blixardv1.DesiredAllocation_remove:
-			r.Removed = true
-		case a.GetDesired() == blixardv1.DesiredAllocation_run && a.GetStatus().GetState() != blixardv1.AllocationState_running:
-			r.Status.State, r.Status.Reason = blixardv1.AllocationState_running, "ready"
-		case a.GetDesired() == blixardv1.DesiredAllocation_stop && a.GetStatus().GetState() != blixardv1.AllocationState_stopped:
-			r.Status.State, r.Status.Reason = blixardv1.AllocationState_stopped, "stopped"
-		default:
-			continue
-		}
-		cmd.Reports = append(cmd.Reports, r)
-	}
-	if len(cmd.Reports) > 0 {
-		h.w.request(&request{
-			cmd: &blixardv1.Command{Actor: "node:" + h.nodeID, Change: &blixardv1.Command_Report{Report: cmd}}, tries: 1,
-		})
-	}
 }

@@ -51,6 +51,22 @@ func (n *network) carry(from, to int, deliver func()) {
 	}
 }
 
+// carryOnce is carry for what goes over a connection: it is not repeated, and broken
+// is called for what is lost.
+func (n *network) carryOnce(from, to int, deliver, broken func()) {
+	path := [2]int{from, to}
+	if n.cut[path] || n.w.chance(n.w.faults.loss/2) {
+		n.w.count("calls lost")
+		broken()
+		return
+	}
+	d := 100*time.Microsecond + n.w.tail(n.w.faults.delay)
+	if left := n.clogged[path] - n.w.now; left > d {
+		d = left + n.w.between(0, time.Millisecond)
+	}
+	n.w.after(d, deliver)
+}
+
 // Send is the [replica.Sender] of a host.
 func (h *host) Send(messages []*raftpb.Message) {
 	for _, m := range messages {

@@ -80,8 +80,10 @@ type world struct {
 	healing bool // no new faults
 	dueling bool
 	quiet   bool // no new operations
-	history []porcupine.Operation
-	open    map[int]porcupine.Operation // by client
+	// unsettled is what the last look found not to be as it shall.
+	unsettled string
+	history   []porcupine.Operation
+	open      map[int]porcupine.Operation // by client
 	// values, keys and ids were given out so many times.
 	values, keys, ids int
 }
@@ -112,6 +114,7 @@ func Run(o Options) (result Result) {
 		w.hosts = append(w.hosts, &host{
 			w: w, n: n, raftID: uint64(n + 1), nodeID: fmt.Sprintf("node-%d", n+1), disk: newDisk(cluster), join: n > 0, rate: 1,
 		})
+		w.hosts[n].machine = newMachine(w.hosts[n])
 	}
 	w.faults = w.drawFaults()
 	w.note("%+v", w.faults)
@@ -139,7 +142,7 @@ func (w *world) live(safety time.Duration) {
 	w.converge("after all faults ended")
 	if w.bearsALoss() {
 		w.count("hosts that stayed down")
-		w.any().crash("stays down")
+		w.any().powerOff("stays down")
 		w.converge("with one host down")
 	}
 	if w.err != nil {
@@ -249,12 +252,10 @@ func (w *world) setup() {
 			w.fail("host %d was given Raft id %d", h.n, r.Member.GetRaftId())
 		}
 	}
-	for _, h := range w.hosts {
-		w.must(&blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
-			NodeId: h.nodeID, Name: h.nodeID, Incarnation: 1, Fingerprint: &blixardv1.NodeFingerprint{
-				Capacity: &blixardv1.Resources{MemoryMib: 1400, Vcpus: 2}, Images: []string{""},
-			},
-		}}})
+	registered := func() bool { return len(w.hosts[0].steps.View().Nodes()) == len(w.hosts) }
+	w.run(w.now+setupTime, func() bool { return registered() || w.failed() })
+	if !registered() {
+		w.fail("the nodes are not registered within %v", setupTime)
 	}
 	for i := range registers {
 		w.must(w.change(operation{name: fmt.Sprintf("r%d", i), kind: "create"}))
@@ -285,6 +286,9 @@ func (w *world) converge(when string) {
 				return false
 			}
 		}
+		if !w.settled(lead.steps.View()) {
+			return false
+		}
 		hash := lead.steps.View().Hash()
 		return !slices.ContainsFunc(w.hosts, func(h *host) bool { return h.up && h.steps.View().Hash() != hash })
 	}
@@ -293,7 +297,7 @@ func (w *world) converge(when string) {
 		w.run(w.now+100*time.Millisecond, w.failed)
 	}
 	if w.err == nil && !same() {
-		w.fail("the hosts do not agree %v %s", convergeTime, when)
+		w.fail("the hosts do not agree %v %s: %s", convergeTime, when, w.unsettled)
 	}
 	w.note("agreed on index %d %s", w.checks.newest, when)
 }

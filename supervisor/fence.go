@@ -10,6 +10,7 @@ import (
 
 	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/internal/boottime"
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -18,32 +19,38 @@ import (
 // disarm the fence in effect.
 const renewAheadMax = 10 * time.Minute
 
-// killer is a timer that kills. The one in production is the kernel's.
-type killer interface {
-	// set arms the timer for an absolute instant; zero disarms it.
-	set(at boottime.Instant) error
-	close() error
+// Killer is a timer that kills. The one in production is the kernel's.
+type Killer interface {
+	// Set arms the timer for an absolute instant; zero disarms it.
+	Set(at boottime.Instant) error
+	Close() error
 }
 
-// fence ends the exclusive lane at a deadline.
+// Fence ends the exclusive lane at a deadline.
 //
 // Invariant: while a process of the lane runs, or is being started, the timer is
-// armed with the deadline. So neither this program nor the daemon need to be
+// Armed with the deadline. So neither this program nor the daemon need to be
 // scheduled for the processes to be gone on time: the kernel kills the
 // supervisor, and PDEATHSIG its children.
-type fence struct {
+type Fence struct {
 	lane driver.Lane
 	now  func() boottime.Instant
 
 	mu sync.Mutex
 	// timer is nil on the shared lane.
-	timer    killer
+	timer    Killer
 	deadline boottime.Instant
 	running  int
 }
 
-func newFence(lane driver.Lane) (*fence, error) {
-	f := &fence{lane: lane, now: boottime.Now}
+// NewFence makes the fence of an exclusive lane over a clock and a timer. The
+// product's are the kernel's; the simulator has its own.
+func NewFence(now func() boottime.Instant, timer Killer) *Fence {
+	return &Fence{lane: driver.LaneExclusive, now: now, timer: timer}
+}
+
+func newFence(lane driver.Lane) (*Fence, error) {
+	f := &Fence{lane: lane, now: boottime.Now}
 	if lane == driver.LaneExclusive {
 		t, err := newKernelTimer()
 		if err != nil {
@@ -54,9 +61,9 @@ func newFence(lane driver.Lane) (*fence, error) {
 	return f, nil
 }
 
-// renew pushes the deadline forward and gives the one that holds. One that is
+// Renew pushes the deadline forward and gives the one that holds. One that is
 // not later than the present one changes nothing.
-func (f *fence) renew(to boottime.Instant) (boottime.Instant, error) {
+func (f *Fence) Renew(to boottime.Instant) (boottime.Instant, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.timer == nil {
@@ -69,8 +76,8 @@ func (f *fence) renew(to boottime.Instant) (boottime.Instant, error) {
 	if to <= f.deadline {
 		return f.deadline, nil
 	}
-	if f.running > 0 {
-		if err := f.timer.set(to); err != nil {
+	if f.running > 0 && !planted.Is(planted.FenceNotMoved) {
+		if err := f.timer.Set(to); err != nil {
 			return f.deadline, err
 		}
 	}
@@ -78,9 +85,9 @@ func (f *fence) renew(to boottime.Instant) (boottime.Instant, error) {
 	return to, nil
 }
 
-// enter is called before a process is started. It fails with a problem of kind
+// Enter is called before a process is started. It fails with a problem of kind
 // Fenced on the exclusive lane when there is no lease.
-func (f *fence) enter() error {
+func (f *Fence) Enter() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.timer != nil {
@@ -89,8 +96,8 @@ func (f *fence) enter() error {
 				"nothing is started on the exclusive lane without a lease that has not run out").
 				WithHint("the node renews its lease as soon as it reaches a majority of the cluster")
 		}
-		if f.running == 0 {
-			if err := f.timer.set(f.deadline); err != nil {
+		if f.running == 0 && !planted.Is(planted.FenceNotArmed) {
+			if err := f.timer.Set(f.deadline); err != nil {
 				return err
 			}
 		}
@@ -99,19 +106,19 @@ func (f *fence) enter() error {
 	return nil
 }
 
-// leave is called after a process has ended or could not be started.
-func (f *fence) leave() error {
+// Leave is called after a process has ended or could not be started.
+func (f *Fence) Leave() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.running--
 	if f.timer == nil || f.running > 0 {
 		return nil
 	}
-	return f.timer.set(0)
+	return f.timer.Set(0)
 }
 
-// armed gives the deadline when a process depends on it, else zero.
-func (f *fence) armed() boottime.Instant {
+// Armed gives the deadline when a process depends on it, else zero.
+func (f *Fence) Armed() boottime.Instant {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.running == 0 || f.timer == nil {
@@ -120,13 +127,13 @@ func (f *fence) armed() boottime.Instant {
 	return f.deadline
 }
 
-func (f *fence) close() error {
+func (f *Fence) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.timer == nil {
 		return nil
 	}
-	return f.timer.close()
+	return f.timer.Close()
 }
 
 // kernelTimer is a POSIX timer on CLOCK_BOOTTIME whose signal is SIGKILL to this
@@ -158,7 +165,7 @@ func newKernelTimer() (*kernelTimer, error) {
 	return t, nil
 }
 
-func (t *kernelTimer) set(at boottime.Instant) error {
+func (t *kernelTimer) Set(at boottime.Instant) error {
 	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(at))}
 	_, _, errno := unix.Syscall6(unix.SYS_TIMER_SETTIME, uintptr(t.id), timerAbstime,
 		uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
@@ -168,7 +175,7 @@ func (t *kernelTimer) set(at boottime.Instant) error {
 	return nil
 }
 
-func (t *kernelTimer) close() error {
+func (t *kernelTimer) Close() error {
 	if _, _, errno := unix.Syscall(unix.SYS_TIMER_DELETE, uintptr(t.id), 0, 0); errno != 0 {
 		return fmt.Errorf("timer_delete: %w", errno)
 	}

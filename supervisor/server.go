@@ -35,7 +35,7 @@ type server struct {
 	started time.Time
 	log     *slog.Logger
 	fork    *forker
-	fence   *fence
+	fence   *Fence
 	// rate of each console.
 	bytesPerSecond, bytesBurst int
 	// shutdown is called when the daemon asks for the end.
@@ -73,7 +73,7 @@ func newServer(lane driver.Lane, version string, log *slog.Logger, shutdown func
 func (s *server) GetInfo(context.Context, *blixardv1.GetInfoRequest) (*blixardv1.GetInfoResponse, error) {
 	return &blixardv1.GetInfoResponse{
 		Lane: string(s.lane), Pid: uint32(os.Getpid()), Version: s.version,
-		StartedAt: timestamppb.New(s.started), BoottimeDeadline: int64(s.fence.armed()),
+		StartedAt: timestamppb.New(s.started), BoottimeDeadline: int64(s.fence.Armed()),
 		Processes: uint32(s.running()),
 	}, nil
 }
@@ -92,12 +92,12 @@ func (s *server) Spawn(_ context.Context, r *blixardv1.SpawnRequest) (*blixardv1
 		return nil, problem.New(problem.NoCapacity, "supervisor.full", "the %s lane has %d processes, at most %d are allowed",
 			s.lane, n, processesMax)
 	}
-	if err := s.fence.enter(); err != nil {
+	if err := s.fence.Enter(); err != nil {
 		return nil, err
 	}
 	p, err := s.spawn(r)
 	if err != nil {
-		if lerr := s.fence.leave(); lerr != nil {
+		if lerr := s.fence.Leave(); lerr != nil {
 			s.log.Error("disarming the fence failed", "err", lerr)
 		}
 		return nil, err
@@ -172,7 +172,7 @@ func (s *server) adopt(r *blixardv1.SpawnRequest, c child, out *logFile) (*proc,
 	pumps.Go(p.stderr.pump)
 	s.following.Go(func() {
 		p.follow(&pumps)
-		if err := s.fence.leave(); err != nil {
+		if err := s.fence.Leave(); err != nil {
 			p.log.Error("disarming the fence failed", "err", err)
 		}
 	})
@@ -290,7 +290,7 @@ func (s *server) Forget(_ context.Context, r *blixardv1.ForgetRequest) (*blixard
 
 // Renew implements the service.
 func (s *server) Renew(_ context.Context, r *blixardv1.RenewRequest) (*blixardv1.RenewResponse, error) {
-	at, err := s.fence.renew(boottime.Instant(r.GetBoottimeDeadline()))
+	at, err := s.fence.Renew(boottime.Instant(r.GetBoottimeDeadline()))
 	if err != nil {
 		return nil, err
 	}
@@ -349,5 +349,5 @@ func (s *server) close() error {
 	s.endProcesses(0)
 	s.following.Wait()
 	s.fork.stop()
-	return s.fence.close()
+	return s.fence.Close()
 }

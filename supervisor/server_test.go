@@ -367,40 +367,40 @@ func TestRenew(t *testing.T) {
 func TestFenceIsArmedWithAProcess(t *testing.T) {
 	k := &fakeKiller{}
 	now := boottime.Instant(100)
-	f := &fence{lane: driver.LaneExclusive, timer: k, now: func() boottime.Instant { return now }}
+	f := &Fence{lane: driver.LaneExclusive, timer: k, now: func() boottime.Instant { return now }}
 	step := func(what string, err error, want boottime.Instant) {
 		t.Helper()
-		if err != nil || k.at != want || f.armed() != want {
-			t.Fatalf("%s: %v, timer at %d, armed %d, want %d", what, err, k.at, f.armed(), want)
+		if err != nil || k.at != want || f.Armed() != want {
+			t.Fatalf("%s: %v, timer at %d, armed %d, want %d", what, err, k.at, f.Armed(), want)
 		}
 	}
-	if err := f.enter(); !problem.Is(err, problem.Fenced) {
+	if err := f.Enter(); !problem.Is(err, problem.Fenced) {
 		t.Fatalf("without a lease: %v", err)
 	}
-	_, err := f.renew(200)
+	_, err := f.Renew(200)
 	step("renewed", err, 0)
-	step("first", f.enter(), 200)
-	step("second", f.enter(), 200)
-	_, err = f.renew(300)
+	step("first", f.Enter(), 200)
+	step("second", f.Enter(), 200)
+	_, err = f.Renew(300)
 	step("renewed", err, 300)
-	_, err = f.renew(250)
+	_, err = f.Renew(250)
 	step("earlier", err, 300)
-	step("one left", f.leave(), 300)
-	step("none left", f.leave(), 0)
+	step("one left", f.Leave(), 300)
+	step("none left", f.Leave(), 0)
 	now = 300
-	if err := f.enter(); !problem.Is(err, problem.Fenced) || k.at != 0 {
+	if err := f.Enter(); !problem.Is(err, problem.Fenced) || k.at != 0 {
 		t.Fatalf("at the deadline: %v", err)
 	}
-	shared := &fence{lane: driver.LaneShared}
-	if _, err := shared.renew(1); !problem.Is(err, problem.Invalid) {
+	shared := &Fence{lane: driver.LaneShared}
+	if _, err := shared.Renew(1); !problem.Is(err, problem.Invalid) {
 		t.Fatalf("%v", err)
 	}
 }
 
 type fakeKiller struct{ at boottime.Instant }
 
-func (k *fakeKiller) set(at boottime.Instant) error { k.at = at; return nil }
-func (k *fakeKiller) close() error                  { return nil }
+func (k *fakeKiller) Set(at boottime.Instant) error { k.at = at; return nil }
+func (k *fakeKiller) Close() error                  { return nil }
 
 func TestRecord(t *testing.T) {
 	p := lanePaths(t.TempDir(), driver.LaneShared)
