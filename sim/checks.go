@@ -168,12 +168,12 @@ func (c *checks) saw(view *state.View) {
 // node: while a node is down, none of its exclusive VMs runs.
 func (c *checks) node(n *blixardv1.Node) {
 	was := c.down[n.GetId()]
+	c.w.note("node %s, start %d, is %v at index %d", n.GetId(), n.GetIncarnation(), n.GetState(), n.GetModifyIndex())
 	c.down[n.GetId()] = n.GetState() == blixardv1.NodeState_down
 	if was || !c.down[n.GetId()] {
 		return
 	}
 	c.w.count("nodes down")
-	c.w.note("node %s is down", n.GetId())
 	for _, h := range c.w.hosts {
 		if h.nodeID != n.GetId() {
 			continue

@@ -138,7 +138,9 @@ func (h *host) grant(nodeID string, incarnation uint64, asked time.Duration, ans
 			answer(nil, err)
 			return
 		}
-		cmd, err := h.table.Confirm(&r, h.steps.LeadTerm(), h.steps.View().Node(nodeID), h.monotonic())
+		view := h.steps.View()
+		cmd, err := h.table.Confirm(&r, h.steps.LeadTerm(), view.Node(nodeID), h.monotonic())
+		h.w.note("host %d: lease of %s for %v from index %d, %t that it needs a change: %v", h.n, nodeID, r.TTL, view.Index(), cmd != nil, err)
 		if err != nil || cmd == nil {
 			answer(r.TTL, err)
 			return
