@@ -454,9 +454,6 @@ type Turn struct {
 func (c *Core) Turn(now time.Time) Turn {
 	t := Turn{Actions: c.Poll(now)}
 	t.Keep, t.Reports, t.Wake = c.TakeDirty(), c.TakeReports(), c.NextWake()
-	if planted.Is(planted.RecordNotKept) && len(t.Actions) > 0 {
-		t.Keep = nil
-	}
 	return t
 }
 

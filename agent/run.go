@@ -13,7 +13,6 @@ import (
 	"github.com/blixard/blixard/guest"
 	"github.com/blixard/blixard/guest/bundle"
 	"github.com/blixard/blixard/internal/boottime"
-	"github.com/blixard/blixard/internal/planted"
 )
 
 // Bundle gives what a guest boots from, checked.
@@ -166,7 +165,7 @@ func Strays(list []*blixardv1.SupervisedProcess, records []*blixardv1.Allocation
 	}
 	var out []*blixardv1.SupervisedProcess
 	for _, p := range list {
-		if !known[p.GetProcessId()] && !planted.Is(planted.StraysLeft) {
+		if !known[p.GetProcessId()] {
 			out = append(out, p)
 		}
 	}

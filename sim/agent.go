@@ -224,7 +224,10 @@ func (k *keeper) stop(a agent.Action) {
 	s := &stopping{}
 	k.stops[id] = s
 	rung, takes := "sigkill", w.tail(w.faults.action)
-	if a.Kind == agent.ActionStop && !a.Force {
+	// One that did not let itself be adopted is killed through the supervisor alone,
+	// which does not mind when it is gone.
+	alone := k.follows[id] == nil
+	if a.Kind == agent.ActionStop && !a.Force && !alone {
 		if takes = w.between(0, a.Timeout); !w.chance(0.2) {
 			rung = "agent"
 		}
@@ -236,6 +239,7 @@ func (k *keeper) stop(a agent.Action) {
 		switch {
 		case s.canceled:
 			d.Err = context.Canceled
+		case v == nil && alone:
 		case v == nil:
 			d.Err = problem.New(problem.Unavailable, "vm.unkillable", "it is not there")
 		case left > 0 && !v.ended:
@@ -424,6 +428,7 @@ func (k *keeper) renew(ttl time.Duration, done func(error)) {
 
 func (k *keeper) renewFence(deadline boottime.Instant) {
 	if f := k.h.machine.fence; f != nil {
+		k.h.machine.newest = max(k.h.machine.newest, deadline)
 		if _, err := f.Renew(deadline); err != nil {
 			k.h.w.fail("host %d: %v", k.h.n, err)
 		}

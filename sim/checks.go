@@ -221,6 +221,10 @@ func (c *checks) epoch(a *blixardv1.Allocation) {
 // shall be once nothing happens any more.
 func (w *world) settled(view *state.View) bool {
 	w.unsettled = ""
+	if w.damaged != nil {
+		w.unsettled = fmt.Sprintf("host %d is being replaced", w.damaged.n)
+		return false
+	}
 	for _, h := range w.hosts {
 		want := blixardv1.NodeState_ready
 		if !h.up {

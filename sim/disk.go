@@ -42,6 +42,8 @@ type disk struct {
 
 	full   bool // no write succeeds
 	broken bool // the next sync fails for good
+	// damaged: it does not open any more.
+	damaged bool
 }
 
 var errSync = errors.New("sync: input/output error")

@@ -36,6 +36,9 @@ type faults struct {
 	actionFails        float64
 	bootFails          float64
 	guestEnds          time.Duration
+	// rot of disks, and flips in snapshots on their way.
+	rot   time.Duration
+	flips float64
 }
 
 func (w *world) drawFaults() faults {
@@ -72,9 +75,13 @@ func (w *world) drawFaults() faults {
 		asymmetric:       w.chance(0.5),
 		flapping:         w.chance(0.3),
 	}
-	f.ttl, f.margin = w.between(2*time.Second, 8*time.Second), w.between(0, time.Second)
+	f.ttl, f.margin = w.between(2*time.Second, 6*time.Second), some(0.5, 0, time.Second)
 	f.planned = some(0.3, 5*time.Second, 20*time.Second)
 	f.action, f.boot, f.late = w.between(time.Millisecond, 300*time.Millisecond), w.between(50*time.Millisecond, time.Second), w.between(0, 300*time.Millisecond)
+	f.rot = some(0.3, 5*time.Second, 20*time.Second)
+	if w.chance(0.3) {
+		f.flips = w.Float64() * 0.5
+	}
 	f.readyTimeout = w.between(3*time.Second, 20*time.Second)
 	f.guestEnds = some(0.6, 2*time.Second, 30*time.Second)
 	if w.chance(0.5) {
@@ -166,6 +173,7 @@ func (w *world) inject() {
 	})
 	w.often(f.duel, w.duel)
 	w.often(f.planned, w.planRestart)
+	w.often(f.rot, w.rot)
 	w.often(f.suspend, func() {
 		h := w.leader()
 		if h == nil || h.paused {
@@ -220,6 +228,10 @@ func (w *world) planRestart() {
 		if h.life == life && !w.healing {
 			h.crash("planned end")
 			w.after(w.between(100*time.Millisecond, 2*time.Second), h.restart)
+			if w.chance(0.5) {
+				w.after(w.between(2*time.Second, 5*time.Second), func() { w.cutOff(h, !w.healing) })
+				w.after(longLeaseMax, func() { w.cutOff(h, false) })
+			}
 		}
 	}
 	h.act(func() { h.keeper.renew(w.between(w.faults.ttl, longLeaseMax), restart) })
@@ -326,7 +338,7 @@ func (w *world) heal() {
 	w.healing = true
 	clear(w.net.cut)
 	clear(w.net.clogged)
-	w.faults.loss, w.faults.twice = 0, 0
+	w.faults.loss, w.faults.twice, w.faults.flips = 0, 0, 0
 	w.faults.delay, w.faults.syncMean, w.faults.attempt = time.Millisecond, time.Millisecond, time.Second
 	w.faults.action, w.faults.boot, w.faults.late = 10*time.Millisecond, 100*time.Millisecond, 10*time.Millisecond
 	w.note("heal")

@@ -46,17 +46,21 @@ type host struct {
 	steps *replica.Steps
 	up    bool
 	// life counts its starts: what was begun in one is lost in the next.
-	life    int
-	paused  bool
-	inbox   []func()
-	stuck   bool // its disk answers very late
-	working struct{ appending, applying, snapshotting bool }
+	life   int
+	paused bool
+	inbox  []func()
+	// replacing: it does not start until it has joined anew.
+	replacing bool
+	stuck     bool // its disk answers very late
+	working   struct{ appending, applying, snapshotting bool }
 	// applied is the newest index that it applied in this life.
 	applied uint64
-	reads   []waitingRead
-	lead    *lead
-	table   leader.Table
-	keeper  *keeper
+	// looked is the index at which the host looked last who waits for the state.
+	looked uint64
+	reads  []waitingRead
+	lead   *lead
+	table  leader.Table
+	keeper *keeper
 }
 
 // waitingRead waits until the state here has come to index.
@@ -70,8 +74,13 @@ func (h *host) start() {
 	h.life++
 	h.up, h.paused, h.inbox, h.reads, h.lead = true, false, nil, nil, nil
 	h.working.appending, h.working.applying, h.working.snapshotting = false, false, false
+	if err := h.disk.open(); err != nil {
+		h.up = false
+		h.w.replace(h)
+		return
+	}
 	rec := h.disk.recovered()
-	h.applied = rec.Snapshot.GetIndex()
+	h.applied, h.looked = rec.Snapshot.GetIndex(), 0
 	var err error
 	h.steps, err = replica.OpenSteps(replica.Config{
 		NodeID: h.nodeID, ClusterID: h.disk.cluster, RaftID: h.raftID, Join: h.join, Sender: h, Now: h.now,
@@ -230,6 +239,7 @@ func (h *host) endAppend() {
 		h.w.after(fullRetry, func() { h.actIn(life, h.endAppend) })
 	default:
 		h.working.appending = false
+		h.moved() // a snapshot that was installed moves the state, too
 	}
 }
 
@@ -244,7 +254,7 @@ func (h *host) exit() {
 }
 
 func (h *host) restart() {
-	if !h.up {
+	if !h.up && !h.replacing {
 		h.start()
 	}
 }
@@ -255,9 +265,18 @@ func (h *host) apply() {
 		h.exit()
 		return
 	}
+	h.moved()
+}
+
+// moved lets those go on who wait for the state.
+func (h *host) moved() {
+	index := h.steps.View().Index()
+	if index == h.looked {
+		return
+	}
+	h.looked = index
 	h.checkState()
 	h.keeper.sawState()
-	index := h.steps.View().Index()
 	kept := h.reads[:0]
 	var due []func()
 	for _, r := range h.reads {

@@ -27,7 +27,9 @@ type machine struct {
 	fence *supervisor.Fence
 	// deadline that the kernel's timer is armed with, 0 when it is not.
 	deadline boottime.Instant
-	journal  map[string]*blixardv1.AllocationRecord
+	// newest is the latest deadline that the fence was given.
+	newest  boottime.Instant
+	journal map[string]*blixardv1.AllocationRecord
 	// incarnation counts the starts of the daemon.
 	incarnation uint64
 }
@@ -86,6 +88,9 @@ func (m *machine) arm() {
 func (m *machine) fenced() {
 	m.h.w.count("fences")
 	m.h.w.note("host %d: the fence falls", m.h.n)
+	if left := m.newest.Sub(m.h.boottime()); left > 0 {
+		m.h.w.fail("host %d: the fence falls %v before the lease ends", m.h.n, left)
+	}
 	m.endLane(driver.LaneExclusive)
 }
 
@@ -99,7 +104,7 @@ func (m *machine) endLane(lane driver.Lane) {
 		}
 	}
 	if lane == driver.LaneExclusive {
-		m.fence, m.deadline = nil, 0
+		m.fence, m.deadline, m.newest = nil, 0, 0
 	}
 }
 
@@ -150,6 +155,7 @@ func (m *machine) spawn(rec *blixardv1.AllocationRecord, newest boottime.Instant
 		if m.fence == nil {
 			m.fence = supervisor.NewFence(m.h.boottime, m)
 		}
+		m.newest = max(m.newest, newest)
 		if _, err := m.fence.Renew(newest); err != nil {
 			return nil, err
 		}

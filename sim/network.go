@@ -87,8 +87,12 @@ func (h *host) Send(messages []*raftpb.Message) {
 			h.sendSnapshot(to, m, data)
 			continue
 		}
-		from := m.GetFrom()
-		h.w.net.carry(h.n, to.n, func() { to.receive(from, data) })
+		from, id := m.GetFrom(), to.raftID
+		h.w.net.carry(h.n, to.n, func() {
+			if to.raftID == id { // else it has joined as another
+				to.receive(from, data)
+			}
+		})
 	}
 }
 
@@ -107,7 +111,7 @@ func (h *host) receive(from uint64, data []byte) {
 // ended.
 func (h *host) sendSnapshot(to *host, m *raftpb.Message, data []byte) {
 	index := m.GetSnapshot().GetMetadata().GetIndex()
-	life := h.life
+	life, from := h.life, h.raftID
 	report := func(ok bool) {
 		h.w.after(time.Millisecond, func() {
 			h.actIn(life, func() { h.steps.ReportSnapshot(m.GetTo(), ok) })
@@ -124,9 +128,17 @@ func (h *host) sendSnapshot(to *host, m *raftpb.Message, data []byte) {
 	h.w.net.carry(h.n, to.n, func() {
 		to.act(func() {
 			arrived = true
-			m, err := peer.Decode(data, h.raftID, to.raftID)
+			m, err := peer.Decode(data, from, to.raftID)
 			if err == nil {
-				err = to.steps.ReceiveSnapshot(context.Background(), m, bytes.NewReader(body.Bytes()))
+				in := &flipped{in: bytes.NewReader(body.Bytes()), at: -1}
+				if h.w.chance(h.w.faults.flips) {
+					h.w.count("flips in snapshots")
+					in.at = h.w.IntN(body.Len())
+				}
+				err = to.steps.ReceiveSnapshot(context.Background(), m, in)
+				if err == nil && in.at >= 0 && in.read > 0 {
+					h.w.fail("host %d took a snapshot of index %d that was damaged on its way", to.n, index)
+				}
 			}
 			to.w.count("snapshots sent")
 			to.w.note("host %d: snapshot of index %d from host %d: %v", to.n, index, h.n, err)

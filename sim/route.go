@@ -7,7 +7,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
-	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 )
@@ -129,11 +128,7 @@ func (h *host) grant(nodeID string, incarnation uint64, asked time.Duration, ans
 		answer(nil, err)
 		return
 	}
-	round := h.read
-	if planted.Is(planted.LeaseWithoutRound) {
-		round = func(do func(error)) { do(nil) }
-	}
-	round(func(err error) {
+	h.read(func(err error) {
 		if err != nil {
 			answer(nil, err)
 			return

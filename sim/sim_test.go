@@ -94,6 +94,9 @@ var needed = []string{
 	"changes", "operations get", "operations set", "operations create", "operations delete", "operations on running VMs",
 	"operations of unknown end", "crashes", "crashes after a vote", "power failures", "pauses", "suspends", "partitions", "duels",
 	"clogged paths", "lost", "twice", "cut", "full disks", "sync found no space", "failed syncs", "slow disks", "transfers",
+	"VMs started", "adoptions", "fences", "hypervisors that died", "hypervisors that hung", "guests that ended", "actions that failed",
+	"leases", "leases refused", "leases that needed a change", "nodes down", "planned restarts", "crashes of machines", "reports",
+	"damaged disks", "replaced hosts", "flips in snapshots",
 	"snapshots written", "snapshots sent", "changes of members", "terms", "hosts that stayed down",
 }
 

@@ -28,6 +28,8 @@ const (
 	extensionsMax = 6
 	// operationsMin that a run must have done to prove something.
 	operationsMin = 30
+	// tokenUses are more joins than a run has.
+	tokenUses = 1000
 )
 
 // Options of a run.
@@ -84,8 +86,10 @@ type world struct {
 	unsettled string
 	history   []porcupine.Operation
 	open      map[int]porcupine.Operation // by client
-	// values, keys and ids were given out so many times.
-	values, keys, ids int
+	// values, keys and ids were given out so many times, and hosts joined anew.
+	values, keys, ids, joins int
+	// damaged is the host that is being replaced, if any.
+	damaged *host
 }
 
 // Run runs one seed. It must be the only one of the process that uses
@@ -125,7 +129,7 @@ func Run(o Options) (result Result) {
 // live runs the phases.
 func (w *world) live(safety time.Duration) {
 	drawn := w.faults
-	w.faults.loss, w.faults.twice = 0, 0
+	w.faults.loss, w.faults.twice, w.faults.flips = 0, 0, 0
 	w.setup()
 	w.faults = drawn
 	for id := range clients {
@@ -188,10 +192,12 @@ func (w *world) count(what string) { w.counts[what]++ }
 func (w *world) newID() string     { w.ids++; return fmt.Sprintf("alloc-%d", w.ids) }
 
 func (w *world) byReplica(id uint64) *host {
-	if id == 0 || id > uint64(len(w.hosts)) {
-		return nil
+	for _, h := range w.hosts {
+		if h.raftID == id {
+			return h
+		}
 	}
-	return w.hosts[id-1]
+	return nil
 }
 
 // leader is the host that leads the newest term, nil when none is known.
@@ -236,17 +242,16 @@ func (w *world) setup() {
 	for _, h := range w.hosts {
 		h.start()
 	}
-	token := []byte("secret")
 	w.must(&blixardv1.Command{Change: &blixardv1.Command_FormCluster{FormCluster: &blixardv1.FormClusterCommand{
 		ClusterId: cluster, CaCertificate: []byte("ca"), Member: w.hosts[0].member(),
 	}}})
 	w.must(&blixardv1.Command{Change: &blixardv1.Command_CreateToken{CreateToken: &blixardv1.CreateTokenCommand{
-		Id: "token", SecretDigest: token, Role: blixardv1.MemberRole_standby, Uses: uint32(len(w.hosts)),
+		Id: tokenID, SecretDigest: tokenSecret, Role: blixardv1.MemberRole_standby, Uses: tokenUses,
 		ExpiresAt: timestamppb.New(epoch.Add(24 * time.Hour)),
 	}}})
 	for _, h := range w.hosts[1:] {
 		r := w.must(&blixardv1.Command{Change: &blixardv1.Command_EnrollMember{EnrollMember: &blixardv1.EnrollMemberCommand{
-			TokenId: "token", SecretDigest: token, Member: h.member(),
+			TokenId: tokenID, SecretDigest: tokenSecret, Member: h.member(),
 		}}})
 		if w.err == nil && r.Member.GetRaftId() != h.raftID {
 			w.fail("host %d was given Raft id %d", h.n, r.Member.GetRaftId())

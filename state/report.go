@@ -4,7 +4,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
-	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -35,7 +34,7 @@ func (b *batch) reportOne(nodeID string, rep *blixardv1.AllocationReport) *probl
 	if a.GetNodeId() != nodeID {
 		return problem.New(problem.Conflict, "allocation.other_node", "allocation %q is of node %q, not %q", a.GetId(), a.GetNodeId(), nodeID)
 	}
-	if rep.GetEpoch() != a.GetEpoch() && !planted.Is(planted.OldEpochsReport) {
+	if rep.GetEpoch() != a.GetEpoch() {
 		b.s.fencedReports.Add(1)
 		return problem.New(problem.Fenced, "allocation.fenced", "epoch %d of allocation %q is over: it is %d now",
 			rep.GetEpoch(), a.GetId(), a.GetEpoch()).

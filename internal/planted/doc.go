@@ -37,8 +37,6 @@ const (
 	NamesTakenTwice     Bug = "a name is given twice"
 	// Leases.
 	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
-	LeaseWithoutRound    Bug = "a lease is granted without a quorum round"
-	LeaseOfDeposed       Bug = "a leader that was deposed grants a lease by the round of the next"
 	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"
 	LongLeaseForgotten   Bug = "a short lease of an agent's next start takes the place of a long one"
 	FenceNotMoved        Bug = "a renewed lease does not move the fence"
@@ -46,10 +44,10 @@ const (
 	// Agent.
 	LeaseFromReceipt   Bug = "a lease is counted from its receipt"
 	StartsInsteadAdopt Bug = "an agent starts its VMs anew after its own restart"
-	StraysLeft         Bug = "an agent leaves unknown hypervisors running"
-	RecordNotKept      Bug = "a start is begun before its record is kept"
 	AbsentIsKept       Bug = "what the cluster has no more is kept running"
-	OldEpochsReport    Bug = "a report of an old epoch is accepted"
 	ReportOvertakes    Bug = "a report may overtake an earlier one"
 	KeptIsNotTold      Bug = "a status that was kept before a crash is never reported"
+	// Disks.
+	DamageIsCut       Bug = "a damaged log is opened without its damaged half"
+	SnapshotUnchecked Bug = "the digest of a snapshot is not compared"
 )
