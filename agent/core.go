@@ -241,7 +241,7 @@ func (c *Core) Resync(ids map[string]bool) {
 			c.report(i.rec)
 		}
 	}
-	c.synced = !planted.Is(planted.AbsentIsKept)
+	c.synced = true
 }
 
 // tells whether the cluster's status of an allocation is that of the record; the name

@@ -44,7 +44,6 @@ const (
 	// Agent.
 	LeaseFromReceipt   Bug = "a lease is counted from its receipt"
 	StartsInsteadAdopt Bug = "an agent starts its VMs anew after its own restart"
-	AbsentIsKept       Bug = "what the cluster has no more is kept running"
 	ReportOvertakes    Bug = "a report may overtake an earlier one"
 	KeptIsNotTold      Bug = "a status that was kept before a crash is never reported"
 	// Disks.
