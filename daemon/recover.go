@@ -246,7 +246,7 @@ func (r *recovery) votersText(conf *raftpb.ConfState, others []LostMember) strin
 func (r *recovery) outlastLeases(ctx context.Context, lost []LostMember) error {
 	table := leader.Table{TTL: r.Config.Lease.TTL, Margin: r.Config.Lease.Margin}
 	begin := time.Now()
-	table.Begin(begin)
+	table.Begin(0, begin)
 	end := begin
 	for _, m := range lost {
 		for _, a := range r.survivor.View.AllocationsOfNode(m.NodeID) {
