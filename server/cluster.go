@@ -14,7 +14,6 @@ import (
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/replica"
-	"github.com/blixard/blixard/state"
 )
 
 // Defaults and limits of the cluster's calls.
@@ -209,8 +208,8 @@ func (s clusterService) ChangeMember(ctx context.Context, req *blixardv1.ChangeM
 func (s clusterService) RemoveMember(ctx context.Context, req *blixardv1.RemoveMemberRequest) (*blixardv1.RemoveMemberResponse, error) {
 	m := s.cfg.Replica.View().Member(req.GetNode())
 	if m != nil && !m.GetRemoved() {
-		if left := len(s.cfg.Replica.View().AllocationsOfNode(m.GetNodeId())); left > 0 && !req.GetForce() {
-			return nil, state.MemberHasVMs(m, left)
+		if err := s.cfg.Replica.View().CheckRemoval(m, req.GetForce()); err != nil {
+			return nil, err
 		}
 		if _, err := s.propose(ctx, "", changeRole(m.GetNodeId(), blixardv1.MemberRole_worker)); err != nil {
 			return nil, err

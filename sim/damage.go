@@ -110,11 +110,17 @@ func (w *world) join(h *host) {
 	})
 }
 
-// operator makes a change however often it must be asked for.
+// operator makes a change however often it must be asked for, also when it has to
+// wait until a node is down.
 func (w *world) operator(cmd *blixardv1.Command, done func(state.Result)) {
 	w.keys++
 	cmd.Key, cmd.Actor, cmd.Time = fmt.Sprintf("key-%d", w.keys), "admin", timestamppb.New(epoch.Add(w.now))
 	w.request(&request{cmd: cmd, tries: operatorTries, done: func(r state.Result, err error, _ bool) {
+		if err == nil && r.Problem != nil && r.Problem.Code == "member.may_run" {
+			w.count("removals that waited")
+			w.after(operatorPause, func() { w.operator(&blixardv1.Command{Change: cmd.GetChange()}, done) })
+			return
+		}
 		if err == nil && r.Problem != nil {
 			err = r.Problem
 		}

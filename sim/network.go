@@ -5,6 +5,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -136,7 +137,7 @@ func (h *host) sendSnapshot(to *host, m *raftpb.Message, data []byte) {
 					in.at = h.w.IntN(body.Len())
 				}
 				err = to.steps.ReceiveSnapshot(context.Background(), m, in)
-				if err == nil && in.at >= 0 && in.read > 0 {
+				if err == nil && in.at >= 0 && in.read > 0 && !sameContent(body.Bytes(), in.at) {
 					h.w.fail("host %d took a snapshot of index %d that was damaged on its way", to.n, index)
 				}
 			}
@@ -150,4 +151,19 @@ func (h *host) sendSnapshot(to *host, m *raftpb.Message, data []byte) {
 			report(false)
 		}
 	})
+}
+
+// sameContent tells whether a compressed body means the same with a flipped bit: not
+// every bit of a frame's header matters.
+func sameContent(body []byte, at int) bool {
+	d, err := zstd.NewReader(nil)
+	if err != nil {
+		return false
+	}
+	defer d.Close()
+	other := bytes.Clone(body)
+	other[at] ^= 1
+	one, err1 := d.DecodeAll(body, nil)
+	two, err2 := d.DecodeAll(other, nil)
+	return err1 == nil && err2 == nil && bytes.Equal(one, two)
 }

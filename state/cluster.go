@@ -299,23 +299,29 @@ func (b *batch) removeMember(c *blixardv1.RemoveMemberCommand) Result {
 		return refused(b.index, lastVoter(old))
 	}
 	left := all[blixardv1.Allocation](b.txn, tableAllocation, indexNode, old.GetNodeId())
-	if len(left) > 0 && !c.GetForce() {
-		return refused(b.index, MemberHasVMs(old, len(left)))
-	}
-	if p := b.mayStillRun(old, left); p != nil {
+	if p := checkRemoval(old, b.node(old.GetNodeId()), left, c.GetForce()); p != nil {
 		return refused(b.index, p)
 	}
 	return Result{Index: b.index, Member: b.expel(old)}
 }
 
-// mayStillRun refuses to give up exclusive VMs of a node whose lease is not over:
-// they may run there, and would run twice.
-func (b *batch) mayStillRun(m *blixardv1.Member, left []*blixardv1.Allocation) *problem.Error {
-	if n := b.node(m.GetNodeId()); n == nil || n.GetState() == blixardv1.NodeState_down {
-		return nil
+// CheckRemoval tells why a member can't be removed now, nil when it can.
+func (v *View) CheckRemoval(m *blixardv1.Member, force bool) error {
+	if p := checkRemoval(m, v.Node(m.GetNodeId()), v.AllocationsOfNode(m.GetNodeId()), force); p != nil {
+		return p
+	}
+	return nil
+}
+
+// checkRemoval refuses to give up VMs without being asked to, and exclusive ones
+// while the node's lease is not over: they may run there, and would run twice.
+func checkRemoval(m *blixardv1.Member, n *blixardv1.Node, left []*blixardv1.Allocation, force bool) *problem.Error {
+	if len(left) > 0 && !force {
+		return problem.New(problem.Conflict, "member.has_vms", "node %q still has %d VMs", m.GetName(), len(left)).
+			WithHint("let it leave by `blixard cluster leave`, which empties it first, or give its VMs up with --force if it will never come back")
 	}
 	for _, a := range left {
-		if a.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover && a.GetDesired() != blixardv1.DesiredAllocation_remove {
+		if n.GetState() != blixardv1.NodeState_down && a.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover {
 			return problem.New(problem.Conflict, "member.may_run", "node %q may still run VM %q, which must never run twice", m.GetName(), a.GetVmName()).
 				WithHint("stop the node and wait until `blixard node list` shows it as down, or let it leave by `blixard cluster leave`")
 		}
@@ -338,12 +344,6 @@ func (b *batch) expel(old *blixardv1.Member) *blixardv1.Member {
 	b.putMember(m)
 	b.memberEvent(m, "member.removed", "the node is out for good and its certificate is worth nothing")
 	return m
-}
-
-// MemberHasVMs is why a member with VMs is not removed.
-func MemberHasVMs(m *blixardv1.Member, n int) *problem.Error {
-	return problem.New(problem.Conflict, "member.has_vms", "node %q still has %d VMs", m.GetName(), n).
-		WithHint("let it leave by `blixard cluster leave`, which empties it first, or give its VMs up with --force if it will never come back")
 }
 
 // giveUp ends an allocation of a node that will never be heard of again: the VM

@@ -53,7 +53,7 @@ func disk(file string) func(point string) error {
 			return nil
 		}
 		if d, err := time.ParseDuration(what); err == nil {
-			time.Sleep(d)
+			<-time.After(d)
 			return nil
 		}
 		return errors.New("input/output error")
