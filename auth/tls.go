@@ -71,8 +71,8 @@ func parseAll(pems [][]byte) []*x509.Certificate {
 // may be trusted at once.
 const chainMax = 8
 
-// verify gives the identity of a chain's first certificate. Its time and whether
-// its name is refused are looked at in every call.
+// verify gives the identity of a chain's first certificate. Its time is looked at in
+// every call.
 func (t *Trust) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (Identity, error) {
 	key, authorities, now := checkedKey{chain[0], usage}, t.Authorities(), t.Now()
 	t.mu.RLock()
@@ -88,10 +88,16 @@ func (t *Trust) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (Ident
 	if c.id.ClusterID != t.ClusterID {
 		return c.id, problem.New(problem.Denied, "auth.other_cluster", "%s is of another cluster", c.id.URI())
 	}
-	if t.Refused != nil {
-		return c.id, t.Refused(c.id)
-	}
 	return c.id, nil
+}
+
+// known is verify of one that is not refused for its name either.
+func (t *Trust) known(chain []*x509.Certificate, usage x509.ExtKeyUsage) (Identity, error) {
+	id, err := t.verify(chain, usage)
+	if err == nil && t.Refused != nil {
+		err = t.Refused(id)
+	}
+	return id, err
 }
 
 func (t *Trust) keep(key checkedKey, c checkedChain) {
@@ -148,7 +154,9 @@ func (t *Trust) own() *tls.Certificate {
 }
 
 // ServerTLS is for listeners. A caller without a certificate is let in as nobody:
-// who wants to join has none yet, and rights refuse it everything else.
+// who wants to join has none yet, and rights refuse it everything else. One whose
+// name is refused is let in too, so that Caller can tell it why: a refusal of the
+// handshake has no words.
 func (t *Trust) ServerTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
@@ -172,7 +180,7 @@ func (t *Trust) Caller(s tls.ConnectionState) (id Identity, ok bool, err error) 
 	if len(s.PeerCertificates) == 0 {
 		return Identity{}, false, nil
 	}
-	id, err = t.verify(s.PeerCertificates, x509.ExtKeyUsageClientAuth)
+	id, err = t.known(s.PeerCertificates, x509.ExtKeyUsageClientAuth)
 	return id, err == nil, err
 }
 
@@ -186,7 +194,7 @@ func (t *Trust) ClientTLS(nodeID string) *tls.Config {
 		// VerifyConnection, not a host name.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(s tls.ConnectionState) error {
-			id, err := t.verify(s.PeerCertificates, x509.ExtKeyUsageServerAuth)
+			id, err := t.known(s.PeerCertificates, x509.ExtKeyUsageServerAuth)
 			if err != nil {
 				return err
 			}

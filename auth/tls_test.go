@@ -147,12 +147,18 @@ func TestRemovedNodeIsRefused(t *testing.T) {
 	}
 	for name, ok := range map[string]bool{"node-b": false, "node-c": true} {
 		client := trust(a, issue(t, a, Identity{"c1", RoleNode, name}, testTime))
+		// Who calls is told why it is refused, with each call; who is called is not
+		// spoken to.
 		serverErr, _, state := handshake(t, server.ServerTLS(), client.ClientTLS(""))
-		if ok != (serverErr == nil) {
+		if serverErr != nil {
 			t.Errorf("%s: %v", name, serverErr)
 		}
-		if id, known, err := server.Caller(state); ok && (err != nil || !known || id.Name != name || id.Actor() != "node:"+name) {
+		id, known, err := server.Caller(state)
+		if known != ok || ok && (err != nil || id.Name != name || id.Actor() != "node:"+name) || !ok && !errors.Is(err, gone) {
 			t.Errorf("%+v, %v, %v", id, known, err)
+		}
+		if _, clientErr, _ := handshake(t, client.ServerTLS(), server.ClientTLS(name)); ok != (clientErr == nil) {
+			t.Errorf("called %s: %v", name, clientErr)
 		}
 	}
 	if _, known, err := server.Caller(tls.ConnectionState{}); known || err != nil {

@@ -51,7 +51,7 @@ func (n *node) openReplica(ctx context.Context) error {
 		Dial: func(raftID uint64, address string) (*grpc.ClientConn, error) {
 			return dial(n.trust, n.nodeOfReplica(raftID), address)
 		},
-		Allow: n.allowPeer,
+		Allow: n.allowPeer, Removed: n.wasRemoved,
 	})
 	var err error
 	n.replica, err = replica.Open(ctx, replica.Config{
@@ -70,6 +70,14 @@ func (n *node) openReplica(ctx context.Context) error {
 		return err
 	}
 	return n.form(ctx)
+}
+
+// wasRemoved notes that the others say so, once. It may be heard when the node's own
+// state, which it follows no more, does not know.
+func (n *node) wasRemoved(err error) {
+	if !n.changing.Load() && n.removed.CompareAndSwap(false, true) {
+		n.log.Error("the other members say that this node is one no more", "err", err)
+	}
 }
 
 // nodeOfReplica finds whose replica it is; empty lets any node of the cluster be
@@ -238,6 +246,8 @@ type membership struct{ *node }
 func (m membership) Secret() []byte { return m.secret }
 
 func (m membership) Address() string { return m.network.address }
+
+func (m membership) Removed() bool { return m.removed.Load() }
 
 // Probe makes sure that the node of that id answers at an address. Its
 // certificate is of another cluster yet, so that only its name is looked at.

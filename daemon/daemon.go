@@ -63,6 +63,8 @@ type node struct {
 	nodes   *nodes
 	peers   *peer.Transport
 	replica *replica.Replica
+	// removed is set when another member says that this node is none.
+	removed atomic.Bool
 	// changing is set while the node joins or leaves; again then ends this life.
 	changing atomic.Bool
 	again    func()

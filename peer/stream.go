@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
 )
 
 // peer is one other replica.
@@ -100,6 +101,9 @@ func (p *peer) run() {
 		}
 		if receipts {
 			wait.Reset()
+		}
+		if told := problem.From(err); p.t.cfg.Removed != nil && told.Code == "auth.removed" {
+			p.t.cfg.Removed(told)
 		}
 		p.log.Debug("lost a peer", "err", err)
 		p.forget()

@@ -50,6 +50,9 @@ type Config struct {
 	// Allow refuses a caller that may not speak for that replica; nil takes all. It
 	// must be safe for concurrent use.
 	Allow func(ctx context.Context, from uint64) error
+	// Removed, when set, is told that a peer says this node is a member no more. It
+	// must be safe for concurrent use and not block.
+	Removed func(err error)
 	// ReceiptTimeout: a peer that is sent messages and gives no receipt in that time
 	// is dialled anew. It must be longer than the second between receipts; 0 means
 	// 5 s.

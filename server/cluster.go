@@ -42,6 +42,8 @@ type Membership interface {
 	Probe(ctx context.Context, nodeID, address string) error
 	// Address of this node for others.
 	Address() string
+	// Removed tells that the other members say this node is one no more.
+	Removed() bool
 }
 
 // clusterService is ClusterService; see the .proto for its contract.
@@ -97,6 +99,9 @@ func (s *Server) ownCluster(ctx context.Context) *blixardv1.GetClusterResponse {
 		resp.Members = append(resp.Members, one)
 	}
 	resp.Healthy = st.Leader && active > len(raft.Voters)/2
+	if s.removed() {
+		resp.Notices = append(resp.Notices, "this node was removed from the cluster: "+removedHint)
+	}
 	if st.LeaderID == 0 {
 		resp.Notices = append(resp.Notices, "there is no leader: "+s.votersText())
 	}

@@ -229,8 +229,15 @@ func (s *Server) lost(node string, err error) error {
 	return problem.From(err)
 }
 
+const removedHint = "stop it and start it with an empty --data-dir, as a new node that may join again"
+
+func (s *Server) removed() bool { return s.cfg.Membership != nil && s.cfg.Membership.Removed() }
+
 // noLeader tells what is known of the voters.
 func (s *Server) noLeader(cause error) error {
+	if s.removed() {
+		return problem.New(problem.Denied, "member.removed", "this node was removed from the cluster").WithHint(removedHint)
+	}
 	p := problem.New(problem.Unavailable, "replica.no_leader", "there is no leader: %s", s.votersText()).
 		WithHint("a majority of the voters must run and reach each other; see `blixard cluster status`")
 	if problem.HasCode(cause, "node.unreachable") {
