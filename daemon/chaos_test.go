@@ -16,6 +16,7 @@ import (
 	"time"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/auth"
 	"github.com/blixard/blixard/internal/failpoint"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/wal"
@@ -282,6 +283,39 @@ func TestJoinWithAWrongClock(t *testing.T) {
 	_, err = off.client.Cluster().Join(t.Context(), &blixardv1.JoinRequest{Peer: token.GetAddress(), Token: token.GetText()})
 	if !problem.HasCode(err, "member.clock") {
 		t.Errorf("joined with a clock that is two hours off: %v", err)
+	}
+}
+
+// Certificates renew themselves, without a restart and without a call that fails;
+// and a cluster that was without power until all of them had ended goes on, too.
+func TestCertificatesRenew(t *testing.T) {
+	c := startCluster(t)
+	ends := func(n *node) time.Time {
+		keys, err := auth.LoadKeypair(filepath.Join(n.data, "tls"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return keys.NotAfter()
+	}
+	c.nodes[0].create("a", idle)
+	// Two thirds of the life are over, then all of it and as much again.
+	for _, offset := range []string{"504h", "1440h"} {
+		before := map[*node]time.Time{}
+		for _, n := range c.nodes {
+			before[n] = ends(n)
+			n.env = []string{"CLOCK_OFFSET_BLIXARD=" + offset}
+			n.kill9()
+		}
+		for _, n := range c.nodes {
+			n.launch()
+		}
+		for k, n := range c.nodes {
+			if !n.answers() {
+				t.Fatalf("the daemon ended:\n%s", n.log())
+			}
+			eventually(t, "a new certificate", healLimit, func() bool { return ends(n).After(before[n]) })
+			eventually(t, "a change is made through the node", healLimit, func() bool { return n.label("a", fmt.Sprint(offset, k)) == nil })
+		}
 	}
 }
 

@@ -63,6 +63,9 @@ func (n *node) openReplica(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := n.outlive(); err != nil {
+		return err
+	}
 	n.peers.SetReplica(n.replica)
 	n.setPeers()
 	n.member.Began, n.member.Address = true, n.network.address
@@ -205,6 +208,48 @@ func (n *node) renewDue(view *state.View, m *blixardv1.Member) bool {
 	return moved || n.keys.Load().RenewDue(wallclock.Now()) || !n.keys.Load().SignedBy(view.Cluster().GetCaCertificates()[0])
 }
 
+// outlive signs a certificate for this node by itself when the one it has has ended,
+// as after a long time without power, when nobody could renew it. Voters and
+// stand-bys can, since they have what opens the authority's key.
+func (n *node) outlive() error {
+	cluster := n.replica.View().Cluster()
+	if wallclock.Now().Before(n.keys.Load().NotAfter()) || n.secret == nil || cluster == nil {
+		return nil
+	}
+	ca, err := auth.OpenAuthority(cluster.GetId(), cluster.GetCaCertificates()[0], cluster.GetSealedCaKey(), n.secret)
+	if err != nil {
+		return err
+	}
+	keys, err := auth.NewKeypair()
+	if err != nil {
+		return err
+	}
+	csr, err := keys.SigningRequest()
+	if err != nil {
+		return err
+	}
+	cert, err := ca.Sign(csr, auth.Identity{ClusterID: cluster.GetId(), Role: auth.RoleNode, Name: n.data.id.NodeID}, wallclock.Now())
+	if err != nil {
+		return err
+	}
+	n.log.Warn("the node's certificate had ended: it signed itself another", "ended", n.keys.Load().NotAfter())
+	return n.take(keys, cert)
+}
+
+// take makes a signed key the node's own.
+func (n *node) take(keys *auth.Keypair, certificate []byte) error {
+	keys, err := keys.Certify(certificate)
+	if err != nil {
+		return err
+	}
+	if err := keys.Save(n.data.join(tlsDir)); err != nil {
+		return err
+	}
+	n.keys.Store(keys)
+	n.log.Info("the certificate was renewed", "ends", keys.NotAfter())
+	return n.nodes.renewed()
+}
+
 // renew asks any member that answers, since each passes it on to the leader.
 func (n *node) renew(ctx context.Context) error {
 	keys, err := auth.NewKeypair()
@@ -229,15 +274,7 @@ func (n *node) renew(ctx context.Context) error {
 	if err != nil {
 		return problem.From(err)
 	}
-	if keys, err = keys.Certify(resp.GetCertificate()); err != nil {
-		return err
-	}
-	if err := keys.Save(n.data.join(tlsDir)); err != nil {
-		return err
-	}
-	n.keys.Store(keys)
-	n.log.Info("the certificate was renewed", "ends", keys.NotAfter())
-	return n.nodes.renewed()
+	return n.take(keys, resp.GetCertificate())
 }
 
 // membership is server.Membership.
