@@ -184,6 +184,7 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 	})
 	part("fresh", func() error { return n.server.KeepFresh(life) })
 	part("members", func() error { return n.followMembers(life) })
+	part("join", func() error { n.autoJoin(life); return nil })
 	part("certificate", func() error { return n.keepCertificate(life) })
 	part("leader", func() error {
 		return leader.Run(life, leader.Config{

@@ -130,3 +130,19 @@ func checkVoters(c *Config) (reason, hint string) {
 	}
 	return "it must be 1, 3 or 5", "3 bear the loss of one node, 5 that of two"
 }
+
+// checkPeers wants addresses with ports, and a token to join them by.
+func checkPeers(c *Config) (reason, hint string) {
+	if c.Cluster.Peers == "" {
+		return "", ""
+	}
+	for _, peer := range c.Cluster.PeerList() {
+		if host, port, err := net.SplitHostPort(peer); err != nil || host == "" || port == "" {
+			return fmt.Sprintf("%q is no HOST:PORT", peer), "write addresses with commas between, such as 10.0.0.1:7700,10.0.0.2:7700"
+		}
+	}
+	if c.Cluster.JoinTokenFile == "" {
+		return "there is no token to join them by", "name the file of a token with --join-token-file; `blixard cluster token create` on a member makes one"
+	}
+	return "", ""
+}

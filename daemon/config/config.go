@@ -1,6 +1,7 @@
 package config
 
 import (
+	"strings"
 	"time"
 
 	"github.com/blixard/blixard/internal/units"
@@ -54,6 +55,9 @@ type Cluster struct {
 	Voters uint32
 	// ReplaceAfter: a voter that is silent for so long loses its vote to a stand-by.
 	ReplaceAfter time.Duration
+	// Peers are addresses of members with commas between, which a node that is alone
+	// joins by the token in JoinTokenFile; empty for none.
+	Peers, JoinTokenFile string
 	// A snapshot is written after SnapshotEntries changes, after SnapshotMiB of them,
 	// and after SnapshotInterval if there was one.
 	SnapshotEntries  uint32
@@ -61,6 +65,17 @@ type Cluster struct {
 	SnapshotInterval time.Duration
 	// TrailingEntries of the log stay in memory behind a snapshot.
 	TrailingEntries uint32
+}
+
+// PeerList is Peers one by one.
+func (c Cluster) PeerList() []string {
+	var peers []string
+	for peer := range strings.SplitSeq(c.Peers, ",") {
+		if peer = strings.TrimSpace(peer); peer != "" {
+			peers = append(peers, peer)
+		}
+	}
+	return peers
 }
 
 // Log is the daemon's own log.

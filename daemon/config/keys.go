@@ -141,6 +141,18 @@ var keys = []Key{
 		Default: fixed("5m"),
 	},
 	{
+		Name: "cluster.peers", field: func(c *Config) any { return &c.Cluster.Peers }, check: checkPeers,
+		Doc:        "Addresses of members, HOST:PORT and commas between, that a node which is alone joins at its start by cluster.join_token_file. A member takes no notice of it.",
+		Default:    fixed(""),
+		DefaultDoc: "none: `blixard cluster join` does it by hand",
+	},
+	{
+		Name: "cluster.join_token_file", path: true, field: func(c *Config) any { return &c.Cluster.JoinTokenFile },
+		Doc:        "File with the token for cluster.peers, which its owner alone may read.",
+		Default:    fixed(""),
+		DefaultDoc: "none",
+	},
+	{
 		Name: "cluster.snapshot_entries", field: func(c *Config) any { return &c.Cluster.SnapshotEntries },
 		check:   countRange("cluster.snapshot_entries", func(c *Config) uint32 { return c.Cluster.SnapshotEntries }, snapshotEntriesMax),
 		Doc:     "How many changes this node applies before it writes a snapshot and drops the log before it; it also waits until the log is four times as large as a snapshot.",

@@ -180,6 +180,7 @@ func (k Key) EnvName() string {
 // is left out.
 var shortFlags = map[string]string{
 	"node.name": "id", "node.bind": "bind", "node.https_bind": "https-bind", "node.advertise": "advertise",
+	"cluster.peers": "peers", "cluster.join_token_file": "join-token-file",
 }
 
 // FlagName gives the flag of a key, without its dashes.
