@@ -175,7 +175,7 @@ func (a *Agent) ExtendLease(ctx context.Context, ttl time.Duration) error {
 func (a *Agent) LeaseLeft() time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.lease.Deadline().Sub(boottime.Now())
+	return max(a.lease.Deadline().Sub(boottime.Now()), 0)
 }
 
 // keepLease renews until ctx ends. A failure needs no action here: the

@@ -36,8 +36,9 @@ const (
 	renewInterval = time.Minute
 	// renewRetry after a renewal that failed.
 	renewRetry = 2 * time.Second
-	// renewTimeout of one renewal.
-	renewTimeout = 10 * time.Second
+	// renewTimeout of one renewal, and renewAskTimeout of what each member is asked.
+	renewTimeout    = 10 * time.Second
+	renewAskTimeout = 3 * time.Second
 )
 
 // errAgain ends a node that begins anew at once, as another one.
@@ -51,7 +52,7 @@ func (n *node) openReplica(ctx context.Context) error {
 		Dial: func(raftID uint64, address string) (*grpc.ClientConn, error) {
 			return dial(n.trust, n.nodeOfReplica(raftID), address)
 		},
-		Allow: n.allowPeer, Removed: n.wasRemoved,
+		Incarnation: n.data.id.Incarnation, Allow: n.allowPeer, Refused: n.wasRefused,
 	})
 	var err error
 	n.replica, err = replica.Open(ctx, replica.Config{
@@ -75,10 +76,15 @@ func (n *node) openReplica(ctx context.Context) error {
 	return n.form(ctx)
 }
 
-// wasRemoved notes that the others say so, once. It may be heard when the node's own
-// state, which it follows no more, does not know.
-func (n *node) wasRemoved(err error) {
-	if !n.changing.Load() && n.removed.CompareAndSwap(false, true) {
+// wasRefused notes that another member has nothing more to do with this node. It may
+// be heard when the node's own state, which it follows no more, does not know. A copy
+// of another node's directory ends.
+func (n *node) wasRefused(err *problem.Error) {
+	switch {
+	case n.changing.Load():
+	case err.Code != "auth.removed":
+		n.fail(err)
+	case n.removed.CompareAndSwap(false, true):
 		n.log.Error("the other members say that this node is one no more", "err", err)
 	}
 }
@@ -99,11 +105,15 @@ func (n *node) nodeOfReplica(raftID uint64) string {
 	return ""
 }
 
-// allowPeer refuses a node that speaks as another one's replica.
-func (n *node) allowPeer(ctx context.Context, from uint64) error {
+// allowPeer refuses a node that speaks as another one's replica, or is an older start
+// than the cluster has registered.
+func (n *node) allowPeer(ctx context.Context, from, incarnation uint64) error {
 	caller := n.server.CallerNode(ctx)
 	if want := n.nodeOfReplica(from); want != caller {
 		return problem.New(problem.Denied, "auth.other_node", "node %s can't speak for replica %d", caller, from)
+	}
+	if newest := n.replica.View().Node(n.nodeOfReplica(from)).GetIncarnation(); incarnation < newest {
+		return peer.OlderStart(from, incarnation, newest)
 	}
 	return nil
 }
@@ -260,21 +270,43 @@ func (n *node) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	req := &blixardv1.RenewCertificateRequest{
+		SigningRequest: csr, Address: n.network.address, Version: n.opts.Version, FeatureLevel: state.FeatureLevel,
+		Authority: n.ownAuthority(),
+	}
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
-	conn, err := dial(n.trust, n.data.id.NodeID, n.network.grpc.Addr().String())
+	resp, err := n.askRenewal(ctx, n.data.id.NodeID, n.network.grpc.Addr().String(), req)
+	// Under a new address the leader does not find this node, so that it knows none:
+	// the others pass it on.
+	for _, m := range n.replica.View().Members() {
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		if !m.GetRemoved() && m.GetNodeId() != n.data.id.NodeID {
+			resp, err = n.askRenewal(ctx, m.GetNodeId(), m.GetAddress(), req)
+		}
+	}
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }()
-	resp, err := blixardv1.NewEnrollServiceClient(conn).RenewCertificate(ctx, &blixardv1.RenewCertificateRequest{
-		SigningRequest: csr, Address: n.network.address, Version: n.opts.Version, FeatureLevel: state.FeatureLevel,
-		Authority: n.ownAuthority(),
-	})
-	if err != nil {
-		return problem.From(err)
-	}
 	return n.take(keys, resp.GetCertificate())
+}
+
+// askRenewal asks one member.
+func (n *node) askRenewal(ctx context.Context, nodeID, address string, req *blixardv1.RenewCertificateRequest) (*blixardv1.RenewCertificateResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, renewAskTimeout)
+	defer cancel()
+	conn, err := dial(n.trust, nodeID, address)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	resp, err := blixardv1.NewEnrollServiceClient(conn).RenewCertificate(ctx, req)
+	if err != nil {
+		return nil, problem.From(err)
+	}
+	return resp, nil
 }
 
 // membership is server.Membership.

@@ -65,6 +65,8 @@ type node struct {
 	replica *replica.Replica
 	// removed is set when another member says that this node is none.
 	removed atomic.Bool
+	// failed holds the first reason for which the node can't go on, told to fail.
+	failed chan error
 	// changing is set while the node joins or leaves; again then ends this life.
 	changing atomic.Bool
 	again    func()
@@ -89,7 +91,7 @@ func Run(ctx context.Context, opts Options) error {
 
 // runOnce is Run until the node becomes another cluster's, which is errAgain.
 func runOnce(ctx context.Context, opts Options) (err error) {
-	n := &node{opts: opts, cfg: opts.Config, log: opts.Logger}
+	n := &node{opts: opts, cfg: opts.Config, log: opts.Logger, failed: make(chan error, 1)}
 	defer func() { err = errors.Join(err, n.close()) }()
 	// What may be refused comes before anything is made. Who connects early waits.
 	if n.listener, err = n.listen(); err != nil {
@@ -220,8 +222,19 @@ func (n *node) wait(ctx, life context.Context) error {
 		return nil
 	case <-n.replica.Done():
 		return n.replica.Err()
+	case err := <-n.failed:
+		return err
 	case <-life.Done():
 		return context.Cause(life)
+	}
+}
+
+// fail ends the node for that reason.
+func (n *node) fail(err error) {
+	select {
+	case n.failed <- err:
+		n.log.Error("the node can't go on", "err", err)
+	default: // another was first
 	}
 }
 

@@ -151,6 +151,43 @@ func pair(t *testing.T, change func(*Config)) (one *Transport, r1, r2 *replica, 
 	return one, r1, r2, address, stop
 }
 
+// Of two processes that take themselves for the same replica, only the one that
+// started last is listened to, and the other is told.
+func TestOlderStartIsRefused(t *testing.T) {
+	told := make(chan *problem.Error, 10)
+	tell := func(c *Config) {
+		c.Incarnation = 4
+		c.Refused = func(err *problem.Error) {
+			select {
+			case told <- err:
+			default:
+			}
+		}
+	}
+	one, _, r2, address, _ := pair(t, tell)
+	one.Send([]*raftpb.Message{message(raftpb.MsgApp, 1, 2, 1, 1, 100)})
+	r2.next(t)
+	copied := transport(t, 1, newReplica(), func(c *Config) { c.Incarnation = 5 })
+	copied.SetPeers(map[uint64]string{2: address})
+	copied.Send([]*raftpb.Message{message(raftpb.MsgApp, 1, 2, 2, 1, 100)})
+	if m := r2.next(t); m.GetIndex() != 2 {
+		t.Fatalf("message %d came", m.GetIndex())
+	}
+	one.Send([]*raftpb.Message{message(raftpb.MsgApp, 1, 2, 3, 1, 100)})
+	select {
+	case err := <-told:
+		if !problem.HasCode(err, "peer.older_start") || err.Hint == "" {
+			t.Errorf("told %v", err)
+		}
+	case <-time.After(deadline):
+		t.Fatal("the older start was never told")
+	}
+	copied.Send([]*raftpb.Message{message(raftpb.MsgApp, 1, 2, 4, 1, 100)})
+	if m := r2.next(t); m.GetIndex() != 4 {
+		t.Errorf("message %d of the older start was taken", m.GetIndex())
+	}
+}
+
 func TestMessagesComeInOrder(t *testing.T) {
 	one, _, r2, _, _ := pair(t, nil)
 	const n = 2000

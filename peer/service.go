@@ -35,7 +35,7 @@ func (s service) Messages(stream blixardv1.PeerService_MessagesServer) error {
 		t.refused.Add(1)
 		return err
 	}
-	from := first.GetHello().GetFrom()
+	from, incarnation := first.GetHello().GetFrom(), first.GetHello().GetIncarnation()
 	receipts := newReceipts(stream)
 	defer receipts.end()
 	bad := 0
@@ -50,6 +50,9 @@ func (s service) Messages(stream blixardv1.PeerService_MessagesServer) error {
 		}
 		if !t.known(from) {
 			return problem.New(problem.Denied, "peer.unknown", "replica %d is a member no more", from)
+		}
+		if err := t.newest(from, incarnation); err != nil {
+			return err
 		}
 		for _, b := range req.GetMessages() {
 			m, err := Decode(b, from, t.cfg.RaftID)

@@ -102,8 +102,8 @@ func (p *peer) run() {
 		if receipts {
 			wait.Reset()
 		}
-		if told := problem.From(err); p.t.cfg.Removed != nil && told.Code == "auth.removed" {
-			p.t.cfg.Removed(told)
+		if told := problem.From(err); p.t.cfg.Refused != nil && (told.Code == "auth.removed" || told.Code == codeOlderStart) {
+			p.t.cfg.Refused(told)
 		}
 		p.log.Debug("lost a peer", "err", err)
 		p.forget()

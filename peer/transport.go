@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
 )
 
 // Replica is what the transport serves. All methods must be safe for concurrent
@@ -49,10 +50,13 @@ type Config struct {
 	Dial func(raftID uint64, address string) (*grpc.ClientConn, error)
 	// Allow refuses a caller that may not speak for that replica; nil takes all. It
 	// must be safe for concurrent use.
-	Allow func(ctx context.Context, from uint64) error
-	// Removed, when set, is told that a peer says this node is a member no more. It
-	// must be safe for concurrent use and not block.
-	Removed func(err error)
+	Allow func(ctx context.Context, from, incarnation uint64) error
+	// Incarnation counts the starts of this daemon.
+	Incarnation uint64
+	// Refused, when set, is told that a peer will have nothing more to do with this
+	// node: "auth.removed", or "peer.older_start". It must be safe for concurrent use
+	// and not block.
+	Refused func(err *problem.Error)
 	// ReceiptTimeout: a peer that is sent messages and gives no receipt in that time
 	// is dialled anew. It must be longer than the second between receipts; 0 means
 	// 5 s.
@@ -90,7 +94,9 @@ type Transport struct {
 	mu      sync.Mutex
 	replica Replica
 	peers   map[uint64]*peer
-	closed  bool
+	// starts are the newest that were heard of, by Raft id.
+	starts map[uint64]uint64
+	closed bool
 }
 
 // New makes a transport without peers. Nothing is sent or taken before Serve was
@@ -106,7 +112,7 @@ func New(cfg Config) *Transport {
 		cfg.SnapshotTimeout = snapshotTimeout
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Transport{cfg: cfg, ctx: ctx, cancel: cancel, snapshots: make(chan struct{}, snapshotsAtOnce), peers: map[uint64]*peer{}}
+	return &Transport{cfg: cfg, ctx: ctx, cancel: cancel, snapshots: make(chan struct{}, snapshotsAtOnce), peers: map[uint64]*peer{}, starts: map[uint64]uint64{}}
 }
 
 // SetReplica tells of the replica, which needs the transport to begin.
@@ -190,7 +196,7 @@ func (t *Transport) known(id uint64) bool {
 }
 
 func (t *Transport) hello(to uint64) *blixardv1.PeerHello {
-	return &blixardv1.PeerHello{ClusterId: t.cfg.ClusterID, From: t.cfg.RaftID, To: to}
+	return &blixardv1.PeerHello{ClusterId: t.cfg.ClusterID, From: t.cfg.RaftID, To: to, Incarnation: t.cfg.Incarnation}
 }
 
 // Close ends everything and waits for it.
@@ -209,7 +215,30 @@ func (t *Transport) greet(ctx context.Context, h *blixardv1.PeerHello) error {
 		return err
 	}
 	if t.cfg.Allow != nil {
-		return t.cfg.Allow(ctx, h.GetFrom())
+		if err := t.cfg.Allow(ctx, h.GetFrom(), h.GetIncarnation()); err != nil {
+			return err
+		}
 	}
+	return t.newest(h.GetFrom(), h.GetIncarnation())
+}
+
+// codeOlderStart refuses a replica of which a newer start was heard: two processes
+// that both take themselves for it would vote twice.
+const codeOlderStart = "peer.older_start"
+
+// OlderStart is why a node is refused that is not the newest start of its replica.
+func OlderStart(from, incarnation, newest uint64) *problem.Error {
+	return problem.New(problem.Conflict, codeOlderStart, "start %d of replica %d speaks, and start %d was heard already", incarnation, from, newest).
+		WithHint("its data directory was copied, or restored from a backup: remove the copy, or remove the node from the cluster and let it join with an empty --data-dir")
+}
+
+// newest refuses an older start of a replica than the newest that was heard.
+func (t *Transport) newest(from, incarnation uint64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if newest := t.starts[from]; incarnation < newest {
+		return OlderStart(from, incarnation, newest)
+	}
+	t.starts[from] = incarnation
 	return nil
 }

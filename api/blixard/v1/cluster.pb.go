@@ -2187,10 +2187,13 @@ func (x *IssueCertificateResponse) GetMembers() []*Member {
 
 // PeerHello says who speaks to whom.
 type PeerHello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	From          uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
-	To            uint64                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	From      uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
+	To        uint64                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	// incarnation counts the starts of the sender's daemon: an older one than the
+	// newest that was heard is a copy, or was restored.
+	Incarnation   uint64 `protobuf:"varint,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2242,6 +2245,13 @@ func (x *PeerHello) GetFrom() uint64 {
 func (x *PeerHello) GetTo() uint64 {
 	if x != nil {
 		return x.To
+	}
+	return 0
+}
+
+func (x *PeerHello) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
 	}
 	return 0
 }
@@ -2951,12 +2961,13 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12'\n" +
 	"\x0fca_certificates\x18\x03 \x03(\fR\x0ecaCertificates\x12,\n" +
-	"\amembers\x18\x04 \x03(\v2\x12.blixard.v1.MemberR\amembers\"W\n" +
+	"\amembers\x18\x04 \x03(\v2\x12.blixard.v1.MemberR\amembers\"y\n" +
 	"\tPeerHello\x12&\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\tclusterId\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x0e\n" +
-	"\x02to\x18\x03 \x01(\x04R\x02to\"e\n" +
+	"\x02to\x18\x03 \x01(\x04R\x02to\x12 \n" +
+	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\"e\n" +
 	"\x0fMessagesRequest\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.blixard.v1.PeerHelloR\x05hello\x12%\n" +
 	"\bmessages\x18\x02 \x03(\fB\t\xbaH\x06\x92\x01\x03\x10\x80 R\bmessages\".\n" +
