@@ -171,7 +171,7 @@ func (a *Agent) ExtendLease(ctx context.Context, ttl time.Duration) error {
 	return a.renewLease(ctx, ttl)
 }
 
-// LeaseLeft is the time until the node's lease ends; negative once it has.
+// LeaseLeft is the time until the node's lease ends, 0 once it has or when there was none.
 func (a *Agent) LeaseLeft() time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()

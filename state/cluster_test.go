@@ -229,3 +229,41 @@ func TestAuthoritiesRotate(t *testing.T) {
 		t.Error("what is no certificate has an id")
 	}
 }
+
+// A member is not removed while an exclusive VM may still run on it, however much is
+// forced: only the end of its lease makes that sure.
+func TestMayStillRun(t *testing.T) {
+	w := &clusterWorld{t: t, s: New(DefaultLimits()), now: time.Unix(1_800_000_000, 0)}
+	w.must(form())
+	w.must(tokenOf("t", 1, w.now.Add(time.Hour)))
+	w.must(enroll("t", "digest", "node-b", "b", "h:2"))
+	w.must(&blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
+		NodeId: "node-b", Name: "b", Incarnation: 1, Fingerprint: &blixardv1.NodeFingerprint{Capacity: &blixardv1.Resources{MemoryMib: 4096, Vcpus: 2}},
+	}}})
+	vm := w.must(&blixardv1.Command{Change: &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{Id: "vm-1", Name: "x", Spec: &blixardv1.VMSpec{
+		Desired: blixardv1.DesiredState_run, MemoryMib: 64, Vcpus: 1, OnNodeLoss: blixardv1.NodeLossPolicy_failover,
+	}}}}).VM
+	r := w.must(&blixardv1.Command{Change: &blixardv1.Command_Place{Place: &blixardv1.PlaceCommand{Placements: []*blixardv1.Placement{
+		{VmId: "vm-1", AllocationId: "alloc-1", NodeId: "node-b", VmModifyIndex: vm.GetModifyIndex()},
+	}}}})
+	if len(r.Refused) > 0 {
+		t.Fatal(r.Refused)
+	}
+	force := removal("b")
+	force.GetRemoveMember().Force = true
+	w.refuses("member.has_vms", removal("b"))
+	w.refuses("member.may_run", force)
+	if err := w.s.View().CheckRemoval(w.s.View().Member("b"), true); !problem.HasCode(err, "member.may_run") {
+		t.Errorf("the view says %v", err)
+	}
+	w.must(&blixardv1.Command{Change: &blixardv1.Command_SetNodeState{SetNodeState: &blixardv1.SetNodeStateCommand{
+		NodeId: "node-b", Incarnation: 1, State: blixardv1.NodeState_down,
+	}}})
+	if err := w.s.View().CheckRemoval(w.s.View().Member("b"), true); err != nil {
+		t.Errorf("the view says %v", err)
+	}
+	w.must(force)
+	if a := w.s.View().AllocationsOfNode("node-b"); len(a) != 0 {
+		t.Errorf("it still has %v", a)
+	}
+}
