@@ -26,6 +26,15 @@ TESTFLAGS ?=
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
+# What building, the kernel and the tests need of Debian 12, beside Go.
+PACKAGES := qemu-system-x86 e2fsprogs dpkg make gcc libc6-dev flex bison bc libelf-dev libssl-dev cpio rsync xz-utils kmod \
+	mmdebstrap iproute2 nftables openssl curl
+
+.PHONY: packages
+packages: ## Install the Debian packages that building and testing need; as root or with sudo
+	@sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null
+
 .PHONY: build
 build: ## Build bin/blixard and bin/blixard-guest, static
 	@mkdir -p bin

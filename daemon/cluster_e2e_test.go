@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -70,45 +71,68 @@ func (c *cluster) leader() *node {
 	return nil
 }
 
+// killLeader kills the node that leads and gives how long it took until a read and a
+// change were answered by another. Every change that was acknowledged is there.
+func (c *cluster) killLeader(round int) time.Duration {
+	t := c.t
+	t.Helper()
+	var old *node
+	eventually(t, "there is a leader", healLimit, func() bool { old = c.leader(); return old != nil })
+	other := c.nodes[0]
+	if other == old {
+		other = c.nodes[1]
+	}
+	label := func(key string) error {
+		_, err := other.client.VMs().LabelVM(t.Context(), &blixardv1.LabelVMRequest{Name: "a", Labels: map[string]string{"k": key}})
+		return err
+	}
+	if err := label(fmt.Sprint("before", round)); err != nil {
+		t.Fatal(err)
+	}
+	old.kill9()
+	begun := time.Now()
+	resp, err := other.client.VMs().GetVM(t.Context(), &blixardv1.GetVMRequest{Name: "a"})
+	if err != nil || resp.GetVm().GetLabels()["k"] != fmt.Sprint("before", round) {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	if err := label(fmt.Sprint("after", round)); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(begun)
+	old.start()
+	eventually(t, "the killed node follows", healLimit, func() bool {
+		resp, err := old.client.VMs().GetVM(t.Context(), &blixardv1.GetVMRequest{Name: "a"})
+		return err == nil && resp.GetVm().GetLabels()["k"] == fmt.Sprint("after", round)
+	})
+	return took
+}
+
+// leaderKills of TestLeaderKilled.
+const leaderKills = 3
+
 // A leader that is killed has a successor, which acknowledges changes and has
 // every one that was acknowledged before.
 func TestLeaderKilled(t *testing.T) {
 	c := startCluster(t)
-	if _, err := c.nodes[0].client.VMs().CreateVM(t.Context(), &blixardv1.CreateVMRequest{
-		Name: "a", Spec: &blixardv1.VMSpec{Image: "busybox", Desired: blixardv1.DesiredState_stop},
-	}); err != nil {
-		t.Fatal(err)
-	}
+	c.nodes[0].create("a", idle)
 	var took []time.Duration
-	for round := range 3 {
-		var old *node
-		eventually(t, "there is a leader", healLimit, func() bool { old = c.leader(); return old != nil })
-		other := c.nodes[0]
-		if other == old {
-			other = c.nodes[1]
-		}
-		label := func(key string) error {
-			_, err := other.client.VMs().LabelVM(t.Context(), &blixardv1.LabelVMRequest{Name: "a", Labels: map[string]string{"k": key}})
-			return err
-		}
-		if err := label(fmt.Sprint("before", round)); err != nil {
-			t.Fatal(err)
-		}
-		old.kill9()
-		begun := time.Now()
-		resp, err := other.client.VMs().GetVM(t.Context(), &blixardv1.GetVMRequest{Name: "a"})
-		if err != nil || resp.GetVm().GetLabels()["k"] != fmt.Sprint("before", round) {
-			t.Fatalf("%v, %v", resp, err)
-		}
-		if err := label(fmt.Sprint("after", round)); err != nil {
-			t.Fatal(err)
-		}
-		took = append(took, time.Since(begun))
-		old.start()
-		eventually(t, "the killed node follows", healLimit, func() bool {
-			resp, err := old.client.VMs().GetVM(t.Context(), &blixardv1.GetVMRequest{Name: "a"})
-			return err == nil && resp.GetVm().GetLabels()["k"] == fmt.Sprint("after", round)
-		})
+	for round := range leaderKills {
+		took = append(took, c.killLeader(round))
 	}
 	t.Logf("acknowledged again after %v", took)
+}
+
+// BenchmarkLeaderKilled gives the median and the longest time until a read and a
+// change are answered again after the leader was killed, at default settings.
+func BenchmarkLeaderKilled(b *testing.B) {
+	c := startCluster(b)
+	c.nodes[0].create("a", idle)
+	var took []time.Duration
+	for round := 0; b.Loop(); round++ {
+		took = append(took, c.killLeader(round))
+	}
+	slices.Sort(took)
+	b.ReportMetric(took[len(took)/2].Seconds(), "median-s")
+	b.ReportMetric(took[len(took)-1].Seconds(), "longest-s")
+	b.ReportMetric(0, "ns/op")
 }
