@@ -2,9 +2,12 @@ package daemon_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -283,6 +286,43 @@ func TestJoinWithAWrongClock(t *testing.T) {
 	_, err = off.client.Cluster().Join(t.Context(), &blixardv1.JoinRequest{Peer: token.GetAddress(), Token: token.GetText()})
 	if !problem.HasCode(err, "member.clock") {
 		t.Errorf("joined with a clock that is two hours off: %v", err)
+	}
+}
+
+// strangers connect to a node and say nothing.
+const strangers = 3000
+
+// Strangers that connect by the thousand and say nothing disturb nobody: most are sent
+// away at once, the rest after a while, and the node goes on to lead.
+func TestHalfOpenConnections(t *testing.T) {
+	n := startNode(t, "--id", "n1")
+	n.create("a", idle)
+	st, err := n.client.Cluster().GetCluster(t.Context(), &blixardv1.GetClusterRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := st.GetMembers()[0].GetMember().GetAddress()
+	var all []net.Conn
+	for range strangers {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		all = append(all, c)
+	}
+	if err := n.label("a", "during"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all {
+		_ = c.SetReadDeadline(time.Now().Add(healLimit))
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("a stranger that says nothing is kept")
+		}
+	}
+	after, err := n.client.Cluster().GetCluster(t.Context(), &blixardv1.GetClusterRequest{})
+	if err != nil || after.GetTerm() != st.GetTerm() || !after.GetHealthy() {
+		t.Errorf("term %d before, %d after: %v", st.GetTerm(), after.GetTerm(), err)
 	}
 }
 

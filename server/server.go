@@ -184,10 +184,10 @@ func (s *Server) Serve(l Listeners) error {
 	split := newSplit(auth.Listener(l.Socket))
 	parts := []func() error{split.run, func() error { return s.grpc.Serve(split.grpc) }, func() error { return s.http.Serve(split.http) }}
 	if l.GRPC != nil {
-		parts = append(parts, func() error { return s.grpc.Serve(l.GRPC) })
+		parts = append(parts, func() error { return s.grpc.Serve(newCrowd(l.GRPC)) })
 	}
 	if l.HTTPS != nil {
-		parts = append(parts, func() error { return s.https.ServeTLS(l.HTTPS, "", "") })
+		parts = append(parts, func() error { return s.https.ServeTLS(newCrowd(l.HTTPS), "", "") })
 	}
 	errs := make(chan error, len(parts))
 	for _, part := range parts {
