@@ -202,6 +202,23 @@ func (a *Authority) Sign(request []byte, id Identity, now time.Time) ([]byte, er
 	return encodeCertificate(der), nil
 }
 
+// Issue makes a keypair and signs for it.
+func (a *Authority) Issue(id Identity, now time.Time) (*Keypair, error) {
+	k, err := NewKeypair()
+	if err != nil {
+		return nil, err
+	}
+	request, err := k.SigningRequest()
+	if err != nil {
+		return nil, err
+	}
+	certificate, err := a.Sign(request, id, now)
+	if err != nil {
+		return nil, err
+	}
+	return k.Certify(certificate)
+}
+
 var errWeakKey = problem.New(problem.Invalid, "auth.key", "keys are ECDSA on P-256 or Ed25519").WithHint("make another signing request")
 
 func encodeCertificate(der []byte) []byte {

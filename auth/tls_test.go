@@ -31,19 +31,8 @@ func testAuthority(t testing.TB, cluster string) *Authority {
 // issue gives a keypair that a signed at that time.
 func issue(t testing.TB, a *Authority, id Identity, at time.Time) *Keypair {
 	t.Helper()
-	k, err := NewKeypair()
+	k, err := a.Issue(id, at)
 	if err != nil {
-		t.Fatal(err)
-	}
-	request, err := k.SigningRequest()
-	if err != nil {
-		t.Fatal(err)
-	}
-	certificate, err := a.Sign(request, id, at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if k, err = k.Certify(certificate); err != nil {
 		t.Fatal(err)
 	}
 	return k

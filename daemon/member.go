@@ -175,19 +175,8 @@ func foundCluster(dir, nodeID string) (m member, f forming, err error) {
 	if err != nil {
 		return m, f, err
 	}
-	keys, err := auth.NewKeypair()
+	keys, err := ca.Issue(auth.Identity{ClusterID: id, Role: auth.RoleNode, Name: nodeID}, now)
 	if err != nil {
-		return m, f, err
-	}
-	csr, err := keys.SigningRequest()
-	if err != nil {
-		return m, f, err
-	}
-	cert, err := ca.Sign(csr, auth.Identity{ClusterID: id, Role: auth.RoleNode, Name: nodeID}, now)
-	if err != nil {
-		return m, f, err
-	}
-	if keys, err = keys.Certify(cert); err != nil {
 		return m, f, err
 	}
 	if err := keys.Save(filepath.Join(dir, tlsDir)); err != nil {
