@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -54,7 +55,13 @@ type call struct {
 // messageTypes of a method.
 type messageTypes struct{ in, out protoreflect.MessageType }
 
+// knownTypes holds what typesOf found: a method's name to its messageTypes.
+var knownTypes sync.Map
+
 func typesOf(method string) (messageTypes, error) {
+	if known, ok := knownTypes.Load(method); ok {
+		return known.(messageTypes), nil
+	}
 	fault := problem.New(problem.Internal, "internal", "the types of %s are not known", method)
 	// "/package.Service/Method" is "package.Service.Method" in the registry.
 	name := []byte(method[1:])
@@ -76,7 +83,9 @@ func typesOf(method string) (messageTypes, error) {
 	if err != nil {
 		return messageTypes{}, fault.WithCause(err)
 	}
-	return messageTypes{in, out}, nil
+	types := messageTypes{in, out}
+	knownTypes.Store(method, types)
+	return types, nil
 }
 
 // hopped tells that another node passed the call on.
@@ -117,19 +126,21 @@ func (s *Server) routed(ctx context.Context, to route, c call) (any, error) {
 // atLeader answers at the leader. While there is none it waits, for as long as an
 // election may take.
 func (s *Server) atLeader(ctx context.Context, c call) (any, error) {
-	waiting, cancel := context.WithTimeout(ctx, leaderWait)
+	begun := time.Now()
+	resp, err := s.onceAtLeader(ctx, c)
+	if !again(err) || hopped(ctx) {
+		return resp, err
+	}
+	waiting, cancel := context.WithDeadline(ctx, begun.Add(leaderWait))
 	defer cancel()
-	for {
-		resp, err := s.onceAtLeader(ctx, c)
-		if !again(err) || hopped(ctx) {
-			return resp, err
-		}
+	for ; again(err); resp, err = s.onceAtLeader(ctx, c) {
 		select {
 		case <-time.After(leaderRetry):
 		case <-waiting.Done():
 			return nil, s.noLeader(err)
 		}
 	}
+	return resp, err
 }
 
 // again tells of errors after which nothing was changed and another try may find
@@ -150,7 +161,10 @@ func (s *Server) onceAtLeader(ctx context.Context, c call) (any, error) {
 	if st.LeaderID == 0 || m == nil {
 		return nil, problem.New(problem.Unavailable, "replica.no_leader", "there is no leader")
 	}
-	resp, err := s.atNode(ctx, m.GetNodeId(), c)
+	resp, err := s.relayed(ctx, m.GetNodeId(), c)
+	if errors.Is(err, errOwnCall) {
+		resp, err = s.atNode(ctx, m.GetNodeId(), c)
+	}
 	if problem.HasCode(err, "node.lost") && repeatable(c.req) {
 		// What was done once is answered once more by its key.
 		return nil, problem.New(problem.Unavailable, "node.unreachable", "the leader was lost").WithCause(err)
@@ -170,6 +184,9 @@ func (s *Server) ready(ctx context.Context, node string) (*grpc.ClientConn, erro
 	conn, err := s.cfg.Nodes.Conn(node)
 	if err != nil {
 		return nil, err
+	}
+	if conn.GetState() == connectivity.Ready {
+		return conn, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
@@ -223,10 +240,15 @@ func elsewhere(name string) error {
 // said passes through.
 func (s *Server) lost(node string, err error) error {
 	if st, ok := status.FromError(err); ok && st.Code() == codes.Unavailable && len(st.Details()) == 0 {
-		return problem.New(problem.Unavailable, "node.lost", "the connection to node %s broke: the call may or may not have had its effect", s.nodeName(node)).
-			WithHint("repeat it with the same idempotency key, which makes it once").WithCause(err)
+		return s.brokeOff(node, err)
 	}
 	return problem.From(err)
+}
+
+// brokeOff is the problem of a call that may have reached a node.
+func (s *Server) brokeOff(node string, err error) error {
+	return problem.New(problem.Unavailable, "node.lost", "the connection to node %s broke: the call may or may not have had its effect", s.nodeName(node)).
+		WithHint("repeat it with the same idempotency key, which makes it once").WithCause(err)
 }
 
 const removedHint = "stop it and start it with an empty --data-dir, as a new node that may join again"

@@ -94,6 +94,8 @@ var rules = map[string]rule{
 	"/blixard.v1.EnrollService/RenewCertificate": {route: toLeader, who: []auth.Role{auth.RoleNode, auth.RoleOperator, auth.RoleViewer}},
 	"/blixard.v1.EnrollService/IssueCertificate": {route: toLeader, who: operate},
 
+	"/blixard.v1.ForwardService/Calls": {route: here, who: member, internal: true},
+
 	"/blixard.v1.PeerService/Messages": {route: here, who: member, internal: true},
 	"/blixard.v1.PeerService/Snapshot": {route: here, who: member, internal: true},
 }

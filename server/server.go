@@ -101,6 +101,10 @@ type Server struct {
 	http, https *http.Server
 	check       protovalidate.Validator
 	metrics     *callMetrics
+	// forwardables are the methods that other nodes pass on by their streams, and
+	// relays this node's streams to others.
+	forwardables map[string]forwardable
+	relays       *relays
 	// quit is closed when the server stops, so that streams end.
 	quit     chan struct{}
 	quitOnce sync.Once
@@ -122,7 +126,11 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, problem.New(problem.Internal, "server.rules", "the rules of the API can't be compiled").WithCause(err)
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, started: time.Now(), check: check, metrics: newCallMetrics(), quit: make(chan struct{}), streams: map[uint64]context.CancelFunc{}}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger, started: time.Now(), check: check, metrics: newCallMetrics(),
+		forwardables: map[string]forwardable{}, relays: newRelays(),
+		quit: make(chan struct{}), streams: map[uint64]context.CancelFunc{},
+	}
 	peerCreds := auth.Credentials{}
 	if cfg.Trust != nil {
 		peerCreds.Network = credentials.NewTLS(cfg.Trust.ServerTLS())
@@ -138,13 +146,14 @@ func New(cfg Config) (*Server, error) {
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 	)
-	blixardv1.RegisterVMServiceServer(s.grpc, vmService{Server: s})
-	blixardv1.RegisterNodeServiceServer(s.grpc, nodeService{Server: s})
-	blixardv1.RegisterAgentServiceServer(s.grpc, agentService{Server: s})
-	blixardv1.RegisterEventServiceServer(s.grpc, eventService{Server: s})
+	s.register(&blixardv1.VMService_ServiceDesc, vmService{Server: s})
+	s.register(&blixardv1.NodeService_ServiceDesc, nodeService{Server: s})
+	s.register(&blixardv1.AgentService_ServiceDesc, agentService{Server: s})
+	s.register(&blixardv1.EventService_ServiceDesc, eventService{Server: s})
 	if cfg.Trust != nil {
-		blixardv1.RegisterClusterServiceServer(s.grpc, clusterService{Server: s})
-		blixardv1.RegisterEnrollServiceServer(s.grpc, enrollService{Server: s})
+		s.register(&blixardv1.ClusterService_ServiceDesc, clusterService{Server: s})
+		s.register(&blixardv1.EnrollService_ServiceDesc, enrollService{Server: s})
+		s.register(&blixardv1.ForwardService_ServiceDesc, forwardService{Server: s})
 	}
 	if cfg.Peer != nil {
 		blixardv1.RegisterPeerServiceServer(s.grpc, cfg.Peer)
@@ -231,6 +240,7 @@ func (s *Server) Stop(ctx context.Context) {
 		_ = errors.Join(s.http.Close(), s.https.Close())
 		<-done
 	}
+	s.relays.close() // last: what it carries is of calls that were just waited for
 }
 
 // streamContext ends with the stream or the server.

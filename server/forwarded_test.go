@@ -1,0 +1,149 @@
+package server
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// The calls of a removed node are refused one by one, and its stream ends within a
+// second.
+func TestRemovedNodesStreamEnds(t *testing.T) {
+	begun := make(chan struct{}, 2)
+	p := newPair(t, func(ctx context.Context, _ any) (any, error) {
+		begun <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	stream := p.open()
+	p.send(stream, &blixardv1.ForwardedCall{Id: 1, Method: labelVM, Request: marshal(t, someLabel), Caller: operatorCaller, TimeoutNs: int64(answerLimit)})
+	<-begun
+	at := time.Now()
+	p.removed.Store(true)
+	p.send(stream, &blixardv1.ForwardedCall{Id: 2, Method: labelVM, Request: marshal(t, someLabel), Caller: operatorCaller, TimeoutNs: int64(answerLimit)})
+	answers, err := drain(stream)
+	if took := time.Since(at); took > time.Second {
+		t.Errorf("the stream ended after %v", took)
+	}
+	if !problem.HasCode(problem.From(err), "auth.removed") || answers[2].GetProblem().GetCode() != "auth.removed" || answers[1].GetProblem().GetCode() != "canceled" {
+		t.Errorf("%v, %v", answers, err)
+	}
+}
+
+var operatorCaller = &blixardv1.ForwardedCaller{Actor: "operator:o", Role: "operator", Name: "o"}
+
+func marshal(t *testing.T, m proto.Message) []byte {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// open begins a stream by hand.
+func (p *pair) open() blixardv1.ForwardService_CallsClient {
+	p.t.Helper()
+	stream, err := blixardv1.NewForwardServiceClient(p.dial()).Calls(p.t.Context())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return stream
+}
+
+func (p *pair) send(stream blixardv1.ForwardService_CallsClient, calls ...*blixardv1.ForwardedCall) {
+	p.t.Helper()
+	if err := stream.Send(&blixardv1.CallsRequest{Calls: calls}); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// drain gives all answers and how the stream ended.
+func drain(stream blixardv1.ForwardService_CallsClient) (map[uint64]*blixardv1.ForwardedAnswer, error) {
+	answers := map[uint64]*blixardv1.ForwardedAnswer{}
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return answers, err
+		}
+		for _, a := range m.GetAnswers() {
+			answers[a.GetId()] = a
+		}
+	}
+}
+
+// What is malformed is refused: a request alone, an id with the stream.
+func TestMalformedCalls(t *testing.T) {
+	release := make(chan struct{})
+	p := newPair(t, func(ctx context.Context, _ any) (any, error) {
+		select {
+		case <-release:
+		case <-ctx.Done():
+		}
+		return &blixardv1.LabelVMResponse{ModifyIndex: 7}, ctx.Err()
+	})
+	good := func(id uint64) *blixardv1.ForwardedCall {
+		return &blixardv1.ForwardedCall{Id: id, Method: labelVM, Request: marshal(t, someLabel), Caller: operatorCaller, TimeoutNs: int64(answerLimit)}
+	}
+	stream := p.open()
+	bad, none, late := good(1), good(2), good(3)
+	bad.Request, none.Method, late.TimeoutNs = []byte{0xff}, "none", -1
+	p.send(stream, bad, none, late, good(4), good(4))
+	close(release) // whether before or after the end: call 4 was begun, and is answered
+	answers, err := drain(stream)
+	if !problem.HasCode(problem.From(err), "forward.id") {
+		t.Errorf("the stream ended with %v", err)
+	}
+	if answers[1].GetProblem().GetCode() != "request.invalid" || answers[2].GetProblem().GetCode() != "unimplemented" ||
+		answers[3].GetProblem().GetCode() != "deadline" || len(answers[4].GetResponse()) == 0 {
+		t.Errorf("%v", answers)
+	}
+}
+
+// A node takes so many calls of a stream, refuses more, and answers all it began
+// before it stops.
+func TestStreamIsBounded(t *testing.T) {
+	release := make(chan struct{})
+	begun := make(chan struct{}, relayedMax)
+	p := newPair(t, func(context.Context, any) (any, error) {
+		begun <- struct{}{}
+		<-release
+		return &blixardv1.LabelVMResponse{ModifyIndex: 1}, nil
+	})
+	stream := p.open()
+	body := marshal(t, someLabel)
+	for id := range uint64(relayedMax + 1) {
+		p.send(stream, &blixardv1.ForwardedCall{Id: id + 1, Method: labelVM, Request: body, Caller: operatorCaller, TimeoutNs: int64(answerLimit)})
+	}
+	m, err := stream.Recv()
+	if err != nil || m.GetAnswers()[0].GetId() != relayedMax+1 || m.GetAnswers()[0].GetProblem().GetCode() != "node.busy" {
+		t.Fatalf("%v, %v", m, err)
+	}
+	for range relayedMax {
+		<-begun
+	}
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		ctx, cancel := context.WithTimeout(context.Background(), answerLimit)
+		defer cancel()
+		p.asked.Stop(ctx)
+	}()
+	<-p.asked.quit
+	close(release)
+	answers, err := drain(stream)
+	if !problem.HasCode(problem.From(err), "node.stopping") || len(answers) != relayedMax {
+		t.Errorf("%d answers, %v", len(answers), err)
+	}
+	for id, a := range answers {
+		if a.GetProblem() != nil {
+			t.Errorf("call %d: %v", id, a.GetProblem())
+		}
+	}
+	<-stopped
+}
