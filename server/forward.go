@@ -90,8 +90,7 @@ func typesOf(method string) (messageTypes, error) {
 
 // hopped tells that another node passed the call on.
 func hopped(ctx context.Context) bool {
-	md, _ := metadata.FromIncomingContext(ctx)
-	return len(md.Get(metaHop)) > 0
+	return len(metadata.ValueFromIncomingContext(ctx, metaHop)) > 0
 }
 
 // outgoing is the context for passing a call on.

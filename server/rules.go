@@ -157,13 +157,12 @@ func (s *Server) identifyTLS(ctx context.Context, info credentials.TLSInfo) (cal
 	if id.Role != auth.RoleNode {
 		return c, nil
 	}
-	md, _ := metadata.FromIncomingContext(ctx)
-	if actors := md.Get(metaActor); len(actors) == 1 {
+	if actors := metadata.ValueFromIncomingContext(ctx, metaActor); len(actors) == 1 {
 		c = caller{actor: actors[0], via: id.Name}
-		if roles := md.Get(metaRole); len(roles) == 1 {
+		if roles := metadata.ValueFromIncomingContext(ctx, metaRole); len(roles) == 1 {
 			c.role = auth.Role(roles[0])
 		}
-		if names := md.Get(metaName); len(names) == 1 {
+		if names := metadata.ValueFromIncomingContext(ctx, metaName); len(names) == 1 {
 			c.name = names[0]
 		}
 		if c.role == auth.RoleNode && c.name != id.Name {
