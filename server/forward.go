@@ -160,10 +160,7 @@ func (s *Server) onceAtLeader(ctx context.Context, c call) (any, error) {
 	if st.LeaderID == 0 || m == nil {
 		return nil, problem.New(problem.Unavailable, "replica.no_leader", "there is no leader")
 	}
-	resp, err := s.relayed(ctx, m.GetNodeId(), c)
-	if errors.Is(err, errOwnCall) {
-		resp, err = s.atNode(ctx, m.GetNodeId(), c)
-	}
+	resp, err := s.atNodeByStream(ctx, m.GetNodeId(), c)
 	if problem.HasCode(err, "node.lost") && repeatable(c.req) {
 		// What was done once is answered once more by its key.
 		return nil, problem.New(problem.Unavailable, "node.unreachable", "the leader was lost").WithCause(err)
@@ -229,6 +226,15 @@ func (s *Server) atNode(ctx context.Context, node string, c call) (proto.Message
 		return nil, s.lost(node, err)
 	}
 	return resp, nil
+}
+
+// atNodeByStream does as atNode, over the stream to that node if it takes the call.
+func (s *Server) atNodeByStream(ctx context.Context, node string, c call) (proto.Message, error) {
+	resp, err := s.relayed(ctx, node, c)
+	if errors.Is(err, errOwnCall) {
+		return s.atNode(ctx, node, c)
+	}
+	return resp, err
 }
 
 func elsewhere(name string) error {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -329,6 +330,18 @@ type otherEnd struct {
 
 func (o otherEnd) Calls(stream blixardv1.ForwardService_CallsServer) error { return o.do(stream) }
 
+// ownCalls answers what comes as a call of its own, from an operator.
+type ownCalls struct {
+	blixardv1.UnimplementedVMServiceServer
+}
+
+func (ownCalls) LabelVM(ctx context.Context, _ *blixardv1.LabelVMRequest) (*blixardv1.LabelVMResponse, error) {
+	if actors := metadata.ValueFromIncomingContext(ctx, metaActor); len(actors) != 1 || actors[0] != "operator:o" || !hopped(ctx) {
+		return nil, fmt.Errorf("the caller is %v", actors)
+	}
+	return &blixardv1.LabelVMResponse{ModifyIndex: 3}, nil
+}
+
 // newOtherEnd starts one; without do it does not know the stream.
 func newOtherEnd(t *testing.T, do func(blixardv1.ForwardService_CallsServer) error) (*grpc.Server, *Server) {
 	t.Helper()
@@ -337,6 +350,7 @@ func newOtherEnd(t *testing.T, do func(blixardv1.ForwardService_CallsServer) err
 		t.Fatal(err)
 	}
 	far := grpc.NewServer()
+	blixardv1.RegisterVMServiceServer(far, ownCalls{})
 	if do != nil {
 		blixardv1.RegisterForwardServiceServer(far, otherEnd{do: do})
 	}
@@ -422,6 +436,10 @@ func TestNodeWithoutTheStream(t *testing.T) {
 		if _, err := label(asking, asOperator(t.Context()), someLabel); !errors.Is(err, errOwnCall) {
 			t.Fatal(err)
 		}
+	}
+	resp, err := asking.atNodeByStream(asOperator(t.Context()), "node-a", call{method: labelVM, req: someLabel})
+	if err != nil || resp.(*blixardv1.LabelVMResponse).GetModifyIndex() != 3 {
+		t.Errorf("a call of its own: %v, %v", resp, err)
 	}
 	r := asking.relays.byNode["node-a"]
 	asking.relays.mu.Lock()
