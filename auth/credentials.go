@@ -1,10 +1,8 @@
 package auth
 
 import (
-	"bytes"
 	"crypto/x509"
 	"encoding/pem"
-	"fmt"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -18,17 +16,14 @@ const credentialsHint = "make another with `blixard cluster credentials` on a no
 // SaveCredentials writes one PEM file for a person or a program: the key, its
 // certificate and the cluster's authorities. Only its owner may read it.
 func SaveCredentials(path string, k *Keypair, authorities [][]byte) error {
-	der, err := x509.MarshalECPrivateKey(k.key)
+	b, err := k.pem()
 	if err != nil {
-		return fmt.Errorf("auth: save the credentials: %w", err)
+		return err
 	}
-	var b bytes.Buffer
-	b.Write(pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der}))
-	b.Write(encodeCertificate(k.certificate.Raw))
 	for _, a := range authorities {
-		b.Write(a)
+		b = append(b, a...)
 	}
-	if err := renameio.WriteFile(path, b.Bytes(), 0o600); err != nil {
+	if err := renameio.WriteFile(path, b, 0o600); err != nil {
 		return problem.New(problem.Invalid, "credentials.unwritable", "the credentials can't be written to %s", path).WithCause(err).
 			WithHint("choose another file with --file")
 	}

@@ -21,11 +21,11 @@ import (
 	"github.com/blixard/blixard/internal/problem"
 )
 
-// Names in the directory of a keypair.
 const (
-	keyFile         = "node.key"
-	certificateFile = "node.crt"
-	keyBlock        = "EC PRIVATE KEY"
+	// keypairFile in the directory of a keypair holds both, so that neither is ever
+	// there without the other.
+	keypairFile = "node.pem"
+	keyBlock    = "EC PRIVATE KEY"
 	// keypairBytesMax bounds what is read of a file.
 	keypairBytesMax = 64 << 10
 )
@@ -90,44 +90,41 @@ func (k *Keypair) tls(authorities []*x509.Certificate) *tls.Certificate {
 	return c
 }
 
-// Save writes both files, the key for the owner only. Each is replaced at once;
-// a crash between the two leaves a pair that Load refuses, and another start
-// renews it.
-func (k *Keypair) Save(dir string) error {
+// pem gives the key and its certificate.
+func (k *Keypair) pem() ([]byte, error) {
 	der, err := x509.MarshalECPrivateKey(k.key)
 	if err != nil {
-		return fmt.Errorf("auth: save the key: %w", err)
+		return nil, fmt.Errorf("auth: encode the key: %w", err)
+	}
+	return append(pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der}), encodeCertificate(k.certificate.Raw)...), nil
+}
+
+// Save writes both into one file for the owner only, which replaces an older one at
+// once.
+func (k *Keypair) Save(dir string) error {
+	b, err := k.pem()
+	if err != nil {
+		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("auth: save the key: %w", err)
 	}
-	for _, f := range []struct {
-		name string
-		b    []byte
-	}{
-		{keyFile, pem.EncodeToMemory(&pem.Block{Type: keyBlock, Bytes: der})},
-		{certificateFile, encodeCertificate(k.certificate.Raw)},
-	} {
-		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.b, 0o600); err != nil {
-			return fmt.Errorf("auth: save %s: %w", f.name, err)
-		}
+	if err := renameio.WriteFile(filepath.Join(dir, keypairFile), b, 0o600); err != nil {
+		return fmt.Errorf("auth: save %s: %w", keypairFile, err)
 	}
 	return nil
 }
 
-// LoadKeypair reads what Save wrote. A key that others may read is refused.
+// LoadKeypair reads what Save wrote. A file that others may read is refused.
 func LoadKeypair(dir string) (*Keypair, error) {
-	keyPEM, err := readPrivate(filepath.Join(dir, keyFile))
+	path := filepath.Join(dir, keypairFile)
+	b, err := readPrivate(path)
 	if err != nil {
 		return nil, err
 	}
-	certificatePEM, err := readPrivate(filepath.Join(dir, certificateFile))
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(keyPEM)
-	damaged := problem.New(problem.Internal, "auth.key_damaged", "%s is damaged", filepath.Join(dir, keyFile)).
+	damaged := problem.New(problem.Internal, "auth.key_damaged", "%s is damaged", path).
 		WithHint("restore it from a backup, or remove the node from the cluster and let it join again")
+	block, rest := pem.Decode(b)
 	if block == nil || block.Type != keyBlock {
 		return nil, damaged
 	}
@@ -135,7 +132,7 @@ func LoadKeypair(dir string) (*Keypair, error) {
 	if err != nil {
 		return nil, damaged.WithCause(err)
 	}
-	return (&Keypair{key: key}).Certify(certificatePEM)
+	return (&Keypair{key: key}).Certify(rest)
 }
 
 // readPrivate reads a small file that only its owner may read.

@@ -263,17 +263,17 @@ func TestKeypairFiles(t *testing.T) {
 	if id, err := got.Identity(); err != nil || id.Name != "a" || !got.NotAfter().Equal(k.NotAfter()) {
 		t.Errorf("%+v, %v", id, err)
 	}
-	if err := os.Chmod(filepath.Join(dir, keyFile), 0o640); err != nil {
+	if err := os.Chmod(filepath.Join(dir, keypairFile), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := LoadKeypair(dir); !problem.HasCode(err, "auth.key_open") {
 		t.Errorf("a key that others may read: %v", err)
 	}
 	for name, content := range map[string]string{"garbage": "x", "too long": string(make([]byte, keypairBytesMax+1))} {
-		if err := os.Remove(filepath.Join(dir, keyFile)); err != nil {
+		if err := os.Remove(filepath.Join(dir, keypairFile)); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, keyFile), []byte(content), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, keypairFile), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := LoadKeypair(dir); err == nil {

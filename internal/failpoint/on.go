@@ -3,7 +3,6 @@
 package failpoint
 
 import (
-	"errors"
 	"os"
 	"slices"
 	"strconv"
@@ -48,14 +47,8 @@ func disk(file string) func(point string) error {
 	}
 	return func(point string) error {
 		text, _ := os.ReadFile(file)
-		at, what, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
-		if at != point {
-			return nil
-		}
-		if d, err := time.ParseDuration(what); err == nil {
-			<-time.After(d)
-			return nil
-		}
-		return errors.New("input/output error")
+		wait, err := diskFault(string(text), point)
+		<-time.After(wait)
+		return err
 	}
 }
