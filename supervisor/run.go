@@ -155,7 +155,9 @@ func listenAndServe(ctx context.Context, p paths, s *server, log *slog.Logger) e
 		t := time.AfterFunc(answerGrace, g.Stop)
 		g.GracefulStop()
 		t.Stop()
-		err = <-served
+		if err = <-served; errors.Is(err, grpc.ErrServerStopped) {
+			err = nil // it was to end before it had begun to serve
+		}
 	}
 	g.Stop()
 	if rerr := os.Remove(p.socket); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
