@@ -41,6 +41,15 @@ var encoders = sync.Pool{New: func() any {
 	return e
 }}
 
+// decoders are reused, too.
+var decoders = sync.Pool{New: func() any {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(compressWindowMax))
+	if err != nil {
+		panic(err) // the options are constants
+	}
+	return d
+}}
+
 // writeState writes the body of a view's snapshot and gives the length of the
 // state's stream in it.
 func writeState(w io.Writer, view *state.View) (int64, error) {
@@ -59,15 +68,16 @@ func readState(in io.Reader, into *state.State) error {
 	if head, err := b.Peek(len(zstdMagic)); err != nil || !bytes.Equal(head, zstdMagic) {
 		return into.Restore(b)
 	}
-	d, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(compressWindowMax))
+	d := decoders.Get().(*zstd.Decoder)
+	err := d.Reset(b)
 	if err != nil {
-		return problem.New(problem.Internal, "snapshot.damaged", "the snapshot can't be uncompressed").WithCause(err)
+		err = problem.New(problem.Internal, "snapshot.damaged", "the snapshot can't be uncompressed").WithCause(err)
+	} else if err = into.Restore(d); err != nil {
+		err = fmt.Errorf("compressed snapshot: %w", err)
 	}
-	defer d.Close()
-	if err := into.Restore(d); err != nil {
-		return fmt.Errorf("compressed snapshot: %w", err)
-	}
-	return nil
+	_ = d.Reset(nil) // forgets b
+	decoders.Put(d)
+	return err
 }
 
 // counter counts what is written, and lets others run between writes: encoding

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/planted"
@@ -139,16 +138,15 @@ func (s *State) remember(a *answer) {
 	s.answers = s.answers[drop:]
 }
 
-func (a *answer) record() *blixardv1.IdempotencyRecord {
-	r := &blixardv1.IdempotencyRecord{
-		Key: a.key.key, Actor: a.key.actor, Index: a.index, Digest: a.digest,
-		Time:     &timestamppb.Timestamp{Seconds: a.unixNano / 1e9, Nanos: int32(a.unixNano % 1e9)},
-		ObjectId: a.objectID, ObjectName: a.objectName, ModifyIndex: a.modifyIndex,
-	}
+// record writes a into r, whose time is there already.
+func (a *answer) record(r *blixardv1.IdempotencyRecord) {
+	r.Key, r.Actor, r.Index, r.Digest = a.key.key, a.key.actor, a.index, a.digest
+	r.Time.Seconds, r.Time.Nanos = a.unixNano/1e9, int32(a.unixNano%1e9)
+	r.ObjectId, r.ObjectName, r.ModifyIndex = a.objectID, a.objectName, a.modifyIndex
+	r.Problem = nil
 	if a.problem != nil {
 		r.Problem = a.problem.Proto()
 	}
-	return r
 }
 
 func answerOf(r *blixardv1.IdempotencyRecord) *answer {

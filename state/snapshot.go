@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-memdb"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/planted"
@@ -33,7 +34,20 @@ const (
 // events and the remembered answers in the order of the log, and an end that
 // carries the digest of everything before it. Equal states give equal bytes.
 func (v *View) WriteSnapshot(w io.Writer) error {
-	sw := &snapshotWriter{out: bufio.NewWriterSize(w, streamBufferBytes), digest: sha256.New()}
+	out := bufio.NewWriterSize(w, streamBufferBytes)
+	sw := &snapshotWriter{out: out, digest: sha256.New()}
+	v.put(sw)
+	if sw.err == nil {
+		sw.err = out.Flush()
+	}
+	if sw.err != nil {
+		return fmt.Errorf("write snapshot of index %d: %w", v.index, sw.err)
+	}
+	return nil
+}
+
+// put writes the whole stream.
+func (v *View) put(sw *snapshotWriter) {
 	sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Header{
 		Header: &blixardv1.StateHeader{Format: snapshotFormat, Index: v.index},
 	}})
@@ -41,22 +55,24 @@ func (v *View) WriteSnapshot(w io.Writer) error {
 	for _, o := range v.events {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Event{Event: o}})
 	}
-	for _, o := range v.answers {
-		if planted.Is(planted.SnapshotWithoutKeys) {
-			break
-		}
-		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Idempotency{Idempotency: o.record()}})
-	}
+	v.putAnswers(sw)
 	sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_End{
 		End: &blixardv1.StateEnd{Records: sw.records, Digest: sw.digest.Sum(nil)},
 	}})
-	if sw.err == nil {
-		sw.err = sw.out.Flush()
+}
+
+// putAnswers writes the remembered answers, of which there are more than of anything
+// else: one record serves them all.
+func (v *View) putAnswers(sw *snapshotWriter) {
+	if planted.Is(planted.SnapshotWithoutKeys) {
+		return
 	}
-	if sw.err != nil {
-		return fmt.Errorf("write snapshot of index %d: %w", v.index, sw.err)
+	body := &blixardv1.IdempotencyRecord{Time: &timestamppb.Timestamp{}}
+	record := &blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Idempotency{Idempotency: body}}
+	for _, o := range v.answers {
+		o.record(body)
+		sw.put(record)
 	}
-	return nil
 }
 
 // putObjects writes the tables. No list of all objects is made: there may be very
@@ -86,15 +102,16 @@ func (v *View) putObjects(sw *snapshotWriter) {
 // Hash is a digest of everything in the view: replicas at the same index have
 // the same.
 func (v *View) Hash() [sha256.Size]byte {
-	h := sha256.New()
-	if err := v.WriteSnapshot(h); err != nil {
-		panic(err) // a hash takes everything, and what is in the state was encoded before
+	sw := &snapshotWriter{out: io.Discard, digest: sha256.New()}
+	v.put(sw)
+	if sw.err != nil {
+		panic(sw.err) // what is in the state was encoded before
 	}
-	return [sha256.Size]byte(h.Sum(nil))
+	return [sha256.Size]byte(sw.digest.Sum(nil))
 }
 
 type snapshotWriter struct {
-	out     *bufio.Writer
+	out     io.Writer
 	digest  hash.Hash
 	records uint64
 	buf     []byte

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"hash"
 	"io"
+	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -16,6 +17,8 @@ import (
 const (
 	// chunkBytes of records are decoded at once: some hundred of them.
 	chunkBytes = 128 << 10
+	// bufferBytes hold a chunk with the record that ends it, if that is not large.
+	bufferBytes = chunkBytes + chunkBytes/8
 	// chunksMax are read ahead of the one that is taken.
 	chunksMax = 8
 	// chunkRecords is about how many there are in a chunk.
@@ -37,6 +40,7 @@ type snapshotReader struct {
 
 // chunk is a run of records.
 type chunk struct {
+	buffer  *[]byte // that data begins in
 	data    []byte
 	ends    []int // of the records in data
 	decoded chan struct{}
@@ -51,9 +55,15 @@ type chunk struct {
 
 func newSnapshotReader(in io.Reader) *snapshotReader {
 	r := &snapshotReader{chunks: make(chan *chunk, chunksMax), quit: make(chan struct{})}
-	go r.read(&recordSource{in: bufio.NewReaderSize(in, chunkBytes), digest: sha256.New()})
+	go r.read(in)
 	return r
 }
+
+// readers and buffers are reused: most states are far smaller than either.
+var (
+	readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, chunkBytes) }}
+	buffers = sync.Pool{New: func() any { b := make([]byte, 0, bufferBytes); return &b }}
+)
 
 // close waits until nothing is read any more.
 func (r *snapshotReader) close() {
@@ -63,8 +73,12 @@ func (r *snapshotReader) close() {
 	}
 }
 
-func (r *snapshotReader) read(from *recordSource) {
+func (r *snapshotReader) read(in io.Reader) {
 	defer close(r.chunks)
+	b := readers.Get().(*bufio.Reader)
+	b.Reset(in)
+	defer func() { b.Reset(nil); readers.Put(b) }()
+	from := &recordSource{in: b, digest: sha256.New()}
 	for {
 		c := from.chunk()
 		go c.decode()
@@ -116,7 +130,8 @@ type recordSource struct {
 
 // chunk reads the next records, up to the end of the stream.
 func (s *recordSource) chunk() *chunk {
-	c := &chunk{data: make([]byte, 0, chunkBytes+chunkBytes/8), ends: make([]int, 0, chunkRecords), decoded: make(chan struct{})}
+	buffer := buffers.Get().(*[]byte)
+	c := &chunk{buffer: buffer, data: *buffer, ends: make([]int, 0, chunkRecords), decoded: make(chan struct{})}
 	for len(c.data) < chunkBytes {
 		begin := len(c.data)
 		if c.err = s.record(c); c.err != nil {
@@ -169,5 +184,7 @@ func (c *chunk) decode() {
 		c.records = append(c.records, record)
 		begin = end
 	}
-	c.data = nil
+	// What was decoded has copies.
+	buffers.Put(c.buffer)
+	c.buffer, c.data = nil, nil
 }
