@@ -1,9 +1,8 @@
 package sim
 
 import (
-	"container/heap"
 	"fmt"
-	"hash/fnv"
+	"hash/crc64"
 	"math/rand/v2"
 	"time"
 )
@@ -16,20 +15,46 @@ type event struct {
 	do  func()
 }
 
+func (e *event) before(o *event) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
+
+// events are a heap. That of package container/heap would put every event into an
+// interface, which costs as much as keeping it in order.
 type events []event
 
-func (e events) Len() int { return len(e) }
-func (e events) Less(i, j int) bool {
-	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
+func (e *events) push(x event) {
+	*e = append(*e, x)
+	h := *e
+	for i := len(h) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !h[i].before(&h[up]) {
+			break
+		}
+		h[i], h[up] = h[up], h[i]
+		i = up
+	}
 }
-func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
-func (e *events) Push(x any)   { *e = append(*e, x.(event)) }
-func (e *events) Pop() any {
-	last := len(*e) - 1
-	x := (*e)[last]
-	(*e)[last] = event{}
-	*e = (*e)[:last]
-	return x
+
+func (e *events) pop() event {
+	h := *e
+	first, last := h[0], len(h)-1
+	h[0] = h[last]
+	h[last] = event{}
+	h = h[:last]
+	for i := 0; ; {
+		least := i
+		for child := 2*i + 1; child <= 2*i+2 && child < last; child++ {
+			if h[child].before(&h[least]) {
+				least = child
+			}
+		}
+		if least == i {
+			break
+		}
+		h[i], h[least] = h[least], h[i]
+		i = least
+	}
+	*e = h
+	return first
 }
 
 // clock is the simulated time, the chance, and the trace of everything that
@@ -52,7 +77,7 @@ func newClock(seed uint64) *clock {
 // after lets something happen later.
 func (c *clock) after(d time.Duration, do func()) {
 	c.seq++
-	heap.Push(&c.queue, event{c.now + max(d, 0), c.seq, do})
+	c.queue.push(event{c.now + max(d, 0), c.seq, do})
 }
 
 // run lets happen what is due until then, or until stop tells so.
@@ -61,7 +86,7 @@ func (c *clock) run(until time.Duration, stop func() bool) {
 		if stop() {
 			return
 		}
-		e := heap.Pop(&c.queue).(event)
+		e := c.queue.pop()
 		c.now = e.at
 		e.do()
 	}
@@ -89,14 +114,33 @@ func (c *clock) tail(mean time.Duration) time.Duration {
 	return d
 }
 
-// note writes a line of the trace.
+// note writes a line of the trace. A line that nobody watches is not made: what it
+// would say goes into the digest all the same.
 func (c *clock) note(format string, args ...any) {
-	line := fmt.Sprintf("%12.6f ", c.now.Seconds()) + fmt.Sprintf(format, args...)
-	h := fnv.New64a()
-	_, _ = fmt.Fprintf(h, "%x%s", c.digest, line)
-	c.digest = h.Sum64()
+	c.mix(uint64(len(args)), crc64.Checksum([]byte(format), table))
+	for _, a := range args {
+		c.mixAny(a)
+	}
 	if c.watch != nil {
-		c.watch(line)
+		c.watch(fmt.Sprintf("%12.6f ", c.now.Seconds()) + fmt.Sprintf(format, args...))
+	}
+}
+
+// mixAny adds what a line would say of a value.
+func (c *clock) mixAny(a any) {
+	switch a := a.(type) {
+	case nil:
+		c.mix(0)
+	case int:
+		c.mix(uint64(a))
+	case uint64:
+		c.mix(a)
+	case time.Duration:
+		c.mix(uint64(a))
+	case string:
+		c.mix(crc64.Checksum([]byte(a), table))
+	default:
+		c.mix(crc64.Checksum(fmt.Append(nil, a), table))
 	}
 }
 

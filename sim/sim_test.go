@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"testing/cryptotest"
@@ -27,6 +28,15 @@ const (
 	rejected      = "rejected runs"
 	rejectedShare = 50
 )
+
+// collectPercent lets the collector run less often than usual: a run lives in a few
+// megabytes, which it would otherwise go through hundreds of times a second.
+const collectPercent = 800
+
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(collectPercent)
+	os.Exit(m.Run())
+}
 
 // run runs a seed with everything that is random fixed.
 func run(t *testing.T, o Options) Result {

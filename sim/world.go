@@ -295,13 +295,14 @@ func (w *world) converge(when string) {
 			return false
 		}
 		hash := lead.steps.View().Hash()
-		return !slices.ContainsFunc(w.hosts, func(h *host) bool { return h.up && h.steps.View().Hash() != hash })
+		return !slices.ContainsFunc(w.hosts, func(h *host) bool { return h.up && h != lead && h.steps.View().Hash() != hash })
 	}
-	end := w.now + convergeTime
-	for w.now < end && !w.failed() && !same() {
+	end, agree := w.now+convergeTime, same()
+	for w.now < end && !w.failed() && !agree {
 		w.run(w.now+100*time.Millisecond, w.failed)
+		agree = same()
 	}
-	if w.err == nil && !same() {
+	if !agree {
 		w.fail("the hosts do not agree %v %s: %s", convergeTime, when, w.unsettled)
 	}
 	w.note("agreed on index %d %s", w.checks.newest, when)
