@@ -67,6 +67,8 @@ type applyTask struct {
 	compact chan error
 	// due asks for a snapshot of whatever was applied since the last.
 	due bool
+	// again asks for one in the place of one that found no space.
+	again bool
 }
 
 // effects is what the core wants done. Appends and applies are carried out in

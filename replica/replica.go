@@ -124,6 +124,10 @@ type Replica struct {
 	// snapshots has room for one; snapshotting is set from its request to its end.
 	snapshots    chan snapshotRequest
 	snapshotting atomic.Bool
+	// noSpace is set when the newest one found none; sinceNoSpace, of the loop, counts
+	// the time since.
+	noSpace      atomic.Bool
+	sinceNoSpace time.Duration
 	calls        *mailbox[func(*core)]
 
 	// Of the appender.

@@ -25,6 +25,9 @@ const (
 	syncBytesMax = 16 << 20
 	// fullRetryInterval between looks whether a full disk has space again.
 	fullRetryInterval = 250 * time.Millisecond
+	// snapshotRetryInterval before a snapshot that found no space is written again:
+	// it takes far more writing than a look.
+	snapshotRetryInterval = time.Second
 	// snapshotGrowth: the log grows to that many times the last snapshot's size
 	// before the next, so that writing snapshots stays a small part of all writing.
 	snapshotGrowth = 4
@@ -56,6 +59,13 @@ func (r *Replica) loop() {
 // tick moves Raft's clock, and asks for a snapshot when one is due by time.
 func (r *Replica) tick() {
 	r.core.tick()
+	if r.noSpace.Load() {
+		if r.sinceNoSpace += r.config.Tick; r.sinceNoSpace >= snapshotRetryInterval {
+			r.sinceNoSpace = 0
+			r.noSpace.Store(false)
+			r.applies.put(applyTask{again: true})
+		}
+	}
 	if r.config.SnapshotInterval == 0 {
 		return
 	}
@@ -309,7 +319,7 @@ func (r *Replica) carry(tasks []applyTask) bool {
 	r.apply(tasks[begin:])
 	for _, t := range tasks {
 		r.messages.put(t.responses...)
-		r.due = r.due || t.due && r.sinceSnapshot > 0
+		r.due = r.due || t.due && r.sinceSnapshot > 0 || t.again
 		if t.compact != nil {
 			r.compact(t.compact)
 		}
@@ -465,6 +475,8 @@ func (r *Replica) fulfil(req snapshotRequest) bool {
 	r.applies.put(applyTask{}) // the next one may be due already
 	switch {
 	case errors.Is(err, wal.ErrFull):
+		// A new member may wait for it, and the log grows until then.
+		r.noSpace.Store(true)
 		r.logger.Warn("no space for a snapshot: the log is kept", "index", req.view.Index(), "err", err)
 	case err != nil:
 		r.fail(err)
