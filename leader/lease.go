@@ -104,7 +104,7 @@ var errNotLeader = problem.New(problem.NotLeader, "replica.not_leader", "another
 // must be applied in the request's term first: a later leader must wait as long, and
 // what says that the node is down must not come after its lease.
 func (t *Table) Confirm(r *Request, term uint64, n *blixardv1.Node, now time.Time) (*blixardv1.Command, error) {
-	if r.Term != term {
+	if r.Term != term && !planted.Is(planted.LeaseOfDeposed) {
 		// A round that the next leader answered says nothing of this one's table.
 		return nil, errNotLeader
 	}

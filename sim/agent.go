@@ -115,9 +115,7 @@ func (k *keeper) post(tell func(c *agent.Core, now time.Time)) {
 // turn does what the core wants, in the order of the product's loop.
 func (k *keeper) turn() {
 	t := k.core.Turn(k.h.now())
-	for _, r := range t.Keep {
-		k.h.machine.journal[r.GetAllocation().GetId()] = r
-	}
+	k.keep(t.Keep)
 	k.out.Add(t.Reports)
 	k.send()
 	for _, a := range t.Actions {
@@ -131,6 +129,24 @@ func (k *keeper) turn() {
 			}
 		})
 	}
+}
+
+// keep makes records durable.
+func (k *keeper) keep(records []*blixardv1.AllocationRecord) {
+	journal := k.h.machine.journal
+	if !planted.Is(planted.RecordKeptLate) {
+		for _, r := range records {
+			journal[r.GetAllocation().GetId()] = r
+		}
+		return
+	}
+	k.after(k.h.w.tail(4*k.h.w.faults.action), func() {
+		for _, r := range records {
+			if id := r.GetAllocation().GetId(); k.core.Record(id) != nil {
+				journal[id] = k.core.Record(id)
+			}
+		}
+	})
 }
 
 // begin carries an action out, which takes its time and may fail.

@@ -26,14 +26,18 @@ type agreed struct{ term, sum uint64 }
 
 // checks hold what must be true at every step.
 type checks struct {
-	w       *world
-	log     map[uint64]agreed
-	newest  uint64
+	w      *world
+	log    map[uint64]agreed
+	newest uint64
+	// members is the newest entry that changed them.
+	members uint64
 	states  map[uint64][sha256.Size]byte
 	leaders map[uint64]int
 	epochs  map[string]uint64
 	lives   map[life]string
 	acked   map[uint64]bool
+	// boots are the processes that were ever started.
+	boots map[string]bool
 	// seen is the newest index that any host has come to, and down the nodes that
 	// are down there.
 	seen uint64
@@ -46,7 +50,7 @@ func newChecks(w *world) *checks {
 	return &checks{
 		w: w, log: map[uint64]agreed{}, states: map[uint64][sha256.Size]byte{}, leaders: map[uint64]int{},
 		epochs: map[string]uint64{}, lives: map[life]string{}, acked: map[uint64]bool{},
-		down: map[string]bool{}, top: map[string]uint64{},
+		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{},
 	}
 }
 
@@ -61,6 +65,9 @@ func (c *checks) applied(h *host, e *raftpb.Entry) {
 	if known, ok := c.log[index]; !ok {
 		c.log[index] = one
 		c.newest = max(c.newest, index)
+		if e.GetType() != raftpb.EntryNormal {
+			c.members = index
+		}
 		c.w.mix(index, one.term, one.sum)
 	} else if known != one {
 		c.w.fail("host %d applied entry %d of term %d, another host one of term %d", h.n, index, one.term, known.term)
@@ -186,9 +193,14 @@ func (c *checks) node(n *blixardv1.Node) {
 	}
 }
 
-// started: a VM runs once, and an exclusive one only on a node that is not down.
+// started: a VM runs once, each boot of it has a number of its own, and an exclusive
+// one runs only on a node that is not down.
 func (c *checks) started(v *vmm) {
 	a := v.rec.GetAllocation()
+	if c.boots[v.id] {
+		c.w.fail("%s of VM %s is started for the second time", v.id, a.GetVmName())
+	}
+	c.boots[v.id] = true
 	for _, h := range c.w.hosts {
 		for _, other := range h.machine.running() {
 			if other != v && other.rec.GetAllocation().GetVmId() == a.GetVmId() {

@@ -82,13 +82,14 @@ func (w *world) client(id int) {
 		if w.quiet || len(w.history) >= historyMax {
 			return
 		}
-		w.operate(id, func() { w.after(w.tail(w.faults.think), next) })
+		w.operate(id, nil, 1+w.IntN(6), func() { w.after(w.tail(w.faults.think), next) })
 	}
 	w.after(w.between(0, time.Second), next)
 }
 
-// operate does one operation on a register and notes it.
-func (w *world) operate(id int, then func()) {
+// operate does one operation on a register and notes it. It is asked for so many
+// times, of that host first, if that is not nil.
+func (w *world) operate(id int, at *host, tries int, then func()) {
 	w.values++
 	op := operation{name: fmt.Sprintf("r%d", w.IntN(registers)), kind: "set", val: fmt.Sprint(w.values)}
 	switch p := w.IntN(100); {
@@ -103,7 +104,7 @@ func (w *world) operate(id int, then func()) {
 	got := outcome{}
 	// Until it is answered, it is one whose end is not known.
 	w.open[id] = porcupine.Operation{ClientId: id, Input: op, Call: int64(call), Output: outcome{unknown: true}, Return: int64(never)}
-	q := &request{tries: 1 + w.IntN(6)}
+	q := &request{tries: tries, at: at}
 	q.done = func(r state.Result, err error, unknown bool) {
 		end := w.now
 		delete(w.open, id)
@@ -153,9 +154,11 @@ func (w *world) change(op operation) *blixardv1.Command {
 		spec := &blixardv1.VMSpec{Desired: blixardv1.DesiredState_stop, MemoryMib: 64, Vcpus: 1}
 		if op.name[0] == 'w' {
 			spec.Desired, spec.MemoryMib = blixardv1.DesiredState_run, 512
-			spec.OnNodeLoss = []blixardv1.NodeLossPolicy_Enum{
-				blixardv1.NodeLossPolicy_keep, blixardv1.NodeLossPolicy_replace, blixardv1.NodeLossPolicy_failover, blixardv1.NodeLossPolicy_failover,
-			}[w.IntN(4)]
+			policy := []blixardv1.NodeLossPolicy_Enum{blixardv1.NodeLossPolicy_keep, blixardv1.NodeLossPolicy_replace}[w.IntN(2)]
+			if w.chance(w.faults.exclusive) {
+				policy = blixardv1.NodeLossPolicy_failover
+			}
+			spec.OnNodeLoss = policy
 			spec.Restart = &blixardv1.RestartPolicy{Mode: blixardv1.RestartMode_Enum(1 + w.IntN(3))}
 			spec.RemoveOnExit = w.chance(0.1)
 		}

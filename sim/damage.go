@@ -40,11 +40,22 @@ func (d *disk) open() error {
 
 // rot damages one host's disk while its machine is off: a flipped bit or a lost
 // sector in the log or a snapshot. The others' disks stay good until that host has
-// been replaced, so that one good copy of each committed entry is left.
+// been replaced, so that one good copy of each committed entry is left. Enough of them
+// must know that they vote: the first of a cluster alone made them voters, and nobody
+// could lead after it.
 func (w *world) rot() {
 	h := w.any()
 	m, err := w.membership()
 	if w.damaged != nil || err != nil || len(m.Voters) < 3 || len(m.Outgoing) > 0 || len(h.disk.entries) == 0 {
+		return
+	}
+	know := 0
+	for _, o := range w.hosts {
+		if o != h && slices.Contains(m.Voters, o.raftID) && max(o.disk.hard.GetCommit(), o.disk.SnapshotIndex()) >= w.checks.members {
+			know++
+		}
+	}
+	if know <= len(m.Voters)/2 {
 		return
 	}
 	w.count("damaged disks")

@@ -1,6 +1,9 @@
 package sim
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // faults are the rates of one run, drawn from its seed: a random subset of what
 // can go wrong, each at a random rate, so that runs differ in kind.
@@ -15,12 +18,14 @@ type faults struct {
 	snapshotInterval      time.Duration
 	trailing              uint64
 	voters                int
+	exclusive             float64 // share of the VMs that are
 	replaceAfter          time.Duration
 	clog, partition       time.Duration // mean time between; 0 means never
 	crash, pause          time.Duration
 	suspend               time.Duration
 	crashAtVote           float64
 	duel                  time.Duration
+	depose, hasty, starve time.Duration
 	fullDisk, brokenDisk  time.Duration
 	slowDisk              time.Duration
 	healAfter             time.Duration // mean time that a fault lasts
@@ -59,6 +64,7 @@ func (w *world) drawFaults() faults {
 		snapshotInterval: some(0.3, 5*time.Second, 30*time.Second),
 		trailing:         1 + w.Uint64N(100),
 		voters:           3,
+		exclusive:        []float64{0, 0.5, 0.5, 1}[w.IntN(4)],
 		replaceAfter:     w.between(5*time.Second, 30*time.Second),
 		clog:             some(0.4, 2*time.Second, 20*time.Second),
 		partition:        some(0.6, 3*time.Second, 15*time.Second),
@@ -75,8 +81,10 @@ func (w *world) drawFaults() faults {
 		asymmetric:       w.chance(0.5),
 		flapping:         w.chance(0.3),
 	}
+	f.depose, f.hasty = some(0.3, 3*time.Second, 10*time.Second), some(0.3, 500*time.Millisecond, 5*time.Second)
+	f.starve = some(0.5, time.Second, 6*time.Second)
 	f.ttl, f.margin = w.between(2*time.Second, 6*time.Second), some(0.5, 0, time.Second)
-	f.planned = some(0.3, 5*time.Second, 20*time.Second)
+	f.planned = some(0.4, 3*time.Second, 10*time.Second)
 	f.action, f.boot, f.late = w.between(time.Millisecond, 300*time.Millisecond), w.between(50*time.Millisecond, time.Second), w.between(0, 300*time.Millisecond)
 	f.rot = some(0.3, 5*time.Second, 20*time.Second)
 	if w.chance(0.3) {
@@ -172,24 +180,12 @@ func (w *world) inject() {
 		}
 	})
 	w.often(f.duel, w.duel)
+	w.often(f.depose, w.depose)
+	w.often(f.hasty, w.hasten)
+	w.often(f.starve, w.starve)
 	w.often(f.planned, w.planRestart)
 	w.often(f.rot, w.rot)
-	w.often(f.suspend, func() {
-		h := w.leader()
-		if h == nil || h.paused {
-			return
-		}
-		w.count("suspends")
-		h.pause()
-		life := h.life
-		w.cutOff(h, true)
-		w.forAWhile(func() {
-			if h.life == life {
-				h.resume()
-			}
-			w.after(w.between(0, time.Second), func() { w.cutOff(h, false) })
-		})
-	})
+	w.often(f.suspend, w.suspend)
 	w.often(f.clog, func() {
 		a, b := w.any(), w.any()
 		w.count("clogged paths")
@@ -216,9 +212,38 @@ func (w *world) inject() {
 	w.often(f.brokenDisk, disk("failed syncs", func(h *host) { h.disk.broken = h.up }, func(*host) {}))
 }
 
+// suspend pauses the leader and cuts it off, as when its machine sleeps. It goes on
+// before it hears of others, or is cut off again just after it did.
+func (w *world) suspend() {
+	h := w.leader()
+	if h == nil || h.paused {
+		return
+	}
+	w.count("suspends")
+	h.pause()
+	life := h.life
+	w.cutOff(h, true)
+	w.forAWhile(func() {
+		if h.life == life {
+			h.resume()
+		}
+		heard := w.between(0, time.Second)
+		w.after(heard, func() { w.cutOff(h, false) })
+		if w.chance(0.5) {
+			w.after(heard+w.between(0, time.Second), func() { w.cutOff(h, !w.healing) })
+			w.after(heard+w.between(w.faults.ttl, 3*w.faults.ttl), func() { w.cutOff(h, false) })
+		}
+	})
+}
+
 // planRestart restarts a daemon after it asked for a long lease, as the product does.
 func (w *world) planRestart() {
 	h := w.any()
+	// A leader takes its table of leases down with itself.
+	run := slices.DeleteFunc(w.exclusive(), func(h *host) bool { return h == w.leader() })
+	if len(run) > 0 {
+		h = run[w.IntN(len(run))]
+	}
 	if !h.up || h.paused {
 		return
 	}
@@ -228,13 +253,13 @@ func (w *world) planRestart() {
 		if h.life == life && !w.healing {
 			h.crash("planned end")
 			w.after(w.between(100*time.Millisecond, 2*time.Second), h.restart)
-			if w.chance(0.5) {
-				w.after(w.between(2*time.Second, 5*time.Second), func() { w.cutOff(h, !w.healing) })
+			if w.chance(0.7) {
+				w.after(w.between(time.Second, 4*time.Second), func() { w.cutOff(h, !w.healing) })
 				w.after(longLeaseMax, func() { w.cutOff(h, false) })
 			}
 		}
 	}
-	h.act(func() { h.keeper.renew(w.between(w.faults.ttl, longLeaseMax), restart) })
+	h.act(func() { h.keeper.renew(w.between(longLeaseMax/3, longLeaseMax), restart) })
 }
 
 // longLeaseMax keeps long leases short enough to end within a run.
@@ -245,46 +270,6 @@ func (w *world) cutOff(h *host, on bool) {
 	for _, other := range w.hosts {
 		w.net.cutBoth(h, other, on)
 	}
-}
-
-// duel lets two hosts that cannot hear each other ask for votes, by restarting the
-// one that led them.
-func (w *world) duel() {
-	lead, a, b := w.leader(), w.any(), w.any()
-	if lead == nil || a == b || lead == a || lead == b || w.dueling {
-		return
-	}
-	w.count("duels")
-	w.note("duel of hosts %d and %d", a.n, b.n)
-	w.dueling = true
-	w.net.cutBoth(a, b, true)
-	lead.crash("crash before a duel")
-	w.after(w.between(0, time.Second), lead.restart)
-	w.after(4*time.Second, func() { w.dueling = false; w.net.cutBoth(a, b, false) })
-}
-
-// voted may crash a host that has just given its vote away, and in a duel cut the
-// winner off.
-func (w *world) voted(h, candidate *host) {
-	if w.healing || !w.dueling && !w.chance(w.faults.crashAtVote) {
-		return
-	}
-	life := h.life
-	if w.dueling {
-		w.after(3*w.faults.delay+10*time.Millisecond, func() {
-			if w.dueling {
-				w.cutOff(candidate, true)
-				w.after(3*time.Second, func() { w.cutOff(candidate, false) })
-			}
-		})
-	}
-	w.after(w.between(0, 20*time.Millisecond), func() {
-		if h.life == life {
-			w.count("crashes after a vote")
-			h.crash("crash after a vote")
-			w.after(w.between(time.Millisecond, 50*time.Millisecond), h.restart)
-		}
-	})
 }
 
 // part cuts the network in two, or one host off, or a path between two, in both directions or one.

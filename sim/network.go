@@ -89,11 +89,15 @@ func (h *host) Send(messages []*raftpb.Message) {
 			continue
 		}
 		from, id := m.GetFrom(), to.raftID
-		h.w.net.carry(h.n, to.n, func() {
+		deliver := func() {
 			if to.raftID == id { // else it has joined as another
 				to.receive(from, data)
 			}
-		})
+		}
+		if h.w.readPasses(h, to, m, deliver) {
+			continue
+		}
+		h.w.net.carry(h.n, to.n, deliver)
 	}
 }
 

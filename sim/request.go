@@ -23,6 +23,8 @@ var errNoAnswer = errors.New("no answer")
 type request struct {
 	cmd   *blixardv1.Command
 	tries int
+	// at is the host asked first; nil means any.
+	at *host
 	// view gets what a read found.
 	view func(v *state.View)
 	// done gets the answer once. unknown tells that the change may have been made.
@@ -34,13 +36,16 @@ type request struct {
 	err     error
 }
 
-// request begins a request at a random host.
+// request begins a request.
 func (w *world) request(q *request) {
 	q.w = w
 	if q.done == nil {
 		q.done = func(state.Result, error, bool) {}
 	}
-	q.try(w.hosts[w.IntN(len(w.hosts))])
+	if q.at == nil {
+		q.at = w.any()
+	}
+	q.try(q.at)
 }
 
 func (q *request) try(h *host) {

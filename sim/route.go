@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 )
@@ -114,7 +115,9 @@ func (h *host) propose(timeout time.Duration, cmd *blixardv1.Command, done func(
 // renewLease asks the leader for the host's lease, in the steps of leader.Leases.
 func (h *host) renewLease(incarnation uint64, ttl time.Duration, done func(time.Duration, error)) {
 	h.atLeader(leaseTimeout, func(lead *host, answer func(any, error)) {
-		lead.grant(h.nodeID, incarnation, ttl, answer)
+		lead.grant(h.nodeID, incarnation, ttl, func(v any, err error) {
+			h.w.granted(lead, h, err, func() { answer(v, err) })
+		})
 	}, func(v any, err error) {
 		granted, _ := v.(time.Duration)
 		done(granted, err)
@@ -128,7 +131,11 @@ func (h *host) grant(nodeID string, incarnation uint64, asked time.Duration, ans
 		answer(nil, err)
 		return
 	}
-	h.read(func(err error) {
+	round := h.read
+	if planted.Is(planted.LeaseWithoutRound) {
+		round = func(done func(error)) { done(nil) }
+	}
+	round(func(err error) {
 		if err != nil {
 			answer(nil, err)
 			return

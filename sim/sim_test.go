@@ -102,7 +102,8 @@ func kept(t *testing.T) []uint64 {
 // them they would not test what they say.
 var needed = []string{
 	"changes", "operations get", "operations set", "operations create", "operations delete", "operations on running VMs",
-	"operations of unknown end", "crashes", "crashes after a vote", "power failures", "pauses", "suspends", "partitions", "duels",
+	"operations of unknown end", "crashes", "crashes after a vote", "power failures", "pauses", "suspends", "partitions", "duels", "deposed leaders", "hasty reads", "hasty reads answered late",
+	"starved hosts", "starved hosts that got a lease",
 	"clogged paths", "lost", "twice", "cut", "full disks", "sync found no space", "failed syncs", "slow disks", "transfers",
 	"VMs started", "adoptions", "fences", "hypervisors that died", "hypervisors that hung", "guests that ended", "actions that failed",
 	"leases", "leases refused", "leases that needed a change", "nodes down", "planned restarts", "crashes of machines", "reports",

@@ -81,7 +81,12 @@ type world struct {
 	err     error
 	healing bool // no new faults
 	dueling bool
-	quiet   bool // no new operations
+	// deposing tells that a leader is being deposed, starving is the host that will
+	// be cut off after its next lease.
+	deposing bool
+	starving *host
+	hasty    hastyRead
+	quiet    bool // no new operations
 	// unsettled is what the last look found not to be as it shall.
 	unsettled string
 	history   []porcupine.Operation
@@ -152,10 +157,8 @@ func (w *world) live(safety time.Duration) {
 	if w.err != nil {
 		return
 	}
-	for id := range clients {
-		if op, ok := w.open[id]; ok {
-			w.history = append(w.history, op)
-		}
+	for _, id := range slices.Sorted(maps.Keys(w.open)) {
+		w.history = append(w.history, w.open[id])
 	}
 	for _, part := range registersModel.Partition(w.history) {
 		if porcupine.CheckOperationsTimeout(registersModel, part, checkTime) != porcupine.Illegal {

@@ -41,11 +41,14 @@ const (
 	LongLeaseForgotten   Bug = "a short lease of an agent's next start takes the place of a long one"
 	FenceNotMoved        Bug = "a renewed lease does not move the fence"
 	FenceNotArmed        Bug = "exclusive VMs run without an armed fence"
+	LeaseWithoutRound    Bug = "a lease is granted without a quorum round"
+	LeaseOfDeposed       Bug = "a leader that was deposed meanwhile grants the lease"
 	// Agent.
 	LeaseFromReceipt   Bug = "a lease is counted from its receipt"
 	StartsInsteadAdopt Bug = "an agent starts its VMs anew after its own restart"
 	ReportOvertakes    Bug = "a report may overtake an earlier one"
 	KeptIsNotTold      Bug = "a status that was kept before a crash is never reported"
+	RecordKeptLate     Bug = "a step is begun before its record is kept"
 	// Disks.
 	DamageIsCut       Bug = "a damaged log is opened without its damaged half"
 	SnapshotUnchecked Bug = "the digest of a snapshot is not compared"
