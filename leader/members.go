@@ -108,10 +108,38 @@ func (d *Members) Change(m replica.Membership, members []*blixardv1.Member) (cha
 			step(raftpb.ConfChangeAddLearnerNode, id)
 		}
 	}
+	if !s.answers(steps) {
+		// A voter that is replaced keeps its vote until the other one has caught up.
+		steps = slices.DeleteFunc(steps, func(c *raftpb.ConfChangeSingle) bool {
+			return slices.Contains(m.Voters, c.GetNodeId()) && c.GetType() != raftpb.ConfChangeAddNode
+		})
+	}
 	if len(steps) == 0 || voters == 0 {
 		return nil, 0
 	}
 	return &raftpb.ConfChangeV2{Changes: steps}, 0
+}
+
+// answers tells whether most of the voters that a change leaves answer now: without
+// them nobody could undo it.
+func (s seen) answers(steps []*raftpb.ConfChangeSingle) bool {
+	votes := map[uint64]bool{}
+	for _, id := range s.m.Voters {
+		votes[id] = true
+	}
+	for _, c := range steps {
+		delete(votes, c.GetNodeId())
+		if c.GetType() == raftpb.ConfChangeAddNode {
+			votes[c.GetNodeId()] = true
+		}
+	}
+	active := 0
+	for id := range votes {
+		if s.m.Progress[id].Active {
+			active++
+		}
+	}
+	return active > len(votes)/2
 }
 
 // successor is the voter beside the leader that has most of the log; 0 when none

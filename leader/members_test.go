@@ -282,3 +282,18 @@ func TestLeaseWaitsForReady(t *testing.T) {
 		t.Fatalf("once it is ready: %v, %v", cmd, err)
 	}
 }
+
+// A voter that is to be replaced keeps its vote while another is gone, until the one in
+// its place has caught up: without most of the voters nobody could change them again.
+func TestMembersKeepAQuorumThatAnswers(t *testing.T) {
+	d := &Members{Voters: 3, ReplaceAfter: time.Minute}
+	d.Begin()
+	members := []*blixardv1.Member{memberAs(1, voter), memberAs(2, standby), memberAs(3, voter), memberAs(4, voter)}
+	if change, _ := d.Change(raftOf([]uint64{1, 2, 3}, []uint64{4}, []uint64{1, 2}), members); change != nil {
+		t.Errorf("with replica 3 gone: %v", change)
+	}
+	change, _ := d.Change(raftOf([]uint64{1, 2, 3}, []uint64{4}, []uint64{1, 2, 4}), members)
+	if got := steps(change); len(got) != 2 || got[2] != raftpb.ConfChangeAddLearnerNode || got[4] != raftpb.ConfChangeAddNode {
+		t.Errorf("with replica 4 caught up: %v", got)
+	}
+}
