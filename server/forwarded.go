@@ -55,7 +55,8 @@ type forwarded struct {
 
 	mu sync.Mutex
 	// calls under way, relayedMax at most, and what ends each early.
-	calls   map[uint64]context.CancelFunc
+	calls map[uint64]context.CancelFunc
+	// answers wait, about relayedMax at most: a node that takes none loses its stream.
 	answers []*blixardv1.ForwardedAnswer
 }
 
@@ -132,12 +133,15 @@ func (f *forwarded) begin(m *blixardv1.CallsRequest) error {
 	for _, c := range m.GetCalls() {
 		ctx, cancel := context.WithTimeout(f.ctx, time.Duration(c.GetTimeoutNs()))
 		f.mu.Lock()
-		known, full := f.calls[c.GetId()] != nil, len(f.calls) >= relayedMax
-		if !known && !full {
+		known, full, unread := f.calls[c.GetId()] != nil, len(f.calls) >= relayedMax, len(f.answers) >= relayedMax
+		if !known && !full && !unread {
 			f.calls[c.GetId()] = cancel
 		}
 		f.mu.Unlock()
 		switch {
+		case unread:
+			cancel()
+			return problem.New(problem.Unavailable, streamEnded, "%d answers wait, and the node does not take them", relayedMax)
 		case known || c.GetId() == 0:
 			cancel()
 			return problem.New(problem.Invalid, "forward.id", "a call has the id %d, which is none or under way", c.GetId())
