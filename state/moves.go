@@ -31,7 +31,8 @@ const (
 // say the newest state, so steps of a life may be left out going forward, and a
 // guest's reboot goes from running back to starting. What may not be left out is
 // the end of a life, because it carries the exit code: running never goes back
-// to preparing, and stopping goes nowhere but to an end. Nothing returns to
+// to preparing, and stopping goes nowhere but to an end; only a report of a later
+// start may, when the daemon that knew the end was lost. Nothing returns to
 // pending. lost and unknown are said of nodes that are not heard of; a node that
 // is heard of again may say anything but pending.
 var moves = [...]moveSet{

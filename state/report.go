@@ -45,13 +45,25 @@ func (b *batch) reportOne(nodeID string, rep *blixardv1.AllocationReport) *probl
 		return nil
 	}
 	now, next := a.GetStatus().GetState(), rep.GetStatus().GetState()
-	if !LegalMove(now, next) {
+	if !LegalMove(now, next) && !laterLife(a.GetStatus(), rep.GetStatus()) {
 		b.s.illegalMoves.Add(1)
 		return problem.New(problem.Conflict, "allocation.illegal_move", "allocation %q cannot go from %s to %s", a.GetId(), now, next).
 			WithHint("report the end of the VM's life, stopped or failed, before its next one")
 	}
 	b.observe(a, rep.GetStatus())
 	return nil
+}
+
+// laterLife tells that a report is of a start after the one that is known: the end
+// between was lost with the daemon that kept it in memory. Starts are counted, and the
+// clock, which may be off, tells only of those that are not. Nothing returns to
+// pending.
+func laterLife(known, reported *blixardv1.VMStatus) bool {
+	if reported.GetState() == stPending {
+		return false
+	}
+	return reported.GetStartCount() > known.GetStartCount() || reported.GetRestarts() > known.GetRestarts() ||
+		known.GetStartedAt() != nil && reported.GetStartedAt() != nil && reported.GetStartedAt().AsTime().After(known.GetStartedAt().AsTime())
 }
 
 // observe writes a status that was checked.

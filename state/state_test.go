@@ -248,6 +248,36 @@ func TestIllegalMovesAreCounted(t *testing.T) {
 	}
 }
 
+// TestLaterLifeIsTaken: a node whose daemon lost the end of a life with its memory is
+// heard again with the next life, however that is told.
+func TestLaterLifeIsTaken(t *testing.T) {
+	for name, later := range map[string]func(*blixardv1.VMStatus){
+		"asked for":    func(s *blixardv1.VMStatus) { s.StartCount++ },
+		"by policy":    func(s *blixardv1.VMStatus) { s.Restarts++ },
+		"by the clock": func(s *blixardv1.VMStatus) { s.StartedAt = timestamppb.New(time.Unix(200, 0)) },
+	} {
+		st := newStory()
+		for _, c := range []string{registerN1, createA, placeA, report("running", 1)} {
+			st.must(t, c)
+		}
+		stopping := command(t, report("stopping", 1))
+		stopping.GetReport().Reports[0].Status.StartedAt = timestamppb.New(time.Unix(100, 0))
+		if r := st.do(stopping); r.Problem != nil {
+			t.Fatal(r.Problem)
+		}
+		next := command(t, report("running", 1))
+		next.GetReport().Reports[0].Status.StartedAt = timestamppb.New(time.Unix(100, 0))
+		later(next.GetReport().Reports[0].Status)
+		if r := st.do(next); r.Problem != nil {
+			t.Errorf("%s: %v", name, r.Problem)
+		}
+		next.GetReport().Reports[0].Status.State = stPending
+		if r := st.do(next); !problem.HasCode(r.Problem, "allocation.illegal_move") {
+			t.Errorf("%s: pending again: %v", name, r.Problem)
+		}
+	}
+}
+
 func TestIdempotencyKeys(t *testing.T) {
 	st := newStory()
 	first := st.must(t, `key: "k" `+createA)
