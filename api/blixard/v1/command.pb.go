@@ -59,6 +59,21 @@ type Command struct {
 	//	*Command_RecoverCluster
 	//	*Command_RotateAuthority
 	//	*Command_DropAuthorities
+	//	*Command_UpdateVm
+	//	*Command_RenameVm
+	//	*Command_PutImage
+	//	*Command_DropImage
+	//	*Command_CreateVolume
+	//	*Command_ResizeVolume
+	//	*Command_DeleteVolume
+	//	*Command_ReleaseVolume
+	//	*Command_MoveVolume
+	//	*Command_SnapshotVolume
+	//	*Command_CreateNetwork
+	//	*Command_UpdateNetwork
+	//	*Command_DeleteNetwork
+	//	*Command_SetSecret
+	//	*Command_DeleteSecret
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -309,6 +324,141 @@ func (x *Command) GetDropAuthorities() *DropAuthoritiesCommand {
 	return nil
 }
 
+func (x *Command) GetUpdateVm() *UpdateVMCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_UpdateVm); ok {
+			return x.UpdateVm
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRenameVm() *RenameVMCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_RenameVm); ok {
+			return x.RenameVm
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPutImage() *PutImageCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_PutImage); ok {
+			return x.PutImage
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDropImage() *DropImageCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_DropImage); ok {
+			return x.DropImage
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCreateVolume() *CreateVolumeCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_CreateVolume); ok {
+			return x.CreateVolume
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetResizeVolume() *ResizeVolumeCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_ResizeVolume); ok {
+			return x.ResizeVolume
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteVolume() *DeleteVolumeCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_DeleteVolume); ok {
+			return x.DeleteVolume
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetReleaseVolume() *ReleaseVolumeCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_ReleaseVolume); ok {
+			return x.ReleaseVolume
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetMoveVolume() *MoveVolumeCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_MoveVolume); ok {
+			return x.MoveVolume
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSnapshotVolume() *SnapshotVolumeCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_SnapshotVolume); ok {
+			return x.SnapshotVolume
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetCreateNetwork() *CreateNetworkCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_CreateNetwork); ok {
+			return x.CreateNetwork
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetUpdateNetwork() *UpdateNetworkCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_UpdateNetwork); ok {
+			return x.UpdateNetwork
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteNetwork() *DeleteNetworkCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_DeleteNetwork); ok {
+			return x.DeleteNetwork
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetSecret() *SetSecretCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_SetSecret); ok {
+			return x.SetSecret
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteSecret() *DeleteSecretCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_DeleteSecret); ok {
+			return x.DeleteSecret
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -393,6 +543,66 @@ type Command_DropAuthorities struct {
 	DropAuthorities *DropAuthoritiesCommand `protobuf:"bytes,29,opt,name=drop_authorities,json=dropAuthorities,proto3,oneof"`
 }
 
+type Command_UpdateVm struct {
+	UpdateVm *UpdateVMCommand `protobuf:"bytes,30,opt,name=update_vm,json=updateVm,proto3,oneof"`
+}
+
+type Command_RenameVm struct {
+	RenameVm *RenameVMCommand `protobuf:"bytes,31,opt,name=rename_vm,json=renameVm,proto3,oneof"`
+}
+
+type Command_PutImage struct {
+	PutImage *PutImageCommand `protobuf:"bytes,32,opt,name=put_image,json=putImage,proto3,oneof"`
+}
+
+type Command_DropImage struct {
+	DropImage *DropImageCommand `protobuf:"bytes,33,opt,name=drop_image,json=dropImage,proto3,oneof"`
+}
+
+type Command_CreateVolume struct {
+	CreateVolume *CreateVolumeCommand `protobuf:"bytes,34,opt,name=create_volume,json=createVolume,proto3,oneof"`
+}
+
+type Command_ResizeVolume struct {
+	ResizeVolume *ResizeVolumeCommand `protobuf:"bytes,35,opt,name=resize_volume,json=resizeVolume,proto3,oneof"`
+}
+
+type Command_DeleteVolume struct {
+	DeleteVolume *DeleteVolumeCommand `protobuf:"bytes,36,opt,name=delete_volume,json=deleteVolume,proto3,oneof"`
+}
+
+type Command_ReleaseVolume struct {
+	ReleaseVolume *ReleaseVolumeCommand `protobuf:"bytes,37,opt,name=release_volume,json=releaseVolume,proto3,oneof"`
+}
+
+type Command_MoveVolume struct {
+	MoveVolume *MoveVolumeCommand `protobuf:"bytes,38,opt,name=move_volume,json=moveVolume,proto3,oneof"`
+}
+
+type Command_SnapshotVolume struct {
+	SnapshotVolume *SnapshotVolumeCommand `protobuf:"bytes,39,opt,name=snapshot_volume,json=snapshotVolume,proto3,oneof"`
+}
+
+type Command_CreateNetwork struct {
+	CreateNetwork *CreateNetworkCommand `protobuf:"bytes,40,opt,name=create_network,json=createNetwork,proto3,oneof"`
+}
+
+type Command_UpdateNetwork struct {
+	UpdateNetwork *UpdateNetworkCommand `protobuf:"bytes,41,opt,name=update_network,json=updateNetwork,proto3,oneof"`
+}
+
+type Command_DeleteNetwork struct {
+	DeleteNetwork *DeleteNetworkCommand `protobuf:"bytes,42,opt,name=delete_network,json=deleteNetwork,proto3,oneof"`
+}
+
+type Command_SetSecret struct {
+	SetSecret *SetSecretCommand `protobuf:"bytes,43,opt,name=set_secret,json=setSecret,proto3,oneof"`
+}
+
+type Command_DeleteSecret struct {
+	DeleteSecret *DeleteSecretCommand `protobuf:"bytes,44,opt,name=delete_secret,json=deleteSecret,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -432,6 +642,36 @@ func (*Command_RecoverCluster) isCommand_Change() {}
 func (*Command_RotateAuthority) isCommand_Change() {}
 
 func (*Command_DropAuthorities) isCommand_Change() {}
+
+func (*Command_UpdateVm) isCommand_Change() {}
+
+func (*Command_RenameVm) isCommand_Change() {}
+
+func (*Command_PutImage) isCommand_Change() {}
+
+func (*Command_DropImage) isCommand_Change() {}
+
+func (*Command_CreateVolume) isCommand_Change() {}
+
+func (*Command_ResizeVolume) isCommand_Change() {}
+
+func (*Command_DeleteVolume) isCommand_Change() {}
+
+func (*Command_ReleaseVolume) isCommand_Change() {}
+
+func (*Command_MoveVolume) isCommand_Change() {}
+
+func (*Command_SnapshotVolume) isCommand_Change() {}
+
+func (*Command_CreateNetwork) isCommand_Change() {}
+
+func (*Command_UpdateNetwork) isCommand_Change() {}
+
+func (*Command_DeleteNetwork) isCommand_Change() {}
+
+func (*Command_SetSecret) isCommand_Change() {}
+
+func (*Command_DeleteSecret) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -502,6 +742,879 @@ func (x *CreateVMCommand) GetLabels() map[string]string {
 	return nil
 }
 
+// UpdateVMCommand replaces the spec by a final, defaulted one.
+type UpdateVMCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	Spec          *VMSpec                `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateVMCommand) Reset() {
+	*x = UpdateVMCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVMCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVMCommand) ProtoMessage() {}
+
+func (x *UpdateVMCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVMCommand.ProtoReflect.Descriptor instead.
+func (*UpdateVMCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *UpdateVMCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateVMCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *UpdateVMCommand) GetSpec() *VMSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+type RenameVMCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	NewName       string                 `protobuf:"bytes,3,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameVMCommand) Reset() {
+	*x = RenameVMCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameVMCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameVMCommand) ProtoMessage() {}
+
+func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameVMCommand.ProtoReflect.Descriptor instead.
+func (*RenameVMCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RenameVMCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RenameVMCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *RenameVMCommand) GetNewName() string {
+	if x != nil {
+		return x.NewName
+	}
+	return ""
+}
+
+// PutImageCommand tells that a node has an image.
+type PutImageCommand struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Image  *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	NodeId string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// keep_name and gone as in RegisterImageRequest.
+	KeepName      bool `protobuf:"varint,3,opt,name=keep_name,json=keepName,proto3" json:"keep_name,omitempty"`
+	Gone          bool `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutImageCommand) Reset() {
+	*x = PutImageCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutImageCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutImageCommand) ProtoMessage() {}
+
+func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutImageCommand.ProtoReflect.Descriptor instead.
+func (*PutImageCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PutImageCommand) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+func (x *PutImageCommand) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *PutImageCommand) GetKeepName() bool {
+	if x != nil {
+		return x.KeepName
+	}
+	return false
+}
+
+func (x *PutImageCommand) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+// DropImageCommand forgets images by name. One that is used is refused, or left
+// when unused_only is set.
+type DropImageCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	UnusedOnly    bool                   `protobuf:"varint,2,opt,name=unused_only,json=unusedOnly,proto3" json:"unused_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropImageCommand) Reset() {
+	*x = DropImageCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropImageCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropImageCommand) ProtoMessage() {}
+
+func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropImageCommand.ProtoReflect.Descriptor instead.
+func (*DropImageCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DropImageCommand) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *DropImageCommand) GetUnusedOnly() bool {
+	if x != nil {
+		return x.UnusedOnly
+	}
+	return false
+}
+
+// CreateVolumeCommand declares a volume.
+type CreateVolumeCommand struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Id        string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// node_id of the node that has it or shall have it.
+	NodeId        string            `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Source        string            `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateVolumeCommand) Reset() {
+	*x = CreateVolumeCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateVolumeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateVolumeCommand) ProtoMessage() {}
+
+func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateVolumeCommand.ProtoReflect.Descriptor instead.
+func (*CreateVolumeCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CreateVolumeCommand) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateVolumeCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateVolumeCommand) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *CreateVolumeCommand) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *CreateVolumeCommand) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *CreateVolumeCommand) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+type ResizeVolumeCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	SizeBytes     uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeVolumeCommand) Reset() {
+	*x = ResizeVolumeCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeVolumeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeVolumeCommand) ProtoMessage() {}
+
+func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeVolumeCommand.ProtoReflect.Descriptor instead.
+func (*ResizeVolumeCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ResizeVolumeCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResizeVolumeCommand) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+type DeleteVolumeCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteVolumeCommand) Reset() {
+	*x = DeleteVolumeCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteVolumeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteVolumeCommand) ProtoMessage() {}
+
+func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteVolumeCommand.ProtoReflect.Descriptor instead.
+func (*DeleteVolumeCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DeleteVolumeCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// ReleaseVolumeCommand tells that a node has nothing left of a deleted volume.
+type ReleaseVolumeCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseVolumeCommand) Reset() {
+	*x = ReleaseVolumeCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseVolumeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseVolumeCommand) ProtoMessage() {}
+
+func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseVolumeCommand.ProtoReflect.Descriptor instead.
+func (*ReleaseVolumeCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReleaseVolumeCommand) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *ReleaseVolumeCommand) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+// MoveVolumeCommand makes another node the one that has the volume. It is refused
+// when the volume was given to a VM since.
+type MoveVolumeCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	FromNodeId    string                 `protobuf:"bytes,2,opt,name=from_node_id,json=fromNodeId,proto3" json:"from_node_id,omitempty"`
+	ToNodeId      string                 `protobuf:"bytes,3,opt,name=to_node_id,json=toNodeId,proto3" json:"to_node_id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVolumeCommand) Reset() {
+	*x = MoveVolumeCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVolumeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVolumeCommand) ProtoMessage() {}
+
+func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVolumeCommand.ProtoReflect.Descriptor instead.
+func (*MoveVolumeCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *MoveVolumeCommand) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *MoveVolumeCommand) GetFromNodeId() string {
+	if x != nil {
+		return x.FromNodeId
+	}
+	return ""
+}
+
+func (x *MoveVolumeCommand) GetToNodeId() string {
+	if x != nil {
+		return x.ToNodeId
+	}
+	return ""
+}
+
+func (x *MoveVolumeCommand) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// SnapshotVolumeCommand adds a snapshot, or drops one.
+type SnapshotVolumeCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Snapshot      *VolumeSnapshot        `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Drop          bool                   `protobuf:"varint,3,opt,name=drop,proto3" json:"drop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotVolumeCommand) Reset() {
+	*x = SnapshotVolumeCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotVolumeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotVolumeCommand) ProtoMessage() {}
+
+func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotVolumeCommand.ProtoReflect.Descriptor instead.
+func (*SnapshotVolumeCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SnapshotVolumeCommand) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *SnapshotVolumeCommand) GetSnapshot() *VolumeSnapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *SnapshotVolumeCommand) GetDrop() bool {
+	if x != nil {
+		return x.Drop
+	}
+	return false
+}
+
+// CreateNetworkCommand makes a network of final values.
+type CreateNetworkCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       *Network               `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNetworkCommand) Reset() {
+	*x = CreateNetworkCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNetworkCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNetworkCommand) ProtoMessage() {}
+
+func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNetworkCommand.ProtoReflect.Descriptor instead.
+func (*CreateNetworkCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CreateNetworkCommand) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+type UpdateNetworkCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	Rules         *NetworkRules          `protobuf:"bytes,3,opt,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNetworkCommand) Reset() {
+	*x = UpdateNetworkCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNetworkCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNetworkCommand) ProtoMessage() {}
+
+func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNetworkCommand.ProtoReflect.Descriptor instead.
+func (*UpdateNetworkCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UpdateNetworkCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateNetworkCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *UpdateNetworkCommand) GetRules() *NetworkRules {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+type DeleteNetworkCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNetworkCommand) Reset() {
+	*x = DeleteNetworkCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNetworkCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNetworkCommand) ProtoMessage() {}
+
+func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNetworkCommand.ProtoReflect.Descriptor instead.
+func (*DeleteNetworkCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DeleteNetworkCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// SetSecretCommand keeps a sealed secret.
+type SetSecretCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Sealed        []byte                 `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	SizeBytes     uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	CreateOnly    bool                   `protobuf:"varint,4,opt,name=create_only,json=createOnly,proto3" json:"create_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSecretCommand) Reset() {
+	*x = SetSecretCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSecretCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSecretCommand) ProtoMessage() {}
+
+func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSecretCommand.ProtoReflect.Descriptor instead.
+func (*SetSecretCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SetSecretCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetSecretCommand) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *SetSecretCommand) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *SetSecretCommand) GetCreateOnly() bool {
+	if x != nil {
+		return x.CreateOnly
+	}
+	return false
+}
+
+type DeleteSecretCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSecretCommand) Reset() {
+	*x = DeleteSecretCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSecretCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSecretCommand) ProtoMessage() {}
+
+func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSecretCommand.ProtoReflect.Descriptor instead.
+func (*DeleteSecretCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DeleteSecretCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // SetVMDesiredCommand starts, stops or restarts a VM.
 type SetVMDesiredCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -519,7 +1632,7 @@ type SetVMDesiredCommand struct {
 
 func (x *SetVMDesiredCommand) Reset() {
 	*x = SetVMDesiredCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[2]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +1644,7 @@ func (x *SetVMDesiredCommand) String() string {
 func (*SetVMDesiredCommand) ProtoMessage() {}
 
 func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[2]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +1657,7 @@ func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMDesiredCommand.ProtoReflect.Descriptor instead.
 func (*SetVMDesiredCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{2}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetVMDesiredCommand) GetName() string {
@@ -602,7 +1715,7 @@ type DeleteVMCommand struct {
 
 func (x *DeleteVMCommand) Reset() {
 	*x = DeleteVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[3]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +1727,7 @@ func (x *DeleteVMCommand) String() string {
 func (*DeleteVMCommand) ProtoMessage() {}
 
 func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[3]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +1740,7 @@ func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{3}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteVMCommand) GetName() string {
@@ -670,7 +1783,7 @@ type LabelVMCommand struct {
 
 func (x *LabelVMCommand) Reset() {
 	*x = LabelVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +1795,7 @@ func (x *LabelVMCommand) String() string {
 func (*LabelVMCommand) ProtoMessage() {}
 
 func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +1808,7 @@ func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelVMCommand.ProtoReflect.Descriptor instead.
 func (*LabelVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LabelVMCommand) GetName() string {
@@ -734,7 +1847,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +1859,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +1872,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Placement) GetVmId() string {
@@ -801,7 +1914,7 @@ type PlaceCommand struct {
 
 func (x *PlaceCommand) Reset() {
 	*x = PlaceCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +1926,7 @@ func (x *PlaceCommand) String() string {
 func (*PlaceCommand) ProtoMessage() {}
 
 func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +1939,7 @@ func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceCommand.ProtoReflect.Descriptor instead.
 func (*PlaceCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PlaceCommand) GetPlacements() []*Placement {
@@ -847,7 +1960,7 @@ type ReportCommand struct {
 
 func (x *ReportCommand) Reset() {
 	*x = ReportCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +1972,7 @@ func (x *ReportCommand) String() string {
 func (*ReportCommand) ProtoMessage() {}
 
 func (x *ReportCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +1985,7 @@ func (x *ReportCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportCommand.ProtoReflect.Descriptor instead.
 func (*ReportCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReportCommand) GetNodeId() string {
@@ -902,7 +2015,7 @@ type RegisterNodeCommand struct {
 
 func (x *RegisterNodeCommand) Reset() {
 	*x = RegisterNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +2027,7 @@ func (x *RegisterNodeCommand) String() string {
 func (*RegisterNodeCommand) ProtoMessage() {}
 
 func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +2040,7 @@ func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeCommand.ProtoReflect.Descriptor instead.
 func (*RegisterNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RegisterNodeCommand) GetNodeId() string {
@@ -970,7 +2083,7 @@ type SetVMReasonCommand struct {
 
 func (x *SetVMReasonCommand) Reset() {
 	*x = SetVMReasonCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +2095,7 @@ func (x *SetVMReasonCommand) String() string {
 func (*SetVMReasonCommand) ProtoMessage() {}
 
 func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +2108,7 @@ func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMReasonCommand.ProtoReflect.Descriptor instead.
 func (*SetVMReasonCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetVMReasonCommand) GetVmId() string {
@@ -1033,7 +2146,7 @@ type FormClusterCommand struct {
 
 func (x *FormClusterCommand) Reset() {
 	*x = FormClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +2158,7 @@ func (x *FormClusterCommand) String() string {
 func (*FormClusterCommand) ProtoMessage() {}
 
 func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +2171,7 @@ func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
 func (*FormClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FormClusterCommand) GetClusterId() string {
@@ -1104,7 +2217,7 @@ type RecoverClusterCommand struct {
 
 func (x *RecoverClusterCommand) Reset() {
 	*x = RecoverClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +2229,7 @@ func (x *RecoverClusterCommand) String() string {
 func (*RecoverClusterCommand) ProtoMessage() {}
 
 func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +2242,7 @@ func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
 func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RecoverClusterCommand) GetClusterId() string {
@@ -1176,7 +2289,7 @@ type RotateAuthorityCommand struct {
 
 func (x *RotateAuthorityCommand) Reset() {
 	*x = RotateAuthorityCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +2301,7 @@ func (x *RotateAuthorityCommand) String() string {
 func (*RotateAuthorityCommand) ProtoMessage() {}
 
 func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +2314,7 @@ func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
@@ -1242,7 +2355,7 @@ type DropAuthoritiesCommand struct {
 
 func (x *DropAuthoritiesCommand) Reset() {
 	*x = DropAuthoritiesCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +2367,7 @@ func (x *DropAuthoritiesCommand) String() string {
 func (*DropAuthoritiesCommand) ProtoMessage() {}
 
 func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +2380,7 @@ func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 // CreateTokenCommand makes a token known; its secret stays with who made it.
@@ -1284,7 +2397,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +2409,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +2422,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -1356,7 +2469,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +2481,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +2494,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -1404,7 +2517,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +2529,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +2542,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -1469,7 +2582,7 @@ type ChangeMemberCommand struct {
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +2594,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +2607,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -1550,7 +2663,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +2675,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +2688,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -1603,7 +2716,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +2728,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +2741,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -1656,7 +2769,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +2781,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +2794,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -1714,7 +2827,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +2839,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +2852,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -1793,6 +2906,11 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Cluster
 	//	*StateSnapshot_Member
 	//	*StateSnapshot_Token
+	//	*StateSnapshot_Image
+	//	*StateSnapshot_Volume
+	//	*StateSnapshot_Network
+	//	*StateSnapshot_Lease
+	//	*StateSnapshot_Secret
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1800,7 +2918,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2930,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2943,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -1925,6 +3043,51 @@ func (x *StateSnapshot) GetToken() *Token {
 	return nil
 }
 
+func (x *StateSnapshot) GetImage() *Image {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+func (x *StateSnapshot) GetVolume() *Volume {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Volume); ok {
+			return x.Volume
+		}
+	}
+	return nil
+}
+
+func (x *StateSnapshot) GetNetwork() *Network {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Network); ok {
+			return x.Network
+		}
+	}
+	return nil
+}
+
+func (x *StateSnapshot) GetLease() *AddressLease {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Lease); ok {
+			return x.Lease
+		}
+	}
+	return nil
+}
+
+func (x *StateSnapshot) GetSecret() *Secret {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Secret); ok {
+			return x.Secret
+		}
+	}
+	return nil
+}
+
 type isStateSnapshot_Record interface {
 	isStateSnapshot_Record()
 }
@@ -1971,6 +3134,26 @@ type StateSnapshot_Token struct {
 	Token *Token `protobuf:"bytes,10,opt,name=token,proto3,oneof"`
 }
 
+type StateSnapshot_Image struct {
+	Image *Image `protobuf:"bytes,11,opt,name=image,proto3,oneof"`
+}
+
+type StateSnapshot_Volume struct {
+	Volume *Volume `protobuf:"bytes,12,opt,name=volume,proto3,oneof"`
+}
+
+type StateSnapshot_Network struct {
+	Network *Network `protobuf:"bytes,13,opt,name=network,proto3,oneof"`
+}
+
+type StateSnapshot_Lease struct {
+	Lease *AddressLease `protobuf:"bytes,14,opt,name=lease,proto3,oneof"`
+}
+
+type StateSnapshot_Secret struct {
+	Secret *Secret `protobuf:"bytes,15,opt,name=secret,proto3,oneof"`
+}
+
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Vm) isStateSnapshot_Record() {}
@@ -1991,6 +3174,16 @@ func (*StateSnapshot_Member) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Token) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_Image) isStateSnapshot_Record() {}
+
+func (*StateSnapshot_Volume) isStateSnapshot_Record() {}
+
+func (*StateSnapshot_Network) isStateSnapshot_Record() {}
+
+func (*StateSnapshot_Lease) isStateSnapshot_Record() {}
+
+func (*StateSnapshot_Secret) isStateSnapshot_Record() {}
+
 // StateHeader says what the stream holds.
 type StateHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2002,7 +3195,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +3207,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +3220,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -2057,7 +3250,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +3262,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +3275,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -2120,7 +3313,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +3325,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +3338,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -2216,7 +3409,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\v\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x13\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -2243,7 +3436,25 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05evict\x18\x1a \x01(\v2\x18.blixard.v1.EvictCommandH\x00R\x05evict\x12L\n" +
 	"\x0frecover_cluster\x18\x1b \x01(\v2!.blixard.v1.RecoverClusterCommandH\x00R\x0erecoverCluster\x12O\n" +
 	"\x10rotate_authority\x18\x1c \x01(\v2\".blixard.v1.RotateAuthorityCommandH\x00R\x0frotateAuthority\x12O\n" +
-	"\x10drop_authorities\x18\x1d \x01(\v2\".blixard.v1.DropAuthoritiesCommandH\x00R\x0fdropAuthoritiesB\b\n" +
+	"\x10drop_authorities\x18\x1d \x01(\v2\".blixard.v1.DropAuthoritiesCommandH\x00R\x0fdropAuthorities\x12:\n" +
+	"\tupdate_vm\x18\x1e \x01(\v2\x1b.blixard.v1.UpdateVMCommandH\x00R\bupdateVm\x12:\n" +
+	"\trename_vm\x18\x1f \x01(\v2\x1b.blixard.v1.RenameVMCommandH\x00R\brenameVm\x12:\n" +
+	"\tput_image\x18  \x01(\v2\x1b.blixard.v1.PutImageCommandH\x00R\bputImage\x12=\n" +
+	"\n" +
+	"drop_image\x18! \x01(\v2\x1c.blixard.v1.DropImageCommandH\x00R\tdropImage\x12F\n" +
+	"\rcreate_volume\x18\" \x01(\v2\x1f.blixard.v1.CreateVolumeCommandH\x00R\fcreateVolume\x12F\n" +
+	"\rresize_volume\x18# \x01(\v2\x1f.blixard.v1.ResizeVolumeCommandH\x00R\fresizeVolume\x12F\n" +
+	"\rdelete_volume\x18$ \x01(\v2\x1f.blixard.v1.DeleteVolumeCommandH\x00R\fdeleteVolume\x12I\n" +
+	"\x0erelease_volume\x18% \x01(\v2 .blixard.v1.ReleaseVolumeCommandH\x00R\rreleaseVolume\x12@\n" +
+	"\vmove_volume\x18& \x01(\v2\x1d.blixard.v1.MoveVolumeCommandH\x00R\n" +
+	"moveVolume\x12L\n" +
+	"\x0fsnapshot_volume\x18' \x01(\v2!.blixard.v1.SnapshotVolumeCommandH\x00R\x0esnapshotVolume\x12I\n" +
+	"\x0ecreate_network\x18( \x01(\v2 .blixard.v1.CreateNetworkCommandH\x00R\rcreateNetwork\x12I\n" +
+	"\x0eupdate_network\x18) \x01(\v2 .blixard.v1.UpdateNetworkCommandH\x00R\rupdateNetwork\x12I\n" +
+	"\x0edelete_network\x18* \x01(\v2 .blixard.v1.DeleteNetworkCommandH\x00R\rdeleteNetwork\x12=\n" +
+	"\n" +
+	"set_secret\x18+ \x01(\v2\x1c.blixard.v1.SetSecretCommandH\x00R\tsetSecret\x12F\n" +
+	"\rdelete_secret\x18, \x01(\v2\x1f.blixard.v1.DeleteSecretCommandH\x00R\fdeleteSecretB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2252,7 +3463,72 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2'.blixard.v1.CreateVMCommand.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdf\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
+	"\x0fUpdateVMCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12&\n" +
+	"\x04spec\x18\x03 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\"g\n" +
+	"\x0fRenameVMCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12\x19\n" +
+	"\bnew_name\x18\x03 \x01(\tR\anewName\"\x84\x01\n" +
+	"\x0fPutImageCommand\x12'\n" +
+	"\x05image\x18\x01 \x01(\v2\x11.blixard.v1.ImageR\x05image\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x1b\n" +
+	"\tkeep_name\x18\x03 \x01(\bR\bkeepName\x12\x12\n" +
+	"\x04gone\x18\x04 \x01(\bR\x04gone\"I\n" +
+	"\x10DropImageCommand\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x1f\n" +
+	"\vunused_only\x18\x02 \x01(\bR\n" +
+	"unusedOnly\"\x89\x02\n" +
+	"\x13CreateVolumeCommand\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x17\n" +
+	"\anode_id\x18\x04 \x01(\tR\x06nodeId\x12C\n" +
+	"\x06labels\x18\x05 \x03(\v2+.blixard.v1.CreateVolumeCommand.LabelsEntryR\x06labels\x12\x16\n" +
+	"\x06source\x18\x06 \x01(\tR\x06source\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
+	"\x13ResizeVolumeCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\")\n" +
+	"\x13DeleteVolumeCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"L\n" +
+	"\x14ReleaseVolumeCommand\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\"\x86\x01\n" +
+	"\x11MoveVolumeCommand\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12 \n" +
+	"\ffrom_node_id\x18\x02 \x01(\tR\n" +
+	"fromNodeId\x12\x1c\n" +
+	"\n" +
+	"to_node_id\x18\x03 \x01(\tR\btoNodeId\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\x80\x01\n" +
+	"\x15SnapshotVolumeCommand\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x126\n" +
+	"\bsnapshot\x18\x02 \x01(\v2\x1a.blixard.v1.VolumeSnapshotR\bsnapshot\x12\x12\n" +
+	"\x04drop\x18\x03 \x01(\bR\x04drop\"E\n" +
+	"\x14CreateNetworkCommand\x12-\n" +
+	"\anetwork\x18\x01 \x01(\v2\x13.blixard.v1.NetworkR\anetwork\"\x81\x01\n" +
+	"\x14UpdateNetworkCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12.\n" +
+	"\x05rules\x18\x03 \x01(\v2\x18.blixard.v1.NetworkRulesR\x05rules\"*\n" +
+	"\x14DeleteNetworkCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"~\n" +
+	"\x10SetSecretCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x1f\n" +
+	"\vcreate_only\x18\x04 \x01(\bR\n" +
+	"createOnly\")\n" +
+	"\x13DeleteSecretCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xdf\x01\n" +
 	"\x13SetVMDesiredCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x127\n" +
@@ -2349,7 +3625,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xf2\x03\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xdc\x05\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -2363,7 +3639,12 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\acluster\x18\b \x01(\v2\x13.blixard.v1.ClusterH\x00R\acluster\x12,\n" +
 	"\x06member\x18\t \x01(\v2\x12.blixard.v1.MemberH\x00R\x06member\x12)\n" +
 	"\x05token\x18\n" +
-	" \x01(\v2\x11.blixard.v1.TokenH\x00R\x05tokenB\b\n" +
+	" \x01(\v2\x11.blixard.v1.TokenH\x00R\x05token\x12)\n" +
+	"\x05image\x18\v \x01(\v2\x11.blixard.v1.ImageH\x00R\x05image\x12,\n" +
+	"\x06volume\x18\f \x01(\v2\x12.blixard.v1.VolumeH\x00R\x06volume\x12/\n" +
+	"\anetwork\x18\r \x01(\v2\x13.blixard.v1.NetworkH\x00R\anetwork\x120\n" +
+	"\x05lease\x18\x0e \x01(\v2\x18.blixard.v1.AddressLeaseH\x00R\x05lease\x12,\n" +
+	"\x06secret\x18\x0f \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secretB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -2395,106 +3676,155 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),        // 1: blixard.v1.CreateVMCommand
-	(*SetVMDesiredCommand)(nil),    // 2: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),        // 3: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),         // 4: blixard.v1.LabelVMCommand
-	(*Placement)(nil),              // 5: blixard.v1.Placement
-	(*PlaceCommand)(nil),           // 6: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),          // 7: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),    // 8: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),     // 9: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),     // 10: blixard.v1.FormClusterCommand
-	(*RecoverClusterCommand)(nil),  // 11: blixard.v1.RecoverClusterCommand
-	(*RotateAuthorityCommand)(nil), // 12: blixard.v1.RotateAuthorityCommand
-	(*DropAuthoritiesCommand)(nil), // 13: blixard.v1.DropAuthoritiesCommand
-	(*CreateTokenCommand)(nil),     // 14: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),     // 15: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),    // 16: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),    // 17: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),    // 18: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),           // 19: blixard.v1.EvictCommand
-	(*DrainNodeCommand)(nil),       // 20: blixard.v1.DrainNodeCommand
-	(*SetNodeStateCommand)(nil),    // 21: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 22: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 23: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 24: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 25: blixard.v1.IdempotencyRecord
-	nil,                            // 26: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 27: blixard.v1.LabelVMCommand.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 29: blixard.v1.VMSpec
-	(DesiredState_Enum)(0),         // 30: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 31: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 32: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 33: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 34: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 35: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 36: google.protobuf.Duration
-	(*VM)(nil),                     // 37: blixard.v1.VM
-	(*Allocation)(nil),             // 38: blixard.v1.Allocation
-	(*Node)(nil),                   // 39: blixard.v1.Node
-	(*Event)(nil),                  // 40: blixard.v1.Event
-	(*Cluster)(nil),                // 41: blixard.v1.Cluster
-	(*Token)(nil),                  // 42: blixard.v1.Token
-	(*Problem)(nil),                // 43: blixard.v1.Problem
+	(*UpdateVMCommand)(nil),        // 2: blixard.v1.UpdateVMCommand
+	(*RenameVMCommand)(nil),        // 3: blixard.v1.RenameVMCommand
+	(*PutImageCommand)(nil),        // 4: blixard.v1.PutImageCommand
+	(*DropImageCommand)(nil),       // 5: blixard.v1.DropImageCommand
+	(*CreateVolumeCommand)(nil),    // 6: blixard.v1.CreateVolumeCommand
+	(*ResizeVolumeCommand)(nil),    // 7: blixard.v1.ResizeVolumeCommand
+	(*DeleteVolumeCommand)(nil),    // 8: blixard.v1.DeleteVolumeCommand
+	(*ReleaseVolumeCommand)(nil),   // 9: blixard.v1.ReleaseVolumeCommand
+	(*MoveVolumeCommand)(nil),      // 10: blixard.v1.MoveVolumeCommand
+	(*SnapshotVolumeCommand)(nil),  // 11: blixard.v1.SnapshotVolumeCommand
+	(*CreateNetworkCommand)(nil),   // 12: blixard.v1.CreateNetworkCommand
+	(*UpdateNetworkCommand)(nil),   // 13: blixard.v1.UpdateNetworkCommand
+	(*DeleteNetworkCommand)(nil),   // 14: blixard.v1.DeleteNetworkCommand
+	(*SetSecretCommand)(nil),       // 15: blixard.v1.SetSecretCommand
+	(*DeleteSecretCommand)(nil),    // 16: blixard.v1.DeleteSecretCommand
+	(*SetVMDesiredCommand)(nil),    // 17: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),        // 18: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),         // 19: blixard.v1.LabelVMCommand
+	(*Placement)(nil),              // 20: blixard.v1.Placement
+	(*PlaceCommand)(nil),           // 21: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),          // 22: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),    // 23: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),     // 24: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),     // 25: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),  // 26: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil), // 27: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil), // 28: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),     // 29: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),     // 30: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),    // 31: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),    // 32: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),    // 33: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),           // 34: blixard.v1.EvictCommand
+	(*DrainNodeCommand)(nil),       // 35: blixard.v1.DrainNodeCommand
+	(*SetNodeStateCommand)(nil),    // 36: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 37: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 38: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 39: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 40: blixard.v1.IdempotencyRecord
+	nil,                            // 41: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 42: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 43: blixard.v1.LabelVMCommand.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 44: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 45: blixard.v1.VMSpec
+	(*Image)(nil),                  // 46: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 47: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 48: blixard.v1.Network
+	(*NetworkRules)(nil),           // 49: blixard.v1.NetworkRules
+	(DesiredState_Enum)(0),         // 50: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 51: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 52: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 53: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 54: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),            // 55: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 56: google.protobuf.Duration
+	(*VM)(nil),                     // 57: blixard.v1.VM
+	(*Allocation)(nil),             // 58: blixard.v1.Allocation
+	(*Node)(nil),                   // 59: blixard.v1.Node
+	(*Event)(nil),                  // 60: blixard.v1.Event
+	(*Cluster)(nil),                // 61: blixard.v1.Cluster
+	(*Token)(nil),                  // 62: blixard.v1.Token
+	(*Volume)(nil),                 // 63: blixard.v1.Volume
+	(*AddressLease)(nil),           // 64: blixard.v1.AddressLease
+	(*Secret)(nil),                 // 65: blixard.v1.Secret
+	(*Problem)(nil),                // 66: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	28, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	44, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	2,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	3,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	4,  // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	6,  // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	7,  // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	8,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	9,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	10, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	14, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	15, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	16, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	17, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	18, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	21, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	20, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	19, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	11, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	12, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	13, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
-	29, // 21: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	26, // 22: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	30, // 23: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	27, // 24: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	5,  // 25: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	31, // 26: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	32, // 27: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	33, // 28: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	34, // 29: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	28, // 30: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	33, // 31: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	34, // 32: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	35, // 33: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	36, // 34: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	23, // 35: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	37, // 36: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	38, // 37: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	39, // 38: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	40, // 39: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	25, // 40: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	24, // 41: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	41, // 42: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	33, // 43: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	42, // 44: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	28, // 45: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	43, // 46: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	47, // [47:47] is the sub-list for method output_type
-	47, // [47:47] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	17, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	18, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	19, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	21, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	22, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	23, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	24, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	25, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	29, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	30, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	31, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	32, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	33, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	36, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	35, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	34, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	26, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	27, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	28, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	2,  // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
+	3,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
+	4,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
+	5,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
+	6,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
+	7,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
+	8,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
+	9,  // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
+	10, // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
+	11, // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
+	12, // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
+	13, // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
+	14, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
+	15, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
+	16, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
+	45, // 36: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	41, // 37: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	45, // 38: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	46, // 39: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	42, // 40: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	47, // 41: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	48, // 42: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	49, // 43: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	50, // 44: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	43, // 45: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	20, // 46: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	51, // 47: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	52, // 48: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	53, // 49: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	54, // 50: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	44, // 51: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	53, // 52: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	54, // 53: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	55, // 54: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	56, // 55: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	38, // 56: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	57, // 57: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	58, // 58: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	59, // 59: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	60, // 60: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	40, // 61: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	39, // 62: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	61, // 63: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	53, // 64: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	62, // 65: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	46, // 66: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	63, // 67: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	48, // 68: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	64, // 69: blixard.v1.StateSnapshot.lease:type_name -> blixard.v1.AddressLease
+	65, // 70: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	44, // 71: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	66, // 72: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	73, // [73:73] is the sub-list for method output_type
+	73, // [73:73] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -2503,8 +3833,12 @@ func file_blixard_v1_command_proto_init() {
 		return
 	}
 	file_blixard_v1_cluster_proto_init()
+	file_blixard_v1_images_proto_init()
+	file_blixard_v1_networks_proto_init()
 	file_blixard_v1_objects_proto_init()
+	file_blixard_v1_secrets_proto_init()
 	file_blixard_v1_services_proto_init()
+	file_blixard_v1_volumes_proto_init()
 	file_blixard_v1_command_proto_msgTypes[0].OneofWrappers = []any{
 		(*Command_CreateVm)(nil),
 		(*Command_SetVmDesired)(nil),
@@ -2526,8 +3860,23 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_RecoverCluster)(nil),
 		(*Command_RotateAuthority)(nil),
 		(*Command_DropAuthorities)(nil),
+		(*Command_UpdateVm)(nil),
+		(*Command_RenameVm)(nil),
+		(*Command_PutImage)(nil),
+		(*Command_DropImage)(nil),
+		(*Command_CreateVolume)(nil),
+		(*Command_ResizeVolume)(nil),
+		(*Command_DeleteVolume)(nil),
+		(*Command_ReleaseVolume)(nil),
+		(*Command_MoveVolume)(nil),
+		(*Command_SnapshotVolume)(nil),
+		(*Command_CreateNetwork)(nil),
+		(*Command_UpdateNetwork)(nil),
+		(*Command_DeleteNetwork)(nil),
+		(*Command_SetSecret)(nil),
+		(*Command_DeleteSecret)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[22].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[37].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -2538,6 +3887,11 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Cluster)(nil),
 		(*StateSnapshot_Member)(nil),
 		(*StateSnapshot_Token)(nil),
+		(*StateSnapshot_Image)(nil),
+		(*StateSnapshot_Volume)(nil),
+		(*StateSnapshot_Network)(nil),
+		(*StateSnapshot_Lease)(nil),
+		(*StateSnapshot_Secret)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2545,7 +3899,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

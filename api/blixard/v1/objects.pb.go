@@ -77,7 +77,7 @@ func (x DesiredState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DesiredState_Enum.Descriptor instead.
 func (DesiredState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{1, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{2, 0}
 }
 
 type RestartMode_Enum int32
@@ -131,7 +131,7 @@ func (x RestartMode_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RestartMode_Enum.Descriptor instead.
 func (RestartMode_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{2, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{3, 0}
 }
 
 type NodeLossPolicy_Enum int32
@@ -186,7 +186,163 @@ func (x NodeLossPolicy_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeLossPolicy_Enum.Descriptor instead.
 func (NodeLossPolicy_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{4, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{5, 0}
+}
+
+type InitMode_Enum int32
+
+const (
+	InitMode_unspecified InitMode_Enum = 0
+	// automatic: a whole system when the command is an init such as systemd.
+	InitMode_automatic InitMode_Enum = 1
+	// command: the command alone runs.
+	InitMode_command InitMode_Enum = 2
+	// system: the command, or /sbin/init, boots as the init of a whole system.
+	InitMode_system InitMode_Enum = 3
+)
+
+// Enum value maps for InitMode_Enum.
+var (
+	InitMode_Enum_name = map[int32]string{
+		0: "unspecified",
+		1: "automatic",
+		2: "command",
+		3: "system",
+	}
+	InitMode_Enum_value = map[string]int32{
+		"unspecified": 0,
+		"automatic":   1,
+		"command":     2,
+		"system":      3,
+	}
+)
+
+func (x InitMode_Enum) Enum() *InitMode_Enum {
+	p := new(InitMode_Enum)
+	*p = x
+	return p
+}
+
+func (x InitMode_Enum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (InitMode_Enum) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_objects_proto_enumTypes[3].Descriptor()
+}
+
+func (InitMode_Enum) Type() protoreflect.EnumType {
+	return &file_blixard_v1_objects_proto_enumTypes[3]
+}
+
+func (x InitMode_Enum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use InitMode_Enum.Descriptor instead.
+func (InitMode_Enum) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{8, 0}
+}
+
+type Protocol_Enum int32
+
+const (
+	Protocol_unspecified Protocol_Enum = 0
+	Protocol_tcp         Protocol_Enum = 1
+	Protocol_udp         Protocol_Enum = 2
+)
+
+// Enum value maps for Protocol_Enum.
+var (
+	Protocol_Enum_name = map[int32]string{
+		0: "unspecified",
+		1: "tcp",
+		2: "udp",
+	}
+	Protocol_Enum_value = map[string]int32{
+		"unspecified": 0,
+		"tcp":         1,
+		"udp":         2,
+	}
+)
+
+func (x Protocol_Enum) Enum() *Protocol_Enum {
+	p := new(Protocol_Enum)
+	*p = x
+	return p
+}
+
+func (x Protocol_Enum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Protocol_Enum) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_objects_proto_enumTypes[4].Descriptor()
+}
+
+func (Protocol_Enum) Type() protoreflect.EnumType {
+	return &file_blixard_v1_objects_proto_enumTypes[4]
+}
+
+func (x Protocol_Enum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Protocol_Enum.Descriptor instead.
+func (Protocol_Enum) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10, 0}
+}
+
+type Health_Enum int32
+
+const (
+	Health_unspecified Health_Enum = 0
+	Health_starting    Health_Enum = 1
+	Health_healthy     Health_Enum = 2
+	Health_unhealthy   Health_Enum = 3
+)
+
+// Enum value maps for Health_Enum.
+var (
+	Health_Enum_name = map[int32]string{
+		0: "unspecified",
+		1: "starting",
+		2: "healthy",
+		3: "unhealthy",
+	}
+	Health_Enum_value = map[string]int32{
+		"unspecified": 0,
+		"starting":    1,
+		"healthy":     2,
+		"unhealthy":   3,
+	}
+)
+
+func (x Health_Enum) Enum() *Health_Enum {
+	p := new(Health_Enum)
+	*p = x
+	return p
+}
+
+func (x Health_Enum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Health_Enum) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_objects_proto_enumTypes[5].Descriptor()
+}
+
+func (Health_Enum) Type() protoreflect.EnumType {
+	return &file_blixard_v1_objects_proto_enumTypes[5]
+}
+
+func (x Health_Enum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Health_Enum.Descriptor instead.
+func (Health_Enum) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18, 0}
 }
 
 type AllocationState_Enum int32
@@ -243,11 +399,11 @@ func (x AllocationState_Enum) String() string {
 }
 
 func (AllocationState_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[3].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[6].Descriptor()
 }
 
 func (AllocationState_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[3]
+	return &file_blixard_v1_objects_proto_enumTypes[6]
 }
 
 func (x AllocationState_Enum) Number() protoreflect.EnumNumber {
@@ -256,7 +412,7 @@ func (x AllocationState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AllocationState_Enum.Descriptor instead.
 func (AllocationState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{7, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19, 0}
 }
 
 type DesiredAllocation_Enum int32
@@ -296,11 +452,11 @@ func (x DesiredAllocation_Enum) String() string {
 }
 
 func (DesiredAllocation_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[4].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[7].Descriptor()
 }
 
 func (DesiredAllocation_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[4]
+	return &file_blixard_v1_objects_proto_enumTypes[7]
 }
 
 func (x DesiredAllocation_Enum) Number() protoreflect.EnumNumber {
@@ -309,7 +465,7 @@ func (x DesiredAllocation_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DesiredAllocation_Enum.Descriptor instead.
 func (DesiredAllocation_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type NodeState_Enum int32
@@ -354,11 +510,11 @@ func (x NodeState_Enum) String() string {
 }
 
 func (NodeState_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[5].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[8].Descriptor()
 }
 
 func (NodeState_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[5]
+	return &file_blixard_v1_objects_proto_enumTypes[8]
 }
 
 func (x NodeState_Enum) Number() protoreflect.EnumNumber {
@@ -367,7 +523,7 @@ func (x NodeState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState_Enum.Descriptor instead.
 func (NodeState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24, 0}
 }
 
 // VM is what a person declares: a spec, and the status that the cluster reports.
@@ -388,8 +544,11 @@ type VM struct {
 	CreatedAt   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// deleting is set from the moment a delete is accepted until the node has
 	// removed everything of the VM.
-	Deleting      bool              `protobuf:"varint,9,opt,name=deleting,proto3" json:"deleting,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Deleting bool              `protobuf:"varint,9,opt,name=deleting,proto3" json:"deleting,omitempty"`
+	Labels   map[string]string `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// interfaces are the addresses leased to the VM, one for each of the spec's
+	// networks, in their order. They last as long as the VM.
+	Interfaces    []*Interface `protobuf:"bytes,11,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -494,6 +653,94 @@ func (x *VM) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *VM) GetInterfaces() []*Interface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+// Interface is a NIC of a VM: the lease of its addresses.
+type Interface struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// network is the name and network_id the id of the network.
+	Network   string `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	NetworkId string `protobuf:"bytes,2,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	// mac is the NIC's own, as six hex bytes with colons.
+	Mac string `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	// ipv4 and ipv6 are leased addresses without a prefix length; either may be
+	// empty, and both are on a network of type user.
+	Ipv4          string `protobuf:"bytes,4,opt,name=ipv4,proto3" json:"ipv4,omitempty"`
+	Ipv6          string `protobuf:"bytes,5,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Interface) Reset() {
+	*x = Interface{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Interface) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Interface) ProtoMessage() {}
+
+func (x *Interface) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Interface.ProtoReflect.Descriptor instead.
+func (*Interface) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Interface) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *Interface) GetNetworkId() string {
+	if x != nil {
+		return x.NetworkId
+	}
+	return ""
+}
+
+func (x *Interface) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *Interface) GetIpv4() string {
+	if x != nil {
+		return x.Ipv4
+	}
+	return ""
+}
+
+func (x *Interface) GetIpv6() string {
+	if x != nil {
+		return x.Ipv6
+	}
+	return ""
+}
+
 // DesiredState is what the owner wants of a VM.
 type DesiredState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -503,7 +750,7 @@ type DesiredState struct {
 
 func (x *DesiredState) Reset() {
 	*x = DesiredState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[1]
+	mi := &file_blixard_v1_objects_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +762,7 @@ func (x *DesiredState) String() string {
 func (*DesiredState) ProtoMessage() {}
 
 func (x *DesiredState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[1]
+	mi := &file_blixard_v1_objects_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +775,7 @@ func (x *DesiredState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DesiredState.ProtoReflect.Descriptor instead.
 func (*DesiredState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{1}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{2}
 }
 
 // RestartMode says when a VM whose command or hypervisor ended is started again
@@ -541,7 +788,7 @@ type RestartMode struct {
 
 func (x *RestartMode) Reset() {
 	*x = RestartMode{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[2]
+	mi := &file_blixard_v1_objects_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +800,7 @@ func (x *RestartMode) String() string {
 func (*RestartMode) ProtoMessage() {}
 
 func (x *RestartMode) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[2]
+	mi := &file_blixard_v1_objects_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +813,7 @@ func (x *RestartMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartMode.ProtoReflect.Descriptor instead.
 func (*RestartMode) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{2}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{3}
 }
 
 // RestartPolicy bounds the restarts of one allocation.
@@ -584,7 +831,7 @@ type RestartPolicy struct {
 
 func (x *RestartPolicy) Reset() {
 	*x = RestartPolicy{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[3]
+	mi := &file_blixard_v1_objects_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +843,7 @@ func (x *RestartPolicy) String() string {
 func (*RestartPolicy) ProtoMessage() {}
 
 func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[3]
+	mi := &file_blixard_v1_objects_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +856,7 @@ func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartPolicy.ProtoReflect.Descriptor instead.
 func (*RestartPolicy) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{3}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RestartPolicy) GetMode() RestartMode_Enum {
@@ -642,7 +889,7 @@ type NodeLossPolicy struct {
 
 func (x *NodeLossPolicy) Reset() {
 	*x = NodeLossPolicy{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[4]
+	mi := &file_blixard_v1_objects_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +901,7 @@ func (x *NodeLossPolicy) String() string {
 func (*NodeLossPolicy) ProtoMessage() {}
 
 func (x *NodeLossPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[4]
+	mi := &file_blixard_v1_objects_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +914,7 @@ func (x *NodeLossPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLossPolicy.ProtoReflect.Descriptor instead.
 func (*NodeLossPolicy) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{4}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{5}
 }
 
 // EnvVar is one variable of the command's environment.
@@ -681,7 +928,7 @@ type EnvVar struct {
 
 func (x *EnvVar) Reset() {
 	*x = EnvVar{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[5]
+	mi := &file_blixard_v1_objects_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +940,7 @@ func (x *EnvVar) String() string {
 func (*EnvVar) ProtoMessage() {}
 
 func (x *EnvVar) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[5]
+	mi := &file_blixard_v1_objects_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +953,7 @@ func (x *EnvVar) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvVar.ProtoReflect.Descriptor instead.
 func (*EnvVar) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{5}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EnvVar) GetName() string {
@@ -759,14 +1006,41 @@ type VMSpec struct {
 	// hold_output promises the first attacher every byte: the command waits, once
 	// it has written what the guest can keep, and the guest's end waits too, both
 	// for a bounded time.
-	HoldOutput    bool `protobuf:"varint,16,opt,name=hold_output,json=holdOutput,proto3" json:"hold_output,omitempty"`
+	HoldOutput bool `protobuf:"varint,16,opt,name=hold_output,json=holdOutput,proto3" json:"hold_output,omitempty"`
+	// networks that the VM is attached to, in the order of its NICs. Empty means
+	// the cluster's default network, unless no_network is set.
+	Networks  []*NetworkAttachment `protobuf:"bytes,17,rep,name=networks,proto3" json:"networks,omitempty"`
+	NoNetwork bool                 `protobuf:"varint,18,opt,name=no_network,json=noNetwork,proto3" json:"no_network,omitempty"`
+	// ports published on every node of the cluster.
+	Ports []*PublishedPort `protobuf:"bytes,19,rep,name=ports,proto3" json:"ports,omitempty"`
+	// volumes that the VM has beside its root disk.
+	Volumes []*VolumeAttachment `protobuf:"bytes,20,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// user that the command runs as: "name", "uid", "name:group" or "uid:gid" of the
+	// image; empty means the image's.
+	User string `protobuf:"bytes,21,opt,name=user,proto3" json:"user,omitempty"`
+	// files that are written before the command starts.
+	Files []*GuestFile `protobuf:"bytes,22,rep,name=files,proto3" json:"files,omitempty"`
+	// secrets that are given to the VM in files which are in memory only.
+	Secrets []*SecretAttachment `protobuf:"bytes,23,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	Health  *HealthCheck        `protobuf:"bytes,24,opt,name=health,proto3" json:"health,omitempty"`
+	// ssh_keys may log in as root, one line of authorized_keys each.
+	SshKeys []string `protobuf:"bytes,25,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
+	// init says whether the image's own init runs as a whole system.
+	Init InitMode_Enum `protobuf:"varint,26,opt,name=init,proto3,enum=blixard.v1.InitMode_Enum" json:"init,omitempty"`
+	// stop_signal is the number of the signal that a stop sends first; 0 means the
+	// image's, or SIGTERM.
+	StopSignal uint32 `protobuf:"varint,27,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
+	// user_data is given to cloud-init of images that have it.
+	UserData string `protobuf:"bytes,28,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`
+	// paused keeps the processors of a running VM still.
+	Paused        bool `protobuf:"varint,29,opt,name=paused,proto3" json:"paused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VMSpec) Reset() {
 	*x = VMSpec{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[6]
+	mi := &file_blixard_v1_objects_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +1052,7 @@ func (x *VMSpec) String() string {
 func (*VMSpec) ProtoMessage() {}
 
 func (x *VMSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[6]
+	mi := &file_blixard_v1_objects_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +1065,7 @@ func (x *VMSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMSpec.ProtoReflect.Descriptor instead.
 func (*VMSpec) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{6}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VMSpec) GetImage() string {
@@ -906,6 +1180,809 @@ func (x *VMSpec) GetHoldOutput() bool {
 	return false
 }
 
+func (x *VMSpec) GetNetworks() []*NetworkAttachment {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *VMSpec) GetNoNetwork() bool {
+	if x != nil {
+		return x.NoNetwork
+	}
+	return false
+}
+
+func (x *VMSpec) GetPorts() []*PublishedPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *VMSpec) GetVolumes() []*VolumeAttachment {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *VMSpec) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *VMSpec) GetFiles() []*GuestFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *VMSpec) GetSecrets() []*SecretAttachment {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *VMSpec) GetHealth() *HealthCheck {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *VMSpec) GetSshKeys() []string {
+	if x != nil {
+		return x.SshKeys
+	}
+	return nil
+}
+
+func (x *VMSpec) GetInit() InitMode_Enum {
+	if x != nil {
+		return x.Init
+	}
+	return InitMode_unspecified
+}
+
+func (x *VMSpec) GetStopSignal() uint32 {
+	if x != nil {
+		return x.StopSignal
+	}
+	return 0
+}
+
+func (x *VMSpec) GetUserData() string {
+	if x != nil {
+		return x.UserData
+	}
+	return ""
+}
+
+func (x *VMSpec) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+// InitMode says what is process 1 of the guest's own processes.
+type InitMode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InitMode) Reset() {
+	*x = InitMode{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InitMode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InitMode) ProtoMessage() {}
+
+func (x *InitMode) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InitMode.ProtoReflect.Descriptor instead.
+func (*InitMode) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{8}
+}
+
+// NetworkAttachment gives the VM a NIC in a network.
+type NetworkAttachment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// network is a name.
+	Network string `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	// ipv4 is an address of the network that is wished for; empty means any.
+	Ipv4          string `protobuf:"bytes,2,opt,name=ipv4,proto3" json:"ipv4,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkAttachment) Reset() {
+	*x = NetworkAttachment{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkAttachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkAttachment) ProtoMessage() {}
+
+func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkAttachment.ProtoReflect.Descriptor instead.
+func (*NetworkAttachment) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *NetworkAttachment) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *NetworkAttachment) GetIpv4() string {
+	if x != nil {
+		return x.Ipv4
+	}
+	return ""
+}
+
+// Protocol of a port.
+type Protocol struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Protocol) Reset() {
+	*x = Protocol{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Protocol) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Protocol) ProtoMessage() {}
+
+func (x *Protocol) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Protocol.ProtoReflect.Descriptor instead.
+func (*Protocol) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
+}
+
+// PublishedPort makes a port of the VM reachable at every node of the cluster.
+type PublishedPort struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host_port is the nodes'; no other VM of the cluster may have it.
+	HostPort  uint32 `protobuf:"varint,1,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"`
+	GuestPort uint32 `protobuf:"varint,2,opt,name=guest_port,json=guestPort,proto3" json:"guest_port,omitempty"`
+	// protocol; unset means tcp.
+	Protocol      Protocol_Enum `protobuf:"varint,3,opt,name=protocol,proto3,enum=blixard.v1.Protocol_Enum" json:"protocol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishedPort) Reset() {
+	*x = PublishedPort{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishedPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishedPort) ProtoMessage() {}
+
+func (x *PublishedPort) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
+func (*PublishedPort) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PublishedPort) GetHostPort() uint32 {
+	if x != nil {
+		return x.HostPort
+	}
+	return 0
+}
+
+func (x *PublishedPort) GetGuestPort() uint32 {
+	if x != nil {
+		return x.GuestPort
+	}
+	return 0
+}
+
+func (x *PublishedPort) GetProtocol() Protocol_Enum {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_unspecified
+}
+
+// VolumeAttachment gives the VM a volume.
+type VolumeAttachment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// volume is a name.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// path is where the guest mounts it, absolute and without dots.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// read_only volumes may be shared by several VMs of a node.
+	ReadOnly      bool `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeAttachment) Reset() {
+	*x = VolumeAttachment{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeAttachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeAttachment) ProtoMessage() {}
+
+func (x *VolumeAttachment) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeAttachment.ProtoReflect.Descriptor instead.
+func (*VolumeAttachment) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *VolumeAttachment) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeAttachment) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *VolumeAttachment) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+// GuestFile is written before the command starts.
+type GuestFile struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Path    string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Content []byte                 `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	// mode is the permission bits; 0 means 0644.
+	Mode          uint32 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid           uint32 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestFile) Reset() {
+	*x = GuestFile{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestFile) ProtoMessage() {}
+
+func (x *GuestFile) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestFile.ProtoReflect.Descriptor instead.
+func (*GuestFile) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GuestFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *GuestFile) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *GuestFile) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *GuestFile) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *GuestFile) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+// SecretAttachment gives the VM a secret.
+type SecretAttachment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// secret is a name.
+	Secret string `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	// path of the file; empty means /run/secrets/NAME.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// mode is the permission bits; 0 means 0400.
+	Mode          uint32 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid           uint32 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretAttachment) Reset() {
+	*x = SecretAttachment{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretAttachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretAttachment) ProtoMessage() {}
+
+func (x *SecretAttachment) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretAttachment.ProtoReflect.Descriptor instead.
+func (*SecretAttachment) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SecretAttachment) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *SecretAttachment) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *SecretAttachment) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *SecretAttachment) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *SecretAttachment) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+// HealthCheck asks now and then whether a running VM does its work.
+type HealthCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Probe:
+	//
+	//	*HealthCheck_Exec
+	//	*HealthCheck_Http
+	//	*HealthCheck_TcpPort
+	//	*HealthCheck_Agent
+	Probe isHealthCheck_Probe `protobuf_oneof:"probe"`
+	// interval between two checks, from one second to one hour; unset means 10 seconds.
+	Interval *durationpb.Duration `protobuf:"bytes,5,opt,name=interval,proto3" json:"interval,omitempty"`
+	// timeout of one check; unset means 5 seconds.
+	Timeout *durationpb.Duration `protobuf:"bytes,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// start_period after the start within which failures do not count; unset means none.
+	StartPeriod *durationpb.Duration `protobuf:"bytes,7,opt,name=start_period,json=startPeriod,proto3" json:"start_period,omitempty"`
+	// retries is how many failures in a row make the VM unhealthy; 0 means 3.
+	Retries uint32 `protobuf:"varint,8,opt,name=retries,proto3" json:"retries,omitempty"`
+	// keep an unhealthy VM running instead of restarting it by its policy.
+	Keep          bool `protobuf:"varint,9,opt,name=keep,proto3" json:"keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthCheck) Reset() {
+	*x = HealthCheck{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCheck) ProtoMessage() {}
+
+func (x *HealthCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
+func (*HealthCheck) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *HealthCheck) GetProbe() isHealthCheck_Probe {
+	if x != nil {
+		return x.Probe
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetExec() *HealthExec {
+	if x != nil {
+		if x, ok := x.Probe.(*HealthCheck_Exec); ok {
+			return x.Exec
+		}
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetHttp() *HealthHTTP {
+	if x != nil {
+		if x, ok := x.Probe.(*HealthCheck_Http); ok {
+			return x.Http
+		}
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetTcpPort() uint32 {
+	if x != nil {
+		if x, ok := x.Probe.(*HealthCheck_TcpPort); ok {
+			return x.TcpPort
+		}
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetAgent() bool {
+	if x != nil {
+		if x, ok := x.Probe.(*HealthCheck_Agent); ok {
+			return x.Agent
+		}
+	}
+	return false
+}
+
+func (x *HealthCheck) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetStartPeriod() *durationpb.Duration {
+	if x != nil {
+		return x.StartPeriod
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetRetries() uint32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetKeep() bool {
+	if x != nil {
+		return x.Keep
+	}
+	return false
+}
+
+type isHealthCheck_Probe interface {
+	isHealthCheck_Probe()
+}
+
+type HealthCheck_Exec struct {
+	// exec is a command in the guest that must end with 0.
+	Exec *HealthExec `protobuf:"bytes,1,opt,name=exec,proto3,oneof"`
+}
+
+type HealthCheck_Http struct {
+	// http is asked in the guest and must answer with a status from 200 to 399.
+	Http *HealthHTTP `protobuf:"bytes,2,opt,name=http,proto3,oneof"`
+}
+
+type HealthCheck_TcpPort struct {
+	// tcp_port of the guest must take a connection.
+	TcpPort uint32 `protobuf:"varint,3,opt,name=tcp_port,json=tcpPort,proto3,oneof"`
+}
+
+type HealthCheck_Agent struct {
+	// agent: the guest's agent must answer.
+	Agent bool `protobuf:"varint,4,opt,name=agent,proto3,oneof"`
+}
+
+func (*HealthCheck_Exec) isHealthCheck_Probe() {}
+
+func (*HealthCheck_Http) isHealthCheck_Probe() {}
+
+func (*HealthCheck_TcpPort) isHealthCheck_Probe() {}
+
+func (*HealthCheck_Agent) isHealthCheck_Probe() {}
+
+type HealthExec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Command       []string               `protobuf:"bytes,1,rep,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthExec) Reset() {
+	*x = HealthExec{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthExec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthExec) ProtoMessage() {}
+
+func (x *HealthExec) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthExec.ProtoReflect.Descriptor instead.
+func (*HealthExec) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *HealthExec) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+type HealthHTTP struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// path; empty means /.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthHTTP) Reset() {
+	*x = HealthHTTP{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthHTTP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthHTTP) ProtoMessage() {}
+
+func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthHTTP.ProtoReflect.Descriptor instead.
+func (*HealthHTTP) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *HealthHTTP) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HealthHTTP) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+// Health of a VM with a check.
+type Health struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Health) Reset() {
+	*x = Health{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Health) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Health) ProtoMessage() {}
+
+func (x *Health) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Health.ProtoReflect.Descriptor instead.
+func (*Health) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18}
+}
+
 // AllocationState is the observed state of an allocation. The legal moves are
 // one table in package state.
 type AllocationState struct {
@@ -916,7 +1993,7 @@ type AllocationState struct {
 
 func (x *AllocationState) Reset() {
 	*x = AllocationState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[7]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +2005,7 @@ func (x *AllocationState) String() string {
 func (*AllocationState) ProtoMessage() {}
 
 func (x *AllocationState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[7]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +2018,7 @@ func (x *AllocationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationState.ProtoReflect.Descriptor instead.
 func (*AllocationState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{7}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19}
 }
 
 // VMStatus is what the cluster observes of a VM; it mirrors the status of its
@@ -983,14 +2060,23 @@ type VMStatus struct {
 	ReadyMs uint32 `protobuf:"varint,19,opt,name=ready_ms,json=readyMs,proto3" json:"ready_ms,omitempty"`
 	// start_count is the newest requested start that the node acted on; see
 	// Allocation.start_count.
-	StartCount    uint64 `protobuf:"varint,20,opt,name=start_count,json=startCount,proto3" json:"start_count,omitempty"`
+	StartCount uint64 `protobuf:"varint,20,opt,name=start_count,json=startCount,proto3" json:"start_count,omitempty"`
+	// health by the spec's check, and what the newest failed check said.
+	Health        Health_Enum `protobuf:"varint,21,opt,name=health,proto3,enum=blixard.v1.Health_Enum" json:"health,omitempty"`
+	HealthMessage string      `protobuf:"bytes,22,opt,name=health_message,json=healthMessage,proto3" json:"health_message,omitempty"`
+	// image_digest is the digest of what it runs.
+	ImageDigest string `protobuf:"bytes,23,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	// paused: its processors stand still.
+	Paused bool `protobuf:"varint,24,opt,name=paused,proto3" json:"paused,omitempty"`
+	// restart_needed names what of the newest spec takes effect with the next start.
+	RestartNeeded []string `protobuf:"bytes,25,rep,name=restart_needed,json=restartNeeded,proto3" json:"restart_needed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VMStatus) Reset() {
 	*x = VMStatus{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +2088,7 @@ func (x *VMStatus) String() string {
 func (*VMStatus) ProtoMessage() {}
 
 func (x *VMStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +2101,7 @@ func (x *VMStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStatus.ProtoReflect.Descriptor instead.
 func (*VMStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{8}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VMStatus) GetState() AllocationState_Enum {
@@ -1158,6 +2244,41 @@ func (x *VMStatus) GetStartCount() uint64 {
 	return 0
 }
 
+func (x *VMStatus) GetHealth() Health_Enum {
+	if x != nil {
+		return x.Health
+	}
+	return Health_unspecified
+}
+
+func (x *VMStatus) GetHealthMessage() string {
+	if x != nil {
+		return x.HealthMessage
+	}
+	return ""
+}
+
+func (x *VMStatus) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+func (x *VMStatus) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *VMStatus) GetRestartNeeded() []string {
+	if x != nil {
+		return x.RestartNeeded
+	}
+	return nil
+}
+
 // DesiredAllocation is what a node shall do with an allocation.
 type DesiredAllocation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1167,7 +2288,7 @@ type DesiredAllocation struct {
 
 func (x *DesiredAllocation) Reset() {
 	*x = DesiredAllocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +2300,7 @@ func (x *DesiredAllocation) String() string {
 func (*DesiredAllocation) ProtoMessage() {}
 
 func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +2313,7 @@ func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DesiredAllocation.ProtoReflect.Descriptor instead.
 func (*DesiredAllocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21}
 }
 
 // Allocation is one placement of one VM on one node.
@@ -1217,14 +2338,18 @@ type Allocation struct {
 	// force_stop skips the guest's own shutdown.
 	ForceStop bool `protobuf:"varint,13,opt,name=force_stop,json=forceStop,proto3" json:"force_stop,omitempty"`
 	// stop_timeout bounds the whole stop ladder; unset means ten seconds.
-	StopTimeout   *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_timeout,json=stopTimeout,proto3" json:"stop_timeout,omitempty"`
+	StopTimeout *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_timeout,json=stopTimeout,proto3" json:"stop_timeout,omitempty"`
+	// interfaces are the VM's.
+	Interfaces []*Interface `protobuf:"bytes,15,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	// volumes with the epochs that were given to this allocation.
+	Volumes       []*AllocatedVolume `protobuf:"bytes,16,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Allocation) Reset() {
 	*x = Allocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +2361,7 @@ func (x *Allocation) String() string {
 func (*Allocation) ProtoMessage() {}
 
 func (x *Allocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +2374,7 @@ func (x *Allocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
 func (*Allocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Allocation) GetId() string {
@@ -1350,6 +2475,107 @@ func (x *Allocation) GetStopTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *Allocation) GetInterfaces() []*Interface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *Allocation) GetVolumes() []*AllocatedVolume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+// AllocatedVolume is a volume as it was given to an allocation.
+type AllocatedVolume struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Name     string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Path     string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	ReadOnly bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// epoch is the volume's fencing token: it grows each time that the volume is
+	// given to a VM.
+	Epoch         uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	SizeBytes     uint64 `protobuf:"varint,6,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllocatedVolume) Reset() {
+	*x = AllocatedVolume{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllocatedVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllocatedVolume) ProtoMessage() {}
+
+func (x *AllocatedVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllocatedVolume.ProtoReflect.Descriptor instead.
+func (*AllocatedVolume) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AllocatedVolume) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *AllocatedVolume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AllocatedVolume) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *AllocatedVolume) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *AllocatedVolume) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *AllocatedVolume) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
 // NodeState is the cluster's view of a node.
 type NodeState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1359,7 +2585,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +2597,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +2610,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24}
 }
 
 // Node is a host that runs VMs.
@@ -1413,7 +2639,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +2651,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +2664,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Node) GetId() string {
@@ -1530,7 +2756,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +2768,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +2781,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Resources) GetVcpus() uint32 {
@@ -1599,13 +2825,17 @@ type NodeFingerprint struct {
 	// failure_domain is what the node shares its fate with, such as a rack; empty
 	// means nothing.
 	FailureDomain string `protobuf:"bytes,11,opt,name=failure_domain,json=failureDomain,proto3" json:"failure_domain,omitempty"`
+	// network_types are what the node can do: nat, user.
+	NetworkTypes []string `protobuf:"bytes,12,rep,name=network_types,json=networkTypes,proto3" json:"network_types,omitempty"`
+	// network_reason says why it can't do nat.
+	NetworkReason string `protobuf:"bytes,13,opt,name=network_reason,json=networkReason,proto3" json:"network_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeFingerprint) Reset() {
 	*x = NodeFingerprint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +2847,7 @@ func (x *NodeFingerprint) String() string {
 func (*NodeFingerprint) ProtoMessage() {}
 
 func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +2860,7 @@ func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeFingerprint.ProtoReflect.Descriptor instead.
 func (*NodeFingerprint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NodeFingerprint) GetCapacity() *Resources {
@@ -1710,6 +2940,20 @@ func (x *NodeFingerprint) GetFailureDomain() string {
 	return ""
 }
 
+func (x *NodeFingerprint) GetNetworkTypes() []string {
+	if x != nil {
+		return x.NetworkTypes
+	}
+	return nil
+}
+
+func (x *NodeFingerprint) GetNetworkReason() string {
+	if x != nil {
+		return x.NetworkReason
+	}
+	return ""
+}
+
 // Event is one line of what happened, for people.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1735,7 +2979,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +2991,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +3004,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Event) GetIndex() uint64 {
@@ -1845,7 +3089,7 @@ var File_blixard_v1_objects_proto protoreflect.FileDescriptor
 const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/objects.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x03\n" +
+	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x03\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -1860,10 +3104,20 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"created_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1a\n" +
 	"\bdeleting\x18\t \x01(\bR\bdeleting\x122\n" +
 	"\x06labels\x18\n" +
-	" \x03(\v2\x1a.blixard.v1.VM.LabelsEntryR\x06labels\x1a9\n" +
+	" \x03(\v2\x1a.blixard.v1.VM.LabelsEntryR\x06labels\x125\n" +
+	"\n" +
+	"interfaces\x18\v \x03(\v2\x15.blixard.v1.InterfaceR\n" +
+	"interfaces\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
+	"\tInterface\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x02 \x01(\tR\tnetworkId\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\x12\x12\n" +
+	"\x04ipv4\x18\x04 \x01(\tR\x04ipv4\x12\x12\n" +
+	"\x04ipv6\x18\x05 \x01(\tR\x04ipv6\":\n" +
 	"\fDesiredState\"*\n" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\a\n" +
@@ -1889,7 +3143,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\bfailover\x10\x03\"a\n" +
 	"\x06EnvVar\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x18\x80\x022\x18^[A-Za-z_][A-Za-z0-9_]*$R\x04name\x12\x1f\n" +
-	"\x05value\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x05value\"\xc9\a\n" +
+	"\x05value\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x05value\"\xf3\f\n" +
 	"\x06VMSpec\x12 \n" +
 	"\x05image\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05image\x12\x1d\n" +
@@ -1915,7 +3169,88 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05stdin\x18\x0e \x01(\bR\x05stdin\x12$\n" +
 	"\x0eremove_on_exit\x18\x0f \x01(\bR\fremoveOnExit\x12\x1f\n" +
 	"\vhold_output\x18\x10 \x01(\bR\n" +
-	"holdOutput\"\xa0\x01\n" +
+	"holdOutput\x12C\n" +
+	"\bnetworks\x18\x11 \x03(\v2\x1d.blixard.v1.NetworkAttachmentB\b\xbaH\x05\x92\x01\x02\x10\x04R\bnetworks\x12\x1d\n" +
+	"\n" +
+	"no_network\x18\x12 \x01(\bR\tnoNetwork\x129\n" +
+	"\x05ports\x18\x13 \x03(\v2\x19.blixard.v1.PublishedPortB\b\xbaH\x05\x92\x01\x02\x10@R\x05ports\x12@\n" +
+	"\avolumes\x18\x14 \x03(\v2\x1c.blixard.v1.VolumeAttachmentB\b\xbaH\x05\x92\x01\x02\x10\x10R\avolumes\x12B\n" +
+	"\x04user\x18\x15 \x01(\tB.\xbaH+r)\x18\x80\x012$^[A-Za-z0-9_.-]*(:[A-Za-z0-9_.-]+)?$R\x04user\x125\n" +
+	"\x05files\x18\x16 \x03(\v2\x15.blixard.v1.GuestFileB\b\xbaH\x05\x92\x01\x02\x10@R\x05files\x12@\n" +
+	"\asecrets\x18\x17 \x03(\v2\x1c.blixard.v1.SecretAttachmentB\b\xbaH\x05\x92\x01\x02\x10@R\asecrets\x12/\n" +
+	"\x06health\x18\x18 \x01(\v2\x17.blixard.v1.HealthCheckR\x06health\x126\n" +
+	"\bssh_keys\x18\x19 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10 \"\x11r\x0f(\x80@2\n" +
+	"^[^\\n\\r]+$R\asshKeys\x127\n" +
+	"\x04init\x18\x1a \x01(\x0e2\x19.blixard.v1.InitMode.EnumB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04init\x12(\n" +
+	"\vstop_signal\x18\x1b \x01(\rB\a\xbaH\x04*\x02\x18@R\n" +
+	"stopSignal\x12&\n" +
+	"\tuser_data\x18\x1c \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\buserData\x12\x16\n" +
+	"\x06paused\x18\x1d \x01(\bR\x06paused\"K\n" +
+	"\bInitMode\"?\n" +
+	"\x04Enum\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\r\n" +
+	"\tautomatic\x10\x01\x12\v\n" +
+	"\acommand\x10\x02\x12\n" +
+	"\n" +
+	"\x06system\x10\x03\"\xbe\x01\n" +
+	"\x11NetworkAttachment\x12E\n" +
+	"\anetwork\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$R\anetwork\x12b\n" +
+	"\x04ipv4\x18\x02 \x01(\tBN\xbaHK\xba\x01H\n" +
+	"\fnetwork.ipv4\x12\x1can address such as 10.64.0.5\x1a\x1athis == '' || this.isIp(4)R\x04ipv4\"5\n" +
+	"\bProtocol\")\n" +
+	"\x04Enum\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\a\n" +
+	"\x03tcp\x10\x01\x12\a\n" +
+	"\x03udp\x10\x02\"\xa6\x01\n" +
+	"\rPublishedPort\x12(\n" +
+	"\thost_port\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01R\bhostPort\x12*\n" +
+	"\n" +
+	"guest_port\x18\x02 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01R\tguestPort\x12?\n" +
+	"\bprotocol\x18\x03 \x01(\x0e2\x19.blixard.v1.Protocol.EnumB\b\xbaH\x05\x82\x01\x02\x10\x01R\bprotocol\"\xbb\x02\n" +
+	"\x10VolumeAttachment\x12C\n" +
+	"\x06volume\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$R\x06volume\x12\xc4\x01\n" +
+	"\x04path\x18\x02 \x01(\tB\xaf\x01\xbaH\xab\x01\xba\x01\xa7\x01\n" +
+	"\vvolume.path\x12Cthe path must be absolute, without . and .. and not the root itself\x1aSthis.matches('^(/[^/]+)+$') && !this.matches('/[.][.]?(/|$)') && size(this) <= 1024R\x04path\x12\x1b\n" +
+	"\tread_only\x18\x03 \x01(\bR\breadOnly\"\xb7\x02\n" +
+	"\tGuestFile\x12\xc2\x01\n" +
+	"\x04path\x18\x01 \x01(\tB\xad\x01\xbaH\xa9\x01\xba\x01\xa5\x01\n" +
+	"\tfile.path\x12Cthe path must be absolute, without . and .. and not the root itself\x1aSthis.matches('^(/[^/]+)+$') && !this.matches('/[.][.]?(/|$)') && size(this) <= 1024R\x04path\x12#\n" +
+	"\acontent\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\acontent\x12\x1c\n" +
+	"\x04mode\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xff\x1fR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x05 \x01(\rR\x03gid\"\xee\x02\n" +
+	"\x10SecretAttachment\x12C\n" +
+	"\x06secret\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$R\x06secret\x12\xd2\x01\n" +
+	"\x04path\x18\x02 \x01(\tB\xbd\x01\xbaH\xb9\x01\xba\x01\xb5\x01\n" +
+	"\vsecret.path\x12Cthe path must be absolute, without . and .. and not the root itself\x1aathis == '' || this.matches('^(/[^/]+)+$') && !this.matches('/[.][.]?(/|$)') && size(this) <= 1024R\x04path\x12\x1c\n" +
+	"\x04mode\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xff\x03R\x04mode\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x05 \x01(\rR\x03gid\"\xd0\x03\n" +
+	"\vHealthCheck\x12,\n" +
+	"\x04exec\x18\x01 \x01(\v2\x16.blixard.v1.HealthExecH\x00R\x04exec\x12,\n" +
+	"\x04http\x18\x02 \x01(\v2\x16.blixard.v1.HealthHTTPH\x00R\x04http\x12(\n" +
+	"\btcp_port\x18\x03 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01H\x00R\atcpPort\x12\x16\n" +
+	"\x05agent\x18\x04 \x01(\bH\x00R\x05agent\x12F\n" +
+	"\binterval\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\binterval\x12G\n" +
+	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\xd8\x042\x05\x10\x80\xc2\xd7/R\atimeout\x12K\n" +
+	"\fstart_period\x18\a \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\vstartPeriod\x12!\n" +
+	"\aretries\x18\b \x01(\rB\a\xbaH\x04*\x02\x18dR\aretries\x12\x12\n" +
+	"\x04keep\x18\t \x01(\bR\x04keepB\x0e\n" +
+	"\x05probe\x12\x05\xbaH\x02\b\x01\"9\n" +
+	"\n" +
+	"HealthExec\x12+\n" +
+	"\acommand\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\b\x01\x10@\"\x05r\x03(\x80 R\acommand\"Y\n" +
+	"\n" +
+	"HealthHTTP\x12\x1f\n" +
+	"\x04port\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01R\x04port\x12*\n" +
+	"\x04path\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x18\x80\b2\f^(/[!-~]*)?$R\x04path\"K\n" +
+	"\x06Health\"A\n" +
+	"\x04Enum\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\f\n" +
+	"\bstarting\x10\x01\x12\v\n" +
+	"\ahealthy\x10\x02\x12\r\n" +
+	"\tunhealthy\x10\x03\"\xa0\x01\n" +
 	"\x0fAllocationState\"\x8c\x01\n" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\v\n" +
@@ -1928,7 +3263,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"\x06failed\x10\a\x12\b\n" +
 	"\x04lost\x10\b\x12\v\n" +
-	"\aunknown\x10\t\"\x82\x06\n" +
+	"\aunknown\x10\t\"\xbc\a\n" +
 	"\bVMStatus\x126\n" +
 	"\x05state\x18\x01 \x01(\x0e2 .blixard.v1.AllocationState.EnumR\x05state\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12#\n" +
@@ -1953,7 +3288,12 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\tstop_rung\x18\x12 \x01(\tR\bstopRung\x12\x19\n" +
 	"\bready_ms\x18\x13 \x01(\rR\areadyMs\x12\x1f\n" +
 	"\vstart_count\x18\x14 \x01(\x04R\n" +
-	"startCountB\f\n" +
+	"startCount\x12/\n" +
+	"\x06health\x18\x15 \x01(\x0e2\x17.blixard.v1.Health.EnumR\x06health\x12%\n" +
+	"\x0ehealth_message\x18\x16 \x01(\tR\rhealthMessage\x12!\n" +
+	"\fimage_digest\x18\x17 \x01(\tR\vimageDigest\x12\x16\n" +
+	"\x06paused\x18\x18 \x01(\bR\x06paused\x12%\n" +
+	"\x0erestart_needed\x18\x19 \x03(\tR\rrestartNeededB\f\n" +
 	"\n" +
 	"_exit_code\"K\n" +
 	"\x11DesiredAllocation\"6\n" +
@@ -1962,7 +3302,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x03run\x10\x01\x12\b\n" +
 	"\x04stop\x10\x02\x12\n" +
 	"\n" +
-	"\x06remove\x10\x03\"\xf1\x03\n" +
+	"\x06remove\x10\x03\"\xdf\x04\n" +
 	"\n" +
 	"Allocation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x13\n" +
@@ -1983,7 +3323,19 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\fmodify_index\x18\f \x01(\x04R\vmodifyIndex\x12\x1d\n" +
 	"\n" +
 	"force_stop\x18\r \x01(\bR\tforceStop\x12<\n" +
-	"\fstop_timeout\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\vstopTimeout\"]\n" +
+	"\fstop_timeout\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\vstopTimeout\x125\n" +
+	"\n" +
+	"interfaces\x18\x0f \x03(\v2\x15.blixard.v1.InterfaceR\n" +
+	"interfaces\x125\n" +
+	"\avolumes\x18\x10 \x03(\v2\x1b.blixard.v1.AllocatedVolumeR\avolumes\"\xa8\x01\n" +
+	"\x0fAllocatedVolume\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x06 \x01(\x04R\tsizeBytes\"]\n" +
 	"\tNodeState\"P\n" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\v\n" +
@@ -2011,7 +3363,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x04R\tmemoryMib\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\x96\x03\n" +
+	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\xe2\x03\n" +
 	"\x0fNodeFingerprint\x121\n" +
 	"\bcapacity\x18\x01 \x01(\v2\x15.blixard.v1.ResourcesR\bcapacity\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12%\n" +
@@ -2024,7 +3376,9 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\akernels\x18\t \x03(\tR\akernels\x12\x16\n" +
 	"\x06images\x18\n" +
 	" \x03(\tR\x06images\x12%\n" +
-	"\x0efailure_domain\x18\v \x01(\tR\rfailureDomain\"\xb4\x02\n" +
+	"\x0efailure_domain\x18\v \x01(\tR\rfailureDomain\x12#\n" +
+	"\rnetwork_types\x18\f \x03(\tR\fnetworkTypes\x12%\n" +
+	"\x0enetwork_reason\x18\r \x01(\tR\rnetworkReason\"\xb4\x02\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12.\n" +
@@ -2053,67 +3407,100 @@ func file_blixard_v1_objects_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_objects_proto_rawDescData
 }
 
-var file_blixard_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_blixard_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_blixard_v1_objects_proto_goTypes = []any{
 	(DesiredState_Enum)(0),        // 0: blixard.v1.DesiredState.Enum
 	(RestartMode_Enum)(0),         // 1: blixard.v1.RestartMode.Enum
 	(NodeLossPolicy_Enum)(0),      // 2: blixard.v1.NodeLossPolicy.Enum
-	(AllocationState_Enum)(0),     // 3: blixard.v1.AllocationState.Enum
-	(DesiredAllocation_Enum)(0),   // 4: blixard.v1.DesiredAllocation.Enum
-	(NodeState_Enum)(0),           // 5: blixard.v1.NodeState.Enum
-	(*VM)(nil),                    // 6: blixard.v1.VM
-	(*DesiredState)(nil),          // 7: blixard.v1.DesiredState
-	(*RestartMode)(nil),           // 8: blixard.v1.RestartMode
-	(*RestartPolicy)(nil),         // 9: blixard.v1.RestartPolicy
-	(*NodeLossPolicy)(nil),        // 10: blixard.v1.NodeLossPolicy
-	(*EnvVar)(nil),                // 11: blixard.v1.EnvVar
-	(*VMSpec)(nil),                // 12: blixard.v1.VMSpec
-	(*AllocationState)(nil),       // 13: blixard.v1.AllocationState
-	(*VMStatus)(nil),              // 14: blixard.v1.VMStatus
-	(*DesiredAllocation)(nil),     // 15: blixard.v1.DesiredAllocation
-	(*Allocation)(nil),            // 16: blixard.v1.Allocation
-	(*NodeState)(nil),             // 17: blixard.v1.NodeState
-	(*Node)(nil),                  // 18: blixard.v1.Node
-	(*Resources)(nil),             // 19: blixard.v1.Resources
-	(*NodeFingerprint)(nil),       // 20: blixard.v1.NodeFingerprint
-	(*Event)(nil),                 // 21: blixard.v1.Event
-	nil,                           // 22: blixard.v1.VM.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
+	(InitMode_Enum)(0),            // 3: blixard.v1.InitMode.Enum
+	(Protocol_Enum)(0),            // 4: blixard.v1.Protocol.Enum
+	(Health_Enum)(0),              // 5: blixard.v1.Health.Enum
+	(AllocationState_Enum)(0),     // 6: blixard.v1.AllocationState.Enum
+	(DesiredAllocation_Enum)(0),   // 7: blixard.v1.DesiredAllocation.Enum
+	(NodeState_Enum)(0),           // 8: blixard.v1.NodeState.Enum
+	(*VM)(nil),                    // 9: blixard.v1.VM
+	(*Interface)(nil),             // 10: blixard.v1.Interface
+	(*DesiredState)(nil),          // 11: blixard.v1.DesiredState
+	(*RestartMode)(nil),           // 12: blixard.v1.RestartMode
+	(*RestartPolicy)(nil),         // 13: blixard.v1.RestartPolicy
+	(*NodeLossPolicy)(nil),        // 14: blixard.v1.NodeLossPolicy
+	(*EnvVar)(nil),                // 15: blixard.v1.EnvVar
+	(*VMSpec)(nil),                // 16: blixard.v1.VMSpec
+	(*InitMode)(nil),              // 17: blixard.v1.InitMode
+	(*NetworkAttachment)(nil),     // 18: blixard.v1.NetworkAttachment
+	(*Protocol)(nil),              // 19: blixard.v1.Protocol
+	(*PublishedPort)(nil),         // 20: blixard.v1.PublishedPort
+	(*VolumeAttachment)(nil),      // 21: blixard.v1.VolumeAttachment
+	(*GuestFile)(nil),             // 22: blixard.v1.GuestFile
+	(*SecretAttachment)(nil),      // 23: blixard.v1.SecretAttachment
+	(*HealthCheck)(nil),           // 24: blixard.v1.HealthCheck
+	(*HealthExec)(nil),            // 25: blixard.v1.HealthExec
+	(*HealthHTTP)(nil),            // 26: blixard.v1.HealthHTTP
+	(*Health)(nil),                // 27: blixard.v1.Health
+	(*AllocationState)(nil),       // 28: blixard.v1.AllocationState
+	(*VMStatus)(nil),              // 29: blixard.v1.VMStatus
+	(*DesiredAllocation)(nil),     // 30: blixard.v1.DesiredAllocation
+	(*Allocation)(nil),            // 31: blixard.v1.Allocation
+	(*AllocatedVolume)(nil),       // 32: blixard.v1.AllocatedVolume
+	(*NodeState)(nil),             // 33: blixard.v1.NodeState
+	(*Node)(nil),                  // 34: blixard.v1.Node
+	(*Resources)(nil),             // 35: blixard.v1.Resources
+	(*NodeFingerprint)(nil),       // 36: blixard.v1.NodeFingerprint
+	(*Event)(nil),                 // 37: blixard.v1.Event
+	nil,                           // 38: blixard.v1.VM.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 40: google.protobuf.Duration
 }
 var file_blixard_v1_objects_proto_depIdxs = []int32{
-	12, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
-	14, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
-	23, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	22, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
-	1,  // 4: blixard.v1.RestartPolicy.mode:type_name -> blixard.v1.RestartMode.Enum
-	24, // 5: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
-	11, // 6: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
-	0,  // 7: blixard.v1.VMSpec.desired:type_name -> blixard.v1.DesiredState.Enum
-	9,  // 8: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
-	2,  // 9: blixard.v1.VMSpec.on_node_loss:type_name -> blixard.v1.NodeLossPolicy.Enum
-	3,  // 10: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
-	23, // 11: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
-	23, // 12: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
-	23, // 13: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
-	23, // 14: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
-	4,  // 15: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
-	12, // 16: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
-	14, // 17: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
-	24, // 18: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
-	5,  // 19: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
-	20, // 20: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	19, // 21: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
-	19, // 22: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
-	24, // 23: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
-	19, // 24: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
-	23, // 25: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	16, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
+	29, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
+	39, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	38, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
+	10, // 4: blixard.v1.VM.interfaces:type_name -> blixard.v1.Interface
+	1,  // 5: blixard.v1.RestartPolicy.mode:type_name -> blixard.v1.RestartMode.Enum
+	40, // 6: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
+	15, // 7: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
+	0,  // 8: blixard.v1.VMSpec.desired:type_name -> blixard.v1.DesiredState.Enum
+	13, // 9: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
+	2,  // 10: blixard.v1.VMSpec.on_node_loss:type_name -> blixard.v1.NodeLossPolicy.Enum
+	18, // 11: blixard.v1.VMSpec.networks:type_name -> blixard.v1.NetworkAttachment
+	20, // 12: blixard.v1.VMSpec.ports:type_name -> blixard.v1.PublishedPort
+	21, // 13: blixard.v1.VMSpec.volumes:type_name -> blixard.v1.VolumeAttachment
+	22, // 14: blixard.v1.VMSpec.files:type_name -> blixard.v1.GuestFile
+	23, // 15: blixard.v1.VMSpec.secrets:type_name -> blixard.v1.SecretAttachment
+	24, // 16: blixard.v1.VMSpec.health:type_name -> blixard.v1.HealthCheck
+	3,  // 17: blixard.v1.VMSpec.init:type_name -> blixard.v1.InitMode.Enum
+	4,  // 18: blixard.v1.PublishedPort.protocol:type_name -> blixard.v1.Protocol.Enum
+	25, // 19: blixard.v1.HealthCheck.exec:type_name -> blixard.v1.HealthExec
+	26, // 20: blixard.v1.HealthCheck.http:type_name -> blixard.v1.HealthHTTP
+	40, // 21: blixard.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	40, // 22: blixard.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	40, // 23: blixard.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	6,  // 24: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
+	39, // 25: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
+	39, // 26: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
+	39, // 27: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
+	39, // 28: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
+	5,  // 29: blixard.v1.VMStatus.health:type_name -> blixard.v1.Health.Enum
+	7,  // 30: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
+	16, // 31: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
+	29, // 32: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
+	40, // 33: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
+	10, // 34: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
+	32, // 35: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
+	8,  // 36: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
+	36, // 37: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	35, // 38: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
+	35, // 39: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
+	40, // 40: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
+	35, // 41: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
+	39, // 42: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_objects_proto_init() }
@@ -2121,14 +3508,20 @@ func file_blixard_v1_objects_proto_init() {
 	if File_blixard_v1_objects_proto != nil {
 		return
 	}
-	file_blixard_v1_objects_proto_msgTypes[8].OneofWrappers = []any{}
+	file_blixard_v1_objects_proto_msgTypes[15].OneofWrappers = []any{
+		(*HealthCheck_Exec)(nil),
+		(*HealthCheck_Http)(nil),
+		(*HealthCheck_TcpPort)(nil),
+		(*HealthCheck_Agent)(nil),
+	}
+	file_blixard_v1_objects_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_objects_proto_rawDesc), len(file_blixard_v1_objects_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   17,
+			NumEnums:      9,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1502,14 +1502,16 @@ func (x *ConsoleResponse) GetWriter() bool {
 }
 
 type ExecStart struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Command       []string               `protobuf:"bytes,2,rep,name=command,proto3" json:"command,omitempty"`
-	Env           []*EnvVar              `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`
-	WorkingDir    string                 `protobuf:"bytes,4,opt,name=working_dir,json=workingDir,proto3" json:"working_dir,omitempty"`
-	Tty           bool                   `protobuf:"varint,5,opt,name=tty,proto3" json:"tty,omitempty"`
-	Stdin         bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Size          *TerminalSize          `protobuf:"bytes,7,opt,name=size,proto3" json:"size,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Command    []string               `protobuf:"bytes,2,rep,name=command,proto3" json:"command,omitempty"`
+	Env        []*EnvVar              `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`
+	WorkingDir string                 `protobuf:"bytes,4,opt,name=working_dir,json=workingDir,proto3" json:"working_dir,omitempty"`
+	Tty        bool                   `protobuf:"varint,5,opt,name=tty,proto3" json:"tty,omitempty"`
+	Stdin      bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Size       *TerminalSize          `protobuf:"bytes,7,opt,name=size,proto3" json:"size,omitempty"`
+	// user as in VMSpec; empty means that of the VM's command.
+	User          string `protobuf:"bytes,8,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1591,6 +1593,13 @@ func (x *ExecStart) GetSize() *TerminalSize {
 		return x.Size
 	}
 	return nil
+}
+
+func (x *ExecStart) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
 }
 
 type ExecRequest struct {
@@ -2143,6 +2152,729 @@ func (*AttachResponse_ExitCode) isAttachResponse_Message() {}
 
 func (*AttachResponse_Started) isAttachResponse_Message() {}
 
+type UpdateVMRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// expected_index, when set, must be the VM's modify_index.
+	ExpectedIndex uint64 `protobuf:"varint,3,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	// spec is complete: what it leaves out gets the default.
+	Spec          *VMSpec `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateVMRequest) Reset() {
+	*x = UpdateVMRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVMRequest) ProtoMessage() {}
+
+func (x *UpdateVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVMRequest.ProtoReflect.Descriptor instead.
+func (*UpdateVMRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *UpdateVMRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *UpdateVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateVMRequest) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *UpdateVMRequest) GetSpec() *VMSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+type UpdateVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateVMResponse) Reset() {
+	*x = UpdateVMResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateVMResponse) ProtoMessage() {}
+
+func (x *UpdateVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateVMResponse.ProtoReflect.Descriptor instead.
+func (*UpdateVMResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *UpdateVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type RenameVMRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedIndex  uint64                 `protobuf:"varint,3,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	NewName        string                 `protobuf:"bytes,4,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RenameVMRequest) Reset() {
+	*x = RenameVMRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameVMRequest) ProtoMessage() {}
+
+func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameVMRequest.ProtoReflect.Descriptor instead.
+func (*RenameVMRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RenameVMRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *RenameVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RenameVMRequest) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *RenameVMRequest) GetNewName() string {
+	if x != nil {
+		return x.NewName
+	}
+	return ""
+}
+
+type RenameVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameVMResponse) Reset() {
+	*x = RenameVMResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameVMResponse) ProtoMessage() {}
+
+func (x *RenameVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameVMResponse.ProtoReflect.Descriptor instead.
+func (*RenameVMResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RenameVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type CopyStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// path in the guest, absolute: what is sent, or the directory that what comes is
+	// unpacked in.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// to_guest unpacks the tar stream that follows; otherwise one is sent.
+	ToGuest       bool `protobuf:"varint,3,opt,name=to_guest,json=toGuest,proto3" json:"to_guest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyStart) Reset() {
+	*x = CopyStart{}
+	mi := &file_blixard_v1_services_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyStart) ProtoMessage() {}
+
+func (x *CopyStart) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyStart.ProtoReflect.Descriptor instead.
+func (*CopyStart) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *CopyStart) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CopyStart) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *CopyStart) GetToGuest() bool {
+	if x != nil {
+		return x.ToGuest
+	}
+	return false
+}
+
+type CopyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*CopyRequest_Start
+	//	*CopyRequest_Data
+	//	*CopyRequest_End
+	Message       isCopyRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyRequest) Reset() {
+	*x = CopyRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyRequest) ProtoMessage() {}
+
+func (x *CopyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyRequest.ProtoReflect.Descriptor instead.
+func (*CopyRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *CopyRequest) GetMessage() isCopyRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *CopyRequest) GetStart() *CopyStart {
+	if x != nil {
+		if x, ok := x.Message.(*CopyRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *CopyRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*CopyRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *CopyRequest) GetEnd() bool {
+	if x != nil {
+		if x, ok := x.Message.(*CopyRequest_End); ok {
+			return x.End
+		}
+	}
+	return false
+}
+
+type isCopyRequest_Message interface {
+	isCopyRequest_Message()
+}
+
+type CopyRequest_Start struct {
+	Start *CopyStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type CopyRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type CopyRequest_End struct {
+	// end of what is sent.
+	End bool `protobuf:"varint,3,opt,name=end,proto3,oneof"`
+}
+
+func (*CopyRequest_Start) isCopyRequest_Message() {}
+
+func (*CopyRequest_Data) isCopyRequest_Message() {}
+
+func (*CopyRequest_End) isCopyRequest_Message() {}
+
+type CopyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*CopyResponse_Data
+	//	*CopyResponse_Done
+	Message       isCopyResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyResponse) Reset() {
+	*x = CopyResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyResponse) ProtoMessage() {}
+
+func (x *CopyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyResponse.ProtoReflect.Descriptor instead.
+func (*CopyResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *CopyResponse) GetMessage() isCopyResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *CopyResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*CopyResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *CopyResponse) GetDone() bool {
+	if x != nil {
+		if x, ok := x.Message.(*CopyResponse_Done); ok {
+			return x.Done
+		}
+	}
+	return false
+}
+
+type isCopyResponse_Message interface {
+	isCopyResponse_Message()
+}
+
+type CopyResponse_Data struct {
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3,oneof"`
+}
+
+type CopyResponse_Done struct {
+	// done is the last message of a copy that succeeded.
+	Done bool `protobuf:"varint,2,opt,name=done,proto3,oneof"`
+}
+
+func (*CopyResponse_Data) isCopyResponse_Message() {}
+
+func (*CopyResponse_Done) isCopyResponse_Message() {}
+
+type ForwardStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// port of the guest's loopback address.
+	Port          uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardStart) Reset() {
+	*x = ForwardStart{}
+	mi := &file_blixard_v1_services_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardStart) ProtoMessage() {}
+
+func (x *ForwardStart) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardStart.ProtoReflect.Descriptor instead.
+func (*ForwardStart) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ForwardStart) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ForwardStart) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type ForwardRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ForwardRequest_Start
+	//	*ForwardRequest_Data
+	//	*ForwardRequest_End
+	Message       isForwardRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardRequest) Reset() {
+	*x = ForwardRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardRequest) ProtoMessage() {}
+
+func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
+func (*ForwardRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ForwardRequest) GetMessage() isForwardRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ForwardRequest) GetStart() *ForwardStart {
+	if x != nil {
+		if x, ok := x.Message.(*ForwardRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *ForwardRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*ForwardRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *ForwardRequest) GetEnd() bool {
+	if x != nil {
+		if x, ok := x.Message.(*ForwardRequest_End); ok {
+			return x.End
+		}
+	}
+	return false
+}
+
+type isForwardRequest_Message interface {
+	isForwardRequest_Message()
+}
+
+type ForwardRequest_Start struct {
+	Start *ForwardStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type ForwardRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type ForwardRequest_End struct {
+	// end: the client sends no more.
+	End bool `protobuf:"varint,3,opt,name=end,proto3,oneof"`
+}
+
+func (*ForwardRequest_Start) isForwardRequest_Message() {}
+
+func (*ForwardRequest_Data) isForwardRequest_Message() {}
+
+func (*ForwardRequest_End) isForwardRequest_Message() {}
+
+type ForwardResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ForwardResponse_Started
+	//	*ForwardResponse_Data
+	//	*ForwardResponse_End
+	Message       isForwardResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardResponse) Reset() {
+	*x = ForwardResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardResponse) ProtoMessage() {}
+
+func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardResponse.ProtoReflect.Descriptor instead.
+func (*ForwardResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ForwardResponse) GetMessage() isForwardResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ForwardResponse) GetStarted() bool {
+	if x != nil {
+		if x, ok := x.Message.(*ForwardResponse_Started); ok {
+			return x.Started
+		}
+	}
+	return false
+}
+
+func (x *ForwardResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*ForwardResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *ForwardResponse) GetEnd() bool {
+	if x != nil {
+		if x, ok := x.Message.(*ForwardResponse_End); ok {
+			return x.End
+		}
+	}
+	return false
+}
+
+type isForwardResponse_Message interface {
+	isForwardResponse_Message()
+}
+
+type ForwardResponse_Started struct {
+	// started: the guest took the connection.
+	Started bool `protobuf:"varint,1,opt,name=started,proto3,oneof"`
+}
+
+type ForwardResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type ForwardResponse_End struct {
+	// end: the guest sends no more.
+	End bool `protobuf:"varint,3,opt,name=end,proto3,oneof"`
+}
+
+func (*ForwardResponse_Started) isForwardResponse_Message() {}
+
+func (*ForwardResponse_Data) isForwardResponse_Message() {}
+
+func (*ForwardResponse_End) isForwardResponse_Message() {}
+
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2152,7 +2884,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[31]
+	mi := &file_blixard_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2896,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[31]
+	mi := &file_blixard_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2909,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StatsRequest) GetName() string {
@@ -2202,7 +2934,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[32]
+	mi := &file_blixard_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2946,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[32]
+	mi := &file_blixard_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2959,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StatsResponse) GetMemoryTotalBytes() uint64 {
@@ -2289,7 +3021,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[33]
+	mi := &file_blixard_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +3033,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[33]
+	mi := &file_blixard_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +3046,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListNodesRequest) GetStale() bool {
@@ -2336,7 +3068,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[34]
+	mi := &file_blixard_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2348,7 +3080,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[34]
+	mi := &file_blixard_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2361,7 +3093,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2393,7 +3125,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[35]
+	mi := &file_blixard_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +3137,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[35]
+	mi := &file_blixard_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +3150,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 type GetStatusResponse struct {
@@ -2445,7 +3177,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[36]
+	mi := &file_blixard_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +3189,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[36]
+	mi := &file_blixard_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +3202,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetStatusResponse) GetNode() *Node {
@@ -2578,7 +3310,7 @@ type SupervisorStatus struct {
 
 func (x *SupervisorStatus) Reset() {
 	*x = SupervisorStatus{}
-	mi := &file_blixard_v1_services_proto_msgTypes[37]
+	mi := &file_blixard_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +3322,7 @@ func (x *SupervisorStatus) String() string {
 func (*SupervisorStatus) ProtoMessage() {}
 
 func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[37]
+	mi := &file_blixard_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +3335,7 @@ func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatus.ProtoReflect.Descriptor instead.
 func (*SupervisorStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SupervisorStatus) GetLane() string {
@@ -2653,7 +3385,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[38]
+	mi := &file_blixard_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +3397,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[38]
+	mi := &file_blixard_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +3410,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RegisterRequest) GetNodeId() string {
@@ -2718,7 +3450,7 @@ type RegisterResponse struct {
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[39]
+	mi := &file_blixard_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +3462,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[39]
+	mi := &file_blixard_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +3475,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RegisterResponse) GetNode() *Node {
@@ -2762,7 +3494,7 @@ type WatchAllocationsRequest struct {
 
 func (x *WatchAllocationsRequest) Reset() {
 	*x = WatchAllocationsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[40]
+	mi := &file_blixard_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +3506,7 @@ func (x *WatchAllocationsRequest) String() string {
 func (*WatchAllocationsRequest) ProtoMessage() {}
 
 func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[40]
+	mi := &file_blixard_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +3519,7 @@ func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *WatchAllocationsRequest) GetNodeId() string {
@@ -2809,7 +3541,7 @@ type WatchAllocationsResponse struct {
 
 func (x *WatchAllocationsResponse) Reset() {
 	*x = WatchAllocationsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[41]
+	mi := &file_blixard_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +3553,7 @@ func (x *WatchAllocationsResponse) String() string {
 func (*WatchAllocationsResponse) ProtoMessage() {}
 
 func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[41]
+	mi := &file_blixard_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +3566,7 @@ func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *WatchAllocationsResponse) GetIndex() uint64 {
@@ -2879,7 +3611,7 @@ type AllocationReport struct {
 
 func (x *AllocationReport) Reset() {
 	*x = AllocationReport{}
-	mi := &file_blixard_v1_services_proto_msgTypes[42]
+	mi := &file_blixard_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3623,7 @@ func (x *AllocationReport) String() string {
 func (*AllocationReport) ProtoMessage() {}
 
 func (x *AllocationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[42]
+	mi := &file_blixard_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3636,7 @@ func (x *AllocationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationReport.ProtoReflect.Descriptor instead.
 func (*AllocationReport) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AllocationReport) GetAllocationId() string {
@@ -2946,7 +3678,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[43]
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3690,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[43]
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2971,7 +3703,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReportRequest) GetNodeId() string {
@@ -3004,7 +3736,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[44]
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3016,7 +3748,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[44]
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,7 +3761,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReportResponse) GetIndex() uint64 {
@@ -3053,7 +3785,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[45]
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3065,7 +3797,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[45]
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3078,7 +3810,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RenewLeaseRequest) GetNodeId() string {
@@ -3112,7 +3844,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[46]
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3124,7 +3856,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[46]
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3137,7 +3869,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RenewLeaseResponse) GetTtl() *durationpb.Duration {
@@ -3159,7 +3891,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[47]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +3903,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[47]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +3916,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListEventsRequest) GetObject() string {
@@ -3211,7 +3943,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[48]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +3955,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[48]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3968,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -3264,7 +3996,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[49]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +4008,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[49]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +4021,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *WatchEventsRequest) GetObject() string {
@@ -3316,7 +4048,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[50]
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +4060,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[50]
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +4073,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -3375,7 +4107,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_blixard_v1_services_proto_msgTypes[51]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3387,7 +4119,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[51]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3400,7 +4132,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Problem) GetKind() string {
@@ -3545,7 +4277,7 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x0fConsoleResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1b\n" +
 	"\x06writer\x18\x02 \x01(\bH\x00R\x06writer\x88\x01\x01B\t\n" +
-	"\a_writer\"\x8b\x02\n" +
+	"\a_writer\"\xcf\x02\n" +
 	"\tExecStart\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12-\n" +
 	"\acommand\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10\x80\x02\"\x06r\x04(\x80\x80\x02R\acommand\x12/\n" +
@@ -3554,7 +4286,8 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"workingDir\x12\x10\n" +
 	"\x03tty\x18\x05 \x01(\bR\x03tty\x12\x14\n" +
 	"\x05stdin\x18\x06 \x01(\bR\x05stdin\x12,\n" +
-	"\x04size\x18\a \x01(\v2\x18.blixard.v1.TerminalSizeR\x04size\"\xde\x01\n" +
+	"\x04size\x18\a \x01(\v2\x18.blixard.v1.TerminalSizeR\x04size\x12B\n" +
+	"\x04user\x18\b \x01(\tB.\xbaH+r)\x18\x80\x012$^[A-Za-z0-9_.-]*(:[A-Za-z0-9_.-]+)?$R\x04user\"\xde\x01\n" +
 	"\vExecRequest\x12-\n" +
 	"\x05start\x18\x01 \x01(\v2\x15.blixard.v1.ExecStartH\x00R\x05start\x12!\n" +
 	"\x05stdin\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04H\x00R\x05stdin\x12\x1d\n" +
@@ -3584,6 +4317,47 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x06stderr\x18\x02 \x01(\fH\x00R\x06stderr\x12\x1d\n" +
 	"\texit_code\x18\x03 \x01(\x05H\x00R\bexitCode\x12\x1a\n" +
 	"\astarted\x18\x04 \x01(\bH\x00R\astartedB\t\n" +
+	"\amessage\"\xb9\x01\n" +
+	"\x0fUpdateVMRequest\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
+	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12.\n" +
+	"\x04spec\x18\x04 \x01(\v2\x12.blixard.v1.VMSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\"2\n" +
+	"\x10UpdateVMResponse\x12\x1e\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xda\x02\n" +
+	"\x0fRenameVMRequest\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
+	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12\xce\x01\n" +
+	"\bnew_name\x18\x04 \x01(\tB\xb2\x01\xbaH\xae\x01\xba\x01\xaa\x01\n" +
+	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1a4this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\anewName\"2\n" +
+	"\x10RenameVMResponse\x12\x1e\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"g\n" +
+	"\tCopyStart\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12 \n" +
+	"\x04path\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80 2\x02^/R\x04path\x12\x19\n" +
+	"\bto_guest\x18\x03 \x01(\bR\atoGuest\"|\n" +
+	"\vCopyRequest\x12-\n" +
+	"\x05start\x18\x01 \x01(\v2\x15.blixard.v1.CopyStartH\x00R\x05start\x12\x1f\n" +
+	"\x04data\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04H\x00R\x04data\x12\x12\n" +
+	"\x03end\x18\x03 \x01(\bH\x00R\x03endB\t\n" +
+	"\amessage\"E\n" +
+	"\fCopyResponse\x12\x14\n" +
+	"\x04data\x18\x01 \x01(\fH\x00R\x04data\x12\x14\n" +
+	"\x04done\x18\x02 \x01(\bH\x00R\x04doneB\t\n" +
+	"\amessage\"N\n" +
+	"\fForwardStart\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x1f\n" +
+	"\x04port\x18\x02 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01R\x04port\"\x82\x01\n" +
+	"\x0eForwardRequest\x120\n" +
+	"\x05start\x18\x01 \x01(\v2\x18.blixard.v1.ForwardStartH\x00R\x05start\x12\x1f\n" +
+	"\x04data\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04H\x00R\x04data\x12\x12\n" +
+	"\x03end\x18\x03 \x01(\bH\x00R\x03endB\t\n" +
+	"\amessage\"b\n" +
+	"\x0fForwardResponse\x12\x1a\n" +
+	"\astarted\x18\x01 \x01(\bH\x00R\astarted\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x12\n" +
+	"\x03end\x18\x03 \x01(\bH\x00R\x03endB\t\n" +
 	"\amessage\"-\n" +
 	"\fStatsRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"\x88\x02\n" +
@@ -3680,7 +4454,8 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint2\x89\b\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint2\x9e\n" +
+	"\n" +
 	"\tVMService\x12E\n" +
 	"\bCreateVM\x12\x1b.blixard.v1.CreateVMRequest\x1a\x1c.blixard.v1.CreateVMResponse\x12<\n" +
 	"\x05GetVM\x12\x18.blixard.v1.GetVMRequest\x1a\x19.blixard.v1.GetVMResponse\x12B\n" +
@@ -3696,7 +4471,11 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\aConsole\x12\x1a.blixard.v1.ConsoleRequest\x1a\x1b.blixard.v1.ConsoleResponse(\x010\x01\x12=\n" +
 	"\x04Exec\x12\x17.blixard.v1.ExecRequest\x1a\x18.blixard.v1.ExecResponse(\x010\x01\x12C\n" +
 	"\x06Attach\x12\x19.blixard.v1.AttachRequest\x1a\x1a.blixard.v1.AttachResponse(\x010\x01\x12<\n" +
-	"\x05Stats\x12\x18.blixard.v1.StatsRequest\x1a\x19.blixard.v1.StatsResponse2\xa1\x01\n" +
+	"\x05Stats\x12\x18.blixard.v1.StatsRequest\x1a\x19.blixard.v1.StatsResponse\x12E\n" +
+	"\bUpdateVM\x12\x1b.blixard.v1.UpdateVMRequest\x1a\x1c.blixard.v1.UpdateVMResponse\x12E\n" +
+	"\bRenameVM\x12\x1b.blixard.v1.RenameVMRequest\x1a\x1c.blixard.v1.RenameVMResponse\x12=\n" +
+	"\x04Copy\x12\x17.blixard.v1.CopyRequest\x1a\x18.blixard.v1.CopyResponse(\x010\x01\x12F\n" +
+	"\aForward\x12\x1a.blixard.v1.ForwardRequest\x1a\x1b.blixard.v1.ForwardResponse(\x010\x012\xa1\x01\n" +
 	"\vNodeService\x12H\n" +
 	"\tListNodes\x12\x1c.blixard.v1.ListNodesRequest\x1a\x1d.blixard.v1.ListNodesResponse\x12H\n" +
 	"\tGetStatus\x12\x1c.blixard.v1.GetStatusRequest\x1a\x1d.blixard.v1.GetStatusResponse2\xc4\x02\n" +
@@ -3723,7 +4502,7 @@ func file_blixard_v1_services_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_services_proto_rawDescData
 }
 
-var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_blixard_v1_services_proto_goTypes = []any{
 	(*CreateVMRequest)(nil),          // 0: blixard.v1.CreateVMRequest
 	(*CreateVMResponse)(nil),         // 1: blixard.v1.CreateVMResponse
@@ -3756,138 +4535,161 @@ var file_blixard_v1_services_proto_goTypes = []any{
 	(*AttachStart)(nil),              // 28: blixard.v1.AttachStart
 	(*AttachRequest)(nil),            // 29: blixard.v1.AttachRequest
 	(*AttachResponse)(nil),           // 30: blixard.v1.AttachResponse
-	(*StatsRequest)(nil),             // 31: blixard.v1.StatsRequest
-	(*StatsResponse)(nil),            // 32: blixard.v1.StatsResponse
-	(*ListNodesRequest)(nil),         // 33: blixard.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),        // 34: blixard.v1.ListNodesResponse
-	(*GetStatusRequest)(nil),         // 35: blixard.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 36: blixard.v1.GetStatusResponse
-	(*SupervisorStatus)(nil),         // 37: blixard.v1.SupervisorStatus
-	(*RegisterRequest)(nil),          // 38: blixard.v1.RegisterRequest
-	(*RegisterResponse)(nil),         // 39: blixard.v1.RegisterResponse
-	(*WatchAllocationsRequest)(nil),  // 40: blixard.v1.WatchAllocationsRequest
-	(*WatchAllocationsResponse)(nil), // 41: blixard.v1.WatchAllocationsResponse
-	(*AllocationReport)(nil),         // 42: blixard.v1.AllocationReport
-	(*ReportRequest)(nil),            // 43: blixard.v1.ReportRequest
-	(*ReportResponse)(nil),           // 44: blixard.v1.ReportResponse
-	(*RenewLeaseRequest)(nil),        // 45: blixard.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),       // 46: blixard.v1.RenewLeaseResponse
-	(*ListEventsRequest)(nil),        // 47: blixard.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),       // 48: blixard.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),       // 49: blixard.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 50: blixard.v1.WatchEventsResponse
-	(*Problem)(nil),                  // 51: blixard.v1.Problem
-	nil,                              // 52: blixard.v1.CreateVMRequest.LabelsEntry
-	nil,                              // 53: blixard.v1.LabelVMRequest.LabelsEntry
-	nil,                              // 54: blixard.v1.GetStatusResponse.VmsByStateEntry
-	(*VMSpec)(nil),                   // 55: blixard.v1.VMSpec
-	(*VM)(nil),                       // 56: blixard.v1.VM
-	(*durationpb.Duration)(nil),      // 57: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 58: google.protobuf.Timestamp
-	(*EnvVar)(nil),                   // 59: blixard.v1.EnvVar
-	(*Node)(nil),                     // 60: blixard.v1.Node
-	(*NodeFingerprint)(nil),          // 61: blixard.v1.NodeFingerprint
-	(*Allocation)(nil),               // 62: blixard.v1.Allocation
-	(*VMStatus)(nil),                 // 63: blixard.v1.VMStatus
-	(*Event)(nil),                    // 64: blixard.v1.Event
+	(*UpdateVMRequest)(nil),          // 31: blixard.v1.UpdateVMRequest
+	(*UpdateVMResponse)(nil),         // 32: blixard.v1.UpdateVMResponse
+	(*RenameVMRequest)(nil),          // 33: blixard.v1.RenameVMRequest
+	(*RenameVMResponse)(nil),         // 34: blixard.v1.RenameVMResponse
+	(*CopyStart)(nil),                // 35: blixard.v1.CopyStart
+	(*CopyRequest)(nil),              // 36: blixard.v1.CopyRequest
+	(*CopyResponse)(nil),             // 37: blixard.v1.CopyResponse
+	(*ForwardStart)(nil),             // 38: blixard.v1.ForwardStart
+	(*ForwardRequest)(nil),           // 39: blixard.v1.ForwardRequest
+	(*ForwardResponse)(nil),          // 40: blixard.v1.ForwardResponse
+	(*StatsRequest)(nil),             // 41: blixard.v1.StatsRequest
+	(*StatsResponse)(nil),            // 42: blixard.v1.StatsResponse
+	(*ListNodesRequest)(nil),         // 43: blixard.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),        // 44: blixard.v1.ListNodesResponse
+	(*GetStatusRequest)(nil),         // 45: blixard.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 46: blixard.v1.GetStatusResponse
+	(*SupervisorStatus)(nil),         // 47: blixard.v1.SupervisorStatus
+	(*RegisterRequest)(nil),          // 48: blixard.v1.RegisterRequest
+	(*RegisterResponse)(nil),         // 49: blixard.v1.RegisterResponse
+	(*WatchAllocationsRequest)(nil),  // 50: blixard.v1.WatchAllocationsRequest
+	(*WatchAllocationsResponse)(nil), // 51: blixard.v1.WatchAllocationsResponse
+	(*AllocationReport)(nil),         // 52: blixard.v1.AllocationReport
+	(*ReportRequest)(nil),            // 53: blixard.v1.ReportRequest
+	(*ReportResponse)(nil),           // 54: blixard.v1.ReportResponse
+	(*RenewLeaseRequest)(nil),        // 55: blixard.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),       // 56: blixard.v1.RenewLeaseResponse
+	(*ListEventsRequest)(nil),        // 57: blixard.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 58: blixard.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),       // 59: blixard.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 60: blixard.v1.WatchEventsResponse
+	(*Problem)(nil),                  // 61: blixard.v1.Problem
+	nil,                              // 62: blixard.v1.CreateVMRequest.LabelsEntry
+	nil,                              // 63: blixard.v1.LabelVMRequest.LabelsEntry
+	nil,                              // 64: blixard.v1.GetStatusResponse.VmsByStateEntry
+	(*VMSpec)(nil),                   // 65: blixard.v1.VMSpec
+	(*VM)(nil),                       // 66: blixard.v1.VM
+	(*durationpb.Duration)(nil),      // 67: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 68: google.protobuf.Timestamp
+	(*EnvVar)(nil),                   // 69: blixard.v1.EnvVar
+	(*Node)(nil),                     // 70: blixard.v1.Node
+	(*NodeFingerprint)(nil),          // 71: blixard.v1.NodeFingerprint
+	(*Allocation)(nil),               // 72: blixard.v1.Allocation
+	(*VMStatus)(nil),                 // 73: blixard.v1.VMStatus
+	(*Event)(nil),                    // 74: blixard.v1.Event
 }
 var file_blixard_v1_services_proto_depIdxs = []int32{
-	55, // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	52, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
-	56, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
-	56, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
-	57, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
-	56, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
-	57, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
-	56, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
-	57, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	56, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
-	57, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
-	56, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
-	57, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
-	56, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
-	53, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
+	65, // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	62, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
+	66, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
+	66, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
+	67, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
+	66, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
+	67, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
+	66, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
+	67, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	66, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
+	67, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
+	66, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
+	67, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
+	66, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
+	63, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
 	14, // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
-	51, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
-	56, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
-	58, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	61, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
+	66, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
+	68, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
 	22, // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	59, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
+	69, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
 	22, // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
 	25, // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
 	22, // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
 	22, // 24: blixard.v1.AttachStart.size:type_name -> blixard.v1.TerminalSize
 	28, // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
 	22, // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
-	57, // 27: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
-	60, // 28: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	57, // 29: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
-	60, // 30: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	58, // 31: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	37, // 32: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	54, // 33: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	58, // 34: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	57, // 35: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	61, // 36: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	60, // 37: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	62, // 38: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	63, // 39: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
-	42, // 40: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	57, // 41: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	57, // 42: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	64, // 43: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
-	64, // 44: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,  // 45: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,  // 46: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,  // 47: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,  // 48: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,  // 49: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10, // 50: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12, // 51: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14, // 52: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16, // 53: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18, // 54: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20, // 55: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23, // 56: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26, // 57: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29, // 58: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	31, // 59: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	33, // 60: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	35, // 61: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	38, // 62: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	40, // 63: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	43, // 64: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	45, // 65: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	47, // 66: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	49, // 67: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,  // 68: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,  // 69: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,  // 70: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,  // 71: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,  // 72: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11, // 73: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13, // 74: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15, // 75: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17, // 76: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19, // 77: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21, // 78: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24, // 79: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27, // 80: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30, // 81: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	32, // 82: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	34, // 83: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	36, // 84: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	39, // 85: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	41, // 86: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	44, // 87: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	46, // 88: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	48, // 89: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	50, // 90: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	68, // [68:91] is the sub-list for method output_type
-	45, // [45:68] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	65, // 27: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	66, // 28: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
+	66, // 29: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
+	35, // 30: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
+	38, // 31: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
+	67, // 32: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
+	70, // 33: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
+	67, // 34: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
+	70, // 35: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	68, // 36: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	47, // 37: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
+	64, // 38: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	68, // 39: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	67, // 40: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	71, // 41: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	70, // 42: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	72, // 43: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	73, // 44: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	52, // 45: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
+	67, // 46: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	67, // 47: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	74, // 48: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	74, // 49: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	0,  // 50: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,  // 51: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,  // 52: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,  // 53: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,  // 54: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10, // 55: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12, // 56: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14, // 57: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16, // 58: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18, // 59: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20, // 60: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23, // 61: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26, // 62: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29, // 63: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	41, // 64: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	31, // 65: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
+	33, // 66: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
+	36, // 67: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
+	39, // 68: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
+	43, // 69: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	45, // 70: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	48, // 71: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	50, // 72: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	53, // 73: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	55, // 74: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	57, // 75: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	59, // 76: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,  // 77: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,  // 78: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,  // 79: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,  // 80: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,  // 81: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11, // 82: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13, // 83: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15, // 84: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17, // 85: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19, // 86: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21, // 87: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24, // 88: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27, // 89: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30, // 90: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	42, // 91: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	32, // 92: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
+	34, // 93: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
+	37, // 94: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
+	40, // 95: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
+	44, // 96: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	46, // 97: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	49, // 98: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	51, // 99: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	54, // 100: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	56, // 101: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	58, // 102: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	60, // 103: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	77, // [77:104] is the sub-list for method output_type
+	50, // [50:77] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }
@@ -3924,13 +4726,32 @@ func file_blixard_v1_services_proto_init() {
 		(*AttachResponse_ExitCode)(nil),
 		(*AttachResponse_Started)(nil),
 	}
+	file_blixard_v1_services_proto_msgTypes[36].OneofWrappers = []any{
+		(*CopyRequest_Start)(nil),
+		(*CopyRequest_Data)(nil),
+		(*CopyRequest_End)(nil),
+	}
+	file_blixard_v1_services_proto_msgTypes[37].OneofWrappers = []any{
+		(*CopyResponse_Data)(nil),
+		(*CopyResponse_Done)(nil),
+	}
+	file_blixard_v1_services_proto_msgTypes[39].OneofWrappers = []any{
+		(*ForwardRequest_Start)(nil),
+		(*ForwardRequest_Data)(nil),
+		(*ForwardRequest_End)(nil),
+	}
+	file_blixard_v1_services_proto_msgTypes[40].OneofWrappers = []any{
+		(*ForwardResponse_Started)(nil),
+		(*ForwardResponse_Data)(nil),
+		(*ForwardResponse_End)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_services_proto_rawDesc), len(file_blixard_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   55,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -34,6 +34,10 @@ const (
 	VMService_Exec_FullMethodName      = "/blixard.v1.VMService/Exec"
 	VMService_Attach_FullMethodName    = "/blixard.v1.VMService/Attach"
 	VMService_Stats_FullMethodName     = "/blixard.v1.VMService/Stats"
+	VMService_UpdateVM_FullMethodName  = "/blixard.v1.VMService/UpdateVM"
+	VMService_RenameVM_FullMethodName  = "/blixard.v1.VMService/RenameVM"
+	VMService_Copy_FullMethodName      = "/blixard.v1.VMService/Copy"
+	VMService_Forward_FullMethodName   = "/blixard.v1.VMService/Forward"
 )
 
 // VMServiceClient is the client API for VMService service.
@@ -71,6 +75,14 @@ type VMServiceClient interface {
 	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachRequest, AttachResponse], error)
 	// Stats asks the guest for its memory and load.
 	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error)
+	// UpdateVM replaces the spec. What can change at once does; the rest takes effect
+	// with the next start, and the status says what that is.
+	UpdateVM(ctx context.Context, in *UpdateVMRequest, opts ...grpc.CallOption) (*UpdateVMResponse, error)
+	RenameVM(ctx context.Context, in *RenameVMRequest, opts ...grpc.CallOption) (*RenameVMResponse, error)
+	// Copy brings files into a running VM or out of it, as a tar stream.
+	Copy(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CopyRequest, CopyResponse], error)
+	// Forward carries one TCP connection to a port of a running VM.
+	Forward(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ForwardRequest, ForwardResponse], error)
 }
 
 type vMServiceClient struct {
@@ -261,6 +273,52 @@ func (c *vMServiceClient) Stats(ctx context.Context, in *StatsRequest, opts ...g
 	return out, nil
 }
 
+func (c *vMServiceClient) UpdateVM(ctx context.Context, in *UpdateVMRequest, opts ...grpc.CallOption) (*UpdateVMResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateVMResponse)
+	err := c.cc.Invoke(ctx, VMService_UpdateVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *vMServiceClient) RenameVM(ctx context.Context, in *RenameVMRequest, opts ...grpc.CallOption) (*RenameVMResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenameVMResponse)
+	err := c.cc.Invoke(ctx, VMService_RenameVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *vMServiceClient) Copy(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CopyRequest, CopyResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &VMService_ServiceDesc.Streams[6], VMService_Copy_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CopyRequest, CopyResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type VMService_CopyClient = grpc.BidiStreamingClient[CopyRequest, CopyResponse]
+
+func (c *vMServiceClient) Forward(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ForwardRequest, ForwardResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &VMService_ServiceDesc.Streams[7], VMService_Forward_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ForwardRequest, ForwardResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type VMService_ForwardClient = grpc.BidiStreamingClient[ForwardRequest, ForwardResponse]
+
 // VMServiceServer is the server API for VMService service.
 // All implementations must embed UnimplementedVMServiceServer
 // for forward compatibility.
@@ -296,6 +354,14 @@ type VMServiceServer interface {
 	Attach(grpc.BidiStreamingServer[AttachRequest, AttachResponse]) error
 	// Stats asks the guest for its memory and load.
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
+	// UpdateVM replaces the spec. What can change at once does; the rest takes effect
+	// with the next start, and the status says what that is.
+	UpdateVM(context.Context, *UpdateVMRequest) (*UpdateVMResponse, error)
+	RenameVM(context.Context, *RenameVMRequest) (*RenameVMResponse, error)
+	// Copy brings files into a running VM or out of it, as a tar stream.
+	Copy(grpc.BidiStreamingServer[CopyRequest, CopyResponse]) error
+	// Forward carries one TCP connection to a port of a running VM.
+	Forward(grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]) error
 	mustEmbedUnimplementedVMServiceServer()
 }
 
@@ -350,6 +416,18 @@ func (UnimplementedVMServiceServer) Attach(grpc.BidiStreamingServer[AttachReques
 }
 func (UnimplementedVMServiceServer) Stats(context.Context, *StatsRequest) (*StatsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Stats not implemented")
+}
+func (UnimplementedVMServiceServer) UpdateVM(context.Context, *UpdateVMRequest) (*UpdateVMResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateVM not implemented")
+}
+func (UnimplementedVMServiceServer) RenameVM(context.Context, *RenameVMRequest) (*RenameVMResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenameVM not implemented")
+}
+func (UnimplementedVMServiceServer) Copy(grpc.BidiStreamingServer[CopyRequest, CopyResponse]) error {
+	return status.Error(codes.Unimplemented, "method Copy not implemented")
+}
+func (UnimplementedVMServiceServer) Forward(grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]) error {
+	return status.Error(codes.Unimplemented, "method Forward not implemented")
 }
 func (UnimplementedVMServiceServer) mustEmbedUnimplementedVMServiceServer() {}
 func (UnimplementedVMServiceServer) testEmbeddedByValue()                   {}
@@ -584,6 +662,56 @@ func _VMService_Stats_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _VMService_UpdateVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateVMRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).UpdateVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_UpdateVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).UpdateVM(ctx, req.(*UpdateVMRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _VMService_RenameVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenameVMRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).RenameVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_RenameVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).RenameVM(ctx, req.(*RenameVMRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _VMService_Copy_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(VMServiceServer).Copy(&grpc.GenericServerStream[CopyRequest, CopyResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type VMService_CopyServer = grpc.BidiStreamingServer[CopyRequest, CopyResponse]
+
+func _VMService_Forward_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(VMServiceServer).Forward(&grpc.GenericServerStream[ForwardRequest, ForwardResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type VMService_ForwardServer = grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]
+
 // VMService_ServiceDesc is the grpc.ServiceDesc for VMService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -627,6 +755,14 @@ var VMService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Stats",
 			Handler:    _VMService_Stats_Handler,
 		},
+		{
+			MethodName: "UpdateVM",
+			Handler:    _VMService_UpdateVM_Handler,
+		},
+		{
+			MethodName: "RenameVM",
+			Handler:    _VMService_RenameVM_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -660,6 +796,18 @@ var VMService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Attach",
 			Handler:       _VMService_Attach_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Copy",
+			Handler:       _VMService_Copy_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Forward",
+			Handler:       _VMService_Forward_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

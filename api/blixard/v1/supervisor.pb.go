@@ -352,10 +352,18 @@ type SpawnRequest struct {
 	// when the process has ended.
 	Listeners []string `protobuf:"bytes,7,rep,name=listeners,proto3" json:"listeners,omitempty"`
 	// log_path of the console's log file; rotated as path.1 and so on.
-	LogPath       string            `protobuf:"bytes,8,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
-	LogBytesMax   uint64            `protobuf:"varint,9,opt,name=log_bytes_max,json=logBytesMax,proto3" json:"log_bytes_max,omitempty"`
-	LogFilesMax   uint32            `protobuf:"varint,10,opt,name=log_files_max,json=logFilesMax,proto3" json:"log_files_max,omitempty"`
-	Metadata      map[string]string `protobuf:"bytes,11,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	LogPath     string            `protobuf:"bytes,8,opt,name=log_path,json=logPath,proto3" json:"log_path,omitempty"`
+	LogBytesMax uint64            `protobuf:"varint,9,opt,name=log_bytes_max,json=logBytesMax,proto3" json:"log_bytes_max,omitempty"`
+	LogFilesMax uint32            `protobuf:"varint,10,opt,name=log_files_max,json=logFilesMax,proto3" json:"log_files_max,omitempty"`
+	Metadata    map[string]string `protobuf:"bytes,11,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// taps are network devices that the supervisor opens and hands to the process as
+	// the descriptors behind those of the listeners, in this order. They must exist.
+	Taps []string `protobuf:"bytes,12,rep,name=taps,proto3" json:"taps,omitempty"`
+	// files are opened by the supervisor and handed over as the descriptors behind
+	// those of the taps, in this order: regular files only.
+	Files []*SpawnFile `protobuf:"bytes,13,rep,name=files,proto3" json:"files,omitempty"`
+	// jail confines the process; unset leaves it as it is.
+	Jail          *Jail `protobuf:"bytes,14,opt,name=jail,proto3" json:"jail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -467,6 +475,168 @@ func (x *SpawnRequest) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *SpawnRequest) GetTaps() []string {
+	if x != nil {
+		return x.Taps
+	}
+	return nil
+}
+
+func (x *SpawnRequest) GetFiles() []*SpawnFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *SpawnRequest) GetJail() *Jail {
+	if x != nil {
+		return x.Jail
+	}
+	return nil
+}
+
+type SpawnFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	ReadOnly      bool                   `protobuf:"varint,2,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SpawnFile) Reset() {
+	*x = SpawnFile{}
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SpawnFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SpawnFile) ProtoMessage() {}
+
+func (x *SpawnFile) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SpawnFile.ProtoReflect.Descriptor instead.
+func (*SpawnFile) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SpawnFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *SpawnFile) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+// Jail is what a VMM process is confined to.
+type Jail struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// uid and gid of the process, one of its own for each VM.
+	Uid uint32 `protobuf:"varint,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid uint32 `protobuf:"varint,2,opt,name=gid,proto3" json:"gid,omitempty"`
+	// memory_bytes and pids_max bound its cgroup, and cpu_quota_percent its
+	// processors (100 is one); 0 means no bound.
+	MemoryBytes     uint64 `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	PidsMax         uint32 `protobuf:"varint,4,opt,name=pids_max,json=pidsMax,proto3" json:"pids_max,omitempty"`
+	CpuQuotaPercent uint32 `protobuf:"varint,5,opt,name=cpu_quota_percent,json=cpuQuotaPercent,proto3" json:"cpu_quota_percent,omitempty"`
+	// read_paths may be read beside the program and its libraries.
+	ReadPaths     []string `protobuf:"bytes,6,rep,name=read_paths,json=readPaths,proto3" json:"read_paths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Jail) Reset() {
+	*x = Jail{}
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Jail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Jail) ProtoMessage() {}
+
+func (x *Jail) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Jail.ProtoReflect.Descriptor instead.
+func (*Jail) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Jail) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Jail) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Jail) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Jail) GetPidsMax() uint32 {
+	if x != nil {
+		return x.PidsMax
+	}
+	return 0
+}
+
+func (x *Jail) GetCpuQuotaPercent() uint32 {
+	if x != nil {
+		return x.CpuQuotaPercent
+	}
+	return 0
+}
+
+func (x *Jail) GetReadPaths() []string {
+	if x != nil {
+		return x.ReadPaths
+	}
+	return nil
+}
+
 type SpawnResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Process       *SupervisedProcess     `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
@@ -477,7 +647,7 @@ type SpawnResponse struct {
 
 func (x *SpawnResponse) Reset() {
 	*x = SpawnResponse{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[5]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +659,7 @@ func (x *SpawnResponse) String() string {
 func (*SpawnResponse) ProtoMessage() {}
 
 func (x *SpawnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[5]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +672,7 @@ func (x *SpawnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpawnResponse.ProtoReflect.Descriptor instead.
 func (*SpawnResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{5}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SpawnResponse) GetProcess() *SupervisedProcess {
@@ -527,7 +697,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[6]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -539,7 +709,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[6]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -552,7 +722,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{6}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{8}
 }
 
 type ListProcessesResponse struct {
@@ -564,7 +734,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[7]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +746,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[7]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +759,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{7}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*SupervisedProcess {
@@ -608,7 +778,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[8]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +790,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[8]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +803,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{8}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WaitRequest) GetProcessId() string {
@@ -652,7 +822,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[9]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -664,7 +834,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[9]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -677,7 +847,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WaitResponse) GetProcess() *SupervisedProcess {
@@ -697,7 +867,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[10]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +879,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[10]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +892,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SignalProcessRequest) GetProcessId() string {
@@ -747,7 +917,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[11]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +929,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[11]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +942,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{13}
 }
 
 type ForgetRequest struct {
@@ -784,7 +954,7 @@ type ForgetRequest struct {
 
 func (x *ForgetRequest) Reset() {
 	*x = ForgetRequest{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[12]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +966,7 @@ func (x *ForgetRequest) String() string {
 func (*ForgetRequest) ProtoMessage() {}
 
 func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[12]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +979,7 @@ func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetRequest.ProtoReflect.Descriptor instead.
 func (*ForgetRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ForgetRequest) GetProcessId() string {
@@ -827,7 +997,7 @@ type ForgetResponse struct {
 
 func (x *ForgetResponse) Reset() {
 	*x = ForgetResponse{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[13]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -839,7 +1009,7 @@ func (x *ForgetResponse) String() string {
 func (*ForgetResponse) ProtoMessage() {}
 
 func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[13]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -852,7 +1022,7 @@ func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetResponse.ProtoReflect.Descriptor instead.
 func (*ForgetResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{15}
 }
 
 type AttachConsoleRequest struct {
@@ -869,7 +1039,7 @@ type AttachConsoleRequest struct {
 
 func (x *AttachConsoleRequest) Reset() {
 	*x = AttachConsoleRequest{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[14]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1051,7 @@ func (x *AttachConsoleRequest) String() string {
 func (*AttachConsoleRequest) ProtoMessage() {}
 
 func (x *AttachConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[14]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1064,7 @@ func (x *AttachConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachConsoleRequest.ProtoReflect.Descriptor instead.
 func (*AttachConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AttachConsoleRequest) GetProcessId() string {
@@ -942,7 +1112,7 @@ type AttachConsoleResponse struct {
 
 func (x *AttachConsoleResponse) Reset() {
 	*x = AttachConsoleResponse{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[15]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1124,7 @@ func (x *AttachConsoleResponse) String() string {
 func (*AttachConsoleResponse) ProtoMessage() {}
 
 func (x *AttachConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[15]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1137,7 @@ func (x *AttachConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachConsoleResponse.ProtoReflect.Descriptor instead.
 func (*AttachConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AttachConsoleResponse) GetData() []byte {
@@ -995,7 +1165,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[16]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1177,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[16]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1190,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RenewRequest) GetBoottimeDeadline() int64 {
@@ -1039,7 +1209,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[17]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1221,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[17]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1234,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RenewResponse) GetBoottimeDeadline() int64 {
@@ -1082,7 +1252,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[18]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1264,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[18]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1277,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{20}
 }
 
 type ShutdownResponse struct {
@@ -1118,7 +1288,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[19]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1300,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[19]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1313,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{21}
 }
 
 // AllocationRecord is the node's own journal of one allocation, kept in its
@@ -1166,14 +1336,16 @@ type AllocationRecord struct {
 	// taken for a failure.
 	Stopping bool `protobuf:"varint,8,opt,name=stopping,proto3" json:"stopping,omitempty"`
 	// guest_exit is what the guest said of its end, before the process ended.
-	GuestExit     *GuestExit `protobuf:"bytes,9,opt,name=guest_exit,json=guestExit,proto3" json:"guest_exit,omitempty"`
+	GuestExit *GuestExit `protobuf:"bytes,9,opt,name=guest_exit,json=guestExit,proto3" json:"guest_exit,omitempty"`
+	// image that the spec's name stood for when the allocation was first prepared.
+	Image         *Image `protobuf:"bytes,10,opt,name=image,proto3" json:"image,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AllocationRecord) Reset() {
 	*x = AllocationRecord{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[20]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1357,7 @@ func (x *AllocationRecord) String() string {
 func (*AllocationRecord) ProtoMessage() {}
 
 func (x *AllocationRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[20]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1370,7 @@ func (x *AllocationRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationRecord.ProtoReflect.Descriptor instead.
 func (*AllocationRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AllocationRecord) GetFormat() uint32 {
@@ -1264,6 +1436,13 @@ func (x *AllocationRecord) GetGuestExit() *GuestExit {
 	return nil
 }
 
+func (x *AllocationRecord) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
 type GuestExit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Code  int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
@@ -1278,7 +1457,7 @@ type GuestExit struct {
 
 func (x *GuestExit) Reset() {
 	*x = GuestExit{}
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[21]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1469,7 @@ func (x *GuestExit) String() string {
 func (*GuestExit) ProtoMessage() {}
 
 func (x *GuestExit) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_supervisor_proto_msgTypes[21]
+	mi := &file_blixard_v1_supervisor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1482,7 @@ func (x *GuestExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestExit.ProtoReflect.Descriptor instead.
 func (*GuestExit) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_supervisor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GuestExit) GetCode() int32 {
@@ -1339,7 +1518,7 @@ var File_blixard_v1_supervisor_proto protoreflect.FileDescriptor
 const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\n" +
 	"\x1bblixard/v1/supervisor.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n" +
+	"blixard.v1\x1a\x17blixard/v1/images.proto\x1a\x18blixard/v1/objects.proto\x1a\x19blixard/v1/services.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n" +
 	"\x0eGetInfoRequest\"\xd7\x01\n" +
 	"\x0fGetInfoResponse\x12\x12\n" +
 	"\x04lane\x18\x01 \x01(\tR\x04lane\x12\x10\n" +
@@ -1371,7 +1550,7 @@ const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\rR\x06signal\x12*\n" +
 	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x16\n" +
-	"\x06stderr\x18\x04 \x01(\tR\x06stderr\"\x82\x04\n" +
+	"\x06stderr\x18\x04 \x01(\tR\x06stderr\"\xfd\x04\n" +
 	"\fSpawnRequest\x12L\n" +
 	"\n" +
 	"process_id\x18\x01 \x01(\tB-\xbaH*r(2&^[a-z0-9]([-a-z0-9.]{0,126}[a-z0-9])?$R\tprocessId\x12#\n" +
@@ -1386,10 +1565,24 @@ const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\rlog_bytes_max\x18\t \x01(\x04R\vlogBytesMax\x12\"\n" +
 	"\rlog_files_max\x18\n" +
 	" \x01(\rR\vlogFilesMax\x12B\n" +
-	"\bmetadata\x18\v \x03(\v2&.blixard.v1.SpawnRequest.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\v \x03(\v2&.blixard.v1.SpawnRequest.MetadataEntryR\bmetadata\x12\x1c\n" +
+	"\x04taps\x18\f \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\bR\x04taps\x125\n" +
+	"\x05files\x18\r \x03(\v2\x15.blixard.v1.SpawnFileB\b\xbaH\x05\x92\x01\x02\x10 R\x05files\x12$\n" +
+	"\x04jail\x18\x0e \x01(\v2\x10.blixard.v1.JailR\x04jail\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"<\n" +
+	"\tSpawnFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1b\n" +
+	"\tread_only\x18\x02 \x01(\bR\breadOnly\"\xb3\x01\n" +
+	"\x04Jail\x12\x10\n" +
+	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x02 \x01(\rR\x03gid\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x04R\vmemoryBytes\x12\x19\n" +
+	"\bpids_max\x18\x04 \x01(\rR\apidsMax\x12*\n" +
+	"\x11cpu_quota_percent\x18\x05 \x01(\rR\x0fcpuQuotaPercent\x12\x1d\n" +
+	"\n" +
+	"read_paths\x18\x06 \x03(\tR\treadPaths\"b\n" +
 	"\rSpawnResponse\x127\n" +
 	"\aprocess\x18\x01 \x01(\v2\x1d.blixard.v1.SupervisedProcessR\aprocess\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\"\x16\n" +
@@ -1426,7 +1619,7 @@ const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\rRenewResponse\x12+\n" +
 	"\x11boottime_deadline\x18\x01 \x01(\x03R\x10boottimeDeadline\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse\"\xf6\x02\n" +
+	"\x10ShutdownResponse\"\x9f\x03\n" +
 	"\x10AllocationRecord\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x126\n" +
 	"\n" +
@@ -1439,7 +1632,9 @@ const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\ffailed_boots\x18\a \x01(\rR\vfailedBoots\x12\x1a\n" +
 	"\bstopping\x18\b \x01(\bR\bstopping\x124\n" +
 	"\n" +
-	"guest_exit\x18\t \x01(\v2\x15.blixard.v1.GuestExitR\tguestExit\"\x84\x01\n" +
+	"guest_exit\x18\t \x01(\v2\x15.blixard.v1.GuestExitR\tguestExit\x12'\n" +
+	"\x05image\x18\n" +
+	" \x01(\v2\x11.blixard.v1.ImageR\x05image\"\x84\x01\n" +
 	"\tGuestExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x121\n" +
@@ -1468,77 +1663,83 @@ func file_blixard_v1_supervisor_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_supervisor_proto_rawDescData
 }
 
-var file_blixard_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_blixard_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_blixard_v1_supervisor_proto_goTypes = []any{
 	(*GetInfoRequest)(nil),        // 0: blixard.v1.GetInfoRequest
 	(*GetInfoResponse)(nil),       // 1: blixard.v1.GetInfoResponse
 	(*SupervisedProcess)(nil),     // 2: blixard.v1.SupervisedProcess
 	(*ProcessExit)(nil),           // 3: blixard.v1.ProcessExit
 	(*SpawnRequest)(nil),          // 4: blixard.v1.SpawnRequest
-	(*SpawnResponse)(nil),         // 5: blixard.v1.SpawnResponse
-	(*ListProcessesRequest)(nil),  // 6: blixard.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil), // 7: blixard.v1.ListProcessesResponse
-	(*WaitRequest)(nil),           // 8: blixard.v1.WaitRequest
-	(*WaitResponse)(nil),          // 9: blixard.v1.WaitResponse
-	(*SignalProcessRequest)(nil),  // 10: blixard.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil), // 11: blixard.v1.SignalProcessResponse
-	(*ForgetRequest)(nil),         // 12: blixard.v1.ForgetRequest
-	(*ForgetResponse)(nil),        // 13: blixard.v1.ForgetResponse
-	(*AttachConsoleRequest)(nil),  // 14: blixard.v1.AttachConsoleRequest
-	(*AttachConsoleResponse)(nil), // 15: blixard.v1.AttachConsoleResponse
-	(*RenewRequest)(nil),          // 16: blixard.v1.RenewRequest
-	(*RenewResponse)(nil),         // 17: blixard.v1.RenewResponse
-	(*ShutdownRequest)(nil),       // 18: blixard.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 19: blixard.v1.ShutdownResponse
-	(*AllocationRecord)(nil),      // 20: blixard.v1.AllocationRecord
-	(*GuestExit)(nil),             // 21: blixard.v1.GuestExit
-	nil,                           // 22: blixard.v1.SupervisedProcess.MetadataEntry
-	nil,                           // 23: blixard.v1.SpawnRequest.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*TerminalSize)(nil),          // 25: blixard.v1.TerminalSize
-	(*Allocation)(nil),            // 26: blixard.v1.Allocation
-	(*VMStatus)(nil),              // 27: blixard.v1.VMStatus
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*SpawnFile)(nil),             // 5: blixard.v1.SpawnFile
+	(*Jail)(nil),                  // 6: blixard.v1.Jail
+	(*SpawnResponse)(nil),         // 7: blixard.v1.SpawnResponse
+	(*ListProcessesRequest)(nil),  // 8: blixard.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil), // 9: blixard.v1.ListProcessesResponse
+	(*WaitRequest)(nil),           // 10: blixard.v1.WaitRequest
+	(*WaitResponse)(nil),          // 11: blixard.v1.WaitResponse
+	(*SignalProcessRequest)(nil),  // 12: blixard.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil), // 13: blixard.v1.SignalProcessResponse
+	(*ForgetRequest)(nil),         // 14: blixard.v1.ForgetRequest
+	(*ForgetResponse)(nil),        // 15: blixard.v1.ForgetResponse
+	(*AttachConsoleRequest)(nil),  // 16: blixard.v1.AttachConsoleRequest
+	(*AttachConsoleResponse)(nil), // 17: blixard.v1.AttachConsoleResponse
+	(*RenewRequest)(nil),          // 18: blixard.v1.RenewRequest
+	(*RenewResponse)(nil),         // 19: blixard.v1.RenewResponse
+	(*ShutdownRequest)(nil),       // 20: blixard.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 21: blixard.v1.ShutdownResponse
+	(*AllocationRecord)(nil),      // 22: blixard.v1.AllocationRecord
+	(*GuestExit)(nil),             // 23: blixard.v1.GuestExit
+	nil,                           // 24: blixard.v1.SupervisedProcess.MetadataEntry
+	nil,                           // 25: blixard.v1.SpawnRequest.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*TerminalSize)(nil),          // 27: blixard.v1.TerminalSize
+	(*Allocation)(nil),            // 28: blixard.v1.Allocation
+	(*VMStatus)(nil),              // 29: blixard.v1.VMStatus
+	(*Image)(nil),                 // 30: blixard.v1.Image
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
 }
 var file_blixard_v1_supervisor_proto_depIdxs = []int32{
-	24, // 0: blixard.v1.GetInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	24, // 1: blixard.v1.SupervisedProcess.started_at:type_name -> google.protobuf.Timestamp
+	26, // 0: blixard.v1.GetInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	26, // 1: blixard.v1.SupervisedProcess.started_at:type_name -> google.protobuf.Timestamp
 	3,  // 2: blixard.v1.SupervisedProcess.exit:type_name -> blixard.v1.ProcessExit
-	22, // 3: blixard.v1.SupervisedProcess.metadata:type_name -> blixard.v1.SupervisedProcess.MetadataEntry
-	24, // 4: blixard.v1.ProcessExit.at:type_name -> google.protobuf.Timestamp
-	23, // 5: blixard.v1.SpawnRequest.metadata:type_name -> blixard.v1.SpawnRequest.MetadataEntry
-	2,  // 6: blixard.v1.SpawnResponse.process:type_name -> blixard.v1.SupervisedProcess
-	2,  // 7: blixard.v1.ListProcessesResponse.processes:type_name -> blixard.v1.SupervisedProcess
-	2,  // 8: blixard.v1.WaitResponse.process:type_name -> blixard.v1.SupervisedProcess
-	25, // 9: blixard.v1.AttachConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	26, // 10: blixard.v1.AllocationRecord.allocation:type_name -> blixard.v1.Allocation
-	27, // 11: blixard.v1.AllocationRecord.status:type_name -> blixard.v1.VMStatus
-	24, // 12: blixard.v1.AllocationRecord.restart_times:type_name -> google.protobuf.Timestamp
-	21, // 13: blixard.v1.AllocationRecord.guest_exit:type_name -> blixard.v1.GuestExit
-	28, // 14: blixard.v1.GuestExit.uptime:type_name -> google.protobuf.Duration
-	0,  // 15: blixard.v1.SupervisorService.GetInfo:input_type -> blixard.v1.GetInfoRequest
-	4,  // 16: blixard.v1.SupervisorService.Spawn:input_type -> blixard.v1.SpawnRequest
-	6,  // 17: blixard.v1.SupervisorService.ListProcesses:input_type -> blixard.v1.ListProcessesRequest
-	8,  // 18: blixard.v1.SupervisorService.Wait:input_type -> blixard.v1.WaitRequest
-	10, // 19: blixard.v1.SupervisorService.SignalProcess:input_type -> blixard.v1.SignalProcessRequest
-	12, // 20: blixard.v1.SupervisorService.Forget:input_type -> blixard.v1.ForgetRequest
-	14, // 21: blixard.v1.SupervisorService.AttachConsole:input_type -> blixard.v1.AttachConsoleRequest
-	16, // 22: blixard.v1.SupervisorService.Renew:input_type -> blixard.v1.RenewRequest
-	18, // 23: blixard.v1.SupervisorService.Shutdown:input_type -> blixard.v1.ShutdownRequest
-	1,  // 24: blixard.v1.SupervisorService.GetInfo:output_type -> blixard.v1.GetInfoResponse
-	5,  // 25: blixard.v1.SupervisorService.Spawn:output_type -> blixard.v1.SpawnResponse
-	7,  // 26: blixard.v1.SupervisorService.ListProcesses:output_type -> blixard.v1.ListProcessesResponse
-	9,  // 27: blixard.v1.SupervisorService.Wait:output_type -> blixard.v1.WaitResponse
-	11, // 28: blixard.v1.SupervisorService.SignalProcess:output_type -> blixard.v1.SignalProcessResponse
-	13, // 29: blixard.v1.SupervisorService.Forget:output_type -> blixard.v1.ForgetResponse
-	15, // 30: blixard.v1.SupervisorService.AttachConsole:output_type -> blixard.v1.AttachConsoleResponse
-	17, // 31: blixard.v1.SupervisorService.Renew:output_type -> blixard.v1.RenewResponse
-	19, // 32: blixard.v1.SupervisorService.Shutdown:output_type -> blixard.v1.ShutdownResponse
-	24, // [24:33] is the sub-list for method output_type
-	15, // [15:24] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	24, // 3: blixard.v1.SupervisedProcess.metadata:type_name -> blixard.v1.SupervisedProcess.MetadataEntry
+	26, // 4: blixard.v1.ProcessExit.at:type_name -> google.protobuf.Timestamp
+	25, // 5: blixard.v1.SpawnRequest.metadata:type_name -> blixard.v1.SpawnRequest.MetadataEntry
+	5,  // 6: blixard.v1.SpawnRequest.files:type_name -> blixard.v1.SpawnFile
+	6,  // 7: blixard.v1.SpawnRequest.jail:type_name -> blixard.v1.Jail
+	2,  // 8: blixard.v1.SpawnResponse.process:type_name -> blixard.v1.SupervisedProcess
+	2,  // 9: blixard.v1.ListProcessesResponse.processes:type_name -> blixard.v1.SupervisedProcess
+	2,  // 10: blixard.v1.WaitResponse.process:type_name -> blixard.v1.SupervisedProcess
+	27, // 11: blixard.v1.AttachConsoleRequest.size:type_name -> blixard.v1.TerminalSize
+	28, // 12: blixard.v1.AllocationRecord.allocation:type_name -> blixard.v1.Allocation
+	29, // 13: blixard.v1.AllocationRecord.status:type_name -> blixard.v1.VMStatus
+	26, // 14: blixard.v1.AllocationRecord.restart_times:type_name -> google.protobuf.Timestamp
+	23, // 15: blixard.v1.AllocationRecord.guest_exit:type_name -> blixard.v1.GuestExit
+	30, // 16: blixard.v1.AllocationRecord.image:type_name -> blixard.v1.Image
+	31, // 17: blixard.v1.GuestExit.uptime:type_name -> google.protobuf.Duration
+	0,  // 18: blixard.v1.SupervisorService.GetInfo:input_type -> blixard.v1.GetInfoRequest
+	4,  // 19: blixard.v1.SupervisorService.Spawn:input_type -> blixard.v1.SpawnRequest
+	8,  // 20: blixard.v1.SupervisorService.ListProcesses:input_type -> blixard.v1.ListProcessesRequest
+	10, // 21: blixard.v1.SupervisorService.Wait:input_type -> blixard.v1.WaitRequest
+	12, // 22: blixard.v1.SupervisorService.SignalProcess:input_type -> blixard.v1.SignalProcessRequest
+	14, // 23: blixard.v1.SupervisorService.Forget:input_type -> blixard.v1.ForgetRequest
+	16, // 24: blixard.v1.SupervisorService.AttachConsole:input_type -> blixard.v1.AttachConsoleRequest
+	18, // 25: blixard.v1.SupervisorService.Renew:input_type -> blixard.v1.RenewRequest
+	20, // 26: blixard.v1.SupervisorService.Shutdown:input_type -> blixard.v1.ShutdownRequest
+	1,  // 27: blixard.v1.SupervisorService.GetInfo:output_type -> blixard.v1.GetInfoResponse
+	7,  // 28: blixard.v1.SupervisorService.Spawn:output_type -> blixard.v1.SpawnResponse
+	9,  // 29: blixard.v1.SupervisorService.ListProcesses:output_type -> blixard.v1.ListProcessesResponse
+	11, // 30: blixard.v1.SupervisorService.Wait:output_type -> blixard.v1.WaitResponse
+	13, // 31: blixard.v1.SupervisorService.SignalProcess:output_type -> blixard.v1.SignalProcessResponse
+	15, // 32: blixard.v1.SupervisorService.Forget:output_type -> blixard.v1.ForgetResponse
+	17, // 33: blixard.v1.SupervisorService.AttachConsole:output_type -> blixard.v1.AttachConsoleResponse
+	19, // 34: blixard.v1.SupervisorService.Renew:output_type -> blixard.v1.RenewResponse
+	21, // 35: blixard.v1.SupervisorService.Shutdown:output_type -> blixard.v1.ShutdownResponse
+	27, // [27:36] is the sub-list for method output_type
+	18, // [18:27] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_supervisor_proto_init() }
@@ -1546,16 +1747,17 @@ func file_blixard_v1_supervisor_proto_init() {
 	if File_blixard_v1_supervisor_proto != nil {
 		return
 	}
+	file_blixard_v1_images_proto_init()
 	file_blixard_v1_objects_proto_init()
 	file_blixard_v1_services_proto_init()
-	file_blixard_v1_supervisor_proto_msgTypes[15].OneofWrappers = []any{}
+	file_blixard_v1_supervisor_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_supervisor_proto_rawDesc), len(file_blixard_v1_supervisor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
