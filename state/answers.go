@@ -25,6 +25,22 @@ func Digest(cmd *blixardv1.Command) []byte {
 			Name: create.CreateVm.GetName(), Spec: create.CreateVm.GetSpec(), Labels: create.CreateVm.GetLabels(),
 		}}
 	}
+	switch change := cmd.GetChange().(type) {
+	case *blixardv1.Command_CreateVolume:
+		v := proto.CloneOf(change.CreateVolume)
+		v.Id = ""
+		c.Change = &blixardv1.Command_CreateVolume{CreateVolume: v}
+	case *blixardv1.Command_CreateNetwork:
+		// Subnets are the proposer's choice where the request leaves them out.
+		c.Change = &blixardv1.Command_CreateNetwork{CreateNetwork: &blixardv1.CreateNetworkCommand{Network: &blixardv1.Network{
+			Name: change.CreateNetwork.GetNetwork().GetName(), Rules: change.CreateNetwork.GetNetwork().GetRules(),
+		}}}
+	case *blixardv1.Command_SetSecret:
+		// Sealing the same value twice gives other bytes.
+		c.Change = &blixardv1.Command_SetSecret{SetSecret: &blixardv1.SetSecretCommand{
+			Name: change.SetSecret.GetName(), SizeBytes: change.SetSecret.GetSizeBytes(), CreateOnly: change.SetSecret.GetCreateOnly(),
+		}}
+	}
 	var space [512]byte
 	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(space[:0], c)
 	if err != nil {
@@ -73,6 +89,14 @@ func (b *batch) once(cmd *blixardv1.Command) Result {
 		a.objectID, a.objectName = r.Token.GetId(), r.Token.GetId()
 	case r.Node != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.Node.GetId(), r.Node.GetName(), r.Node.GetModifyIndex()
+	case r.Image != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.Image.GetName(), r.Image.GetName(), r.Image.GetModifyIndex()
+	case r.Volume != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.Volume.GetId(), r.Volume.GetName(), r.Volume.GetModifyIndex()
+	case r.Network != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.Network.GetId(), r.Network.GetName(), r.Network.GetModifyIndex()
+	case r.Secret != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.Secret.GetName(), r.Secret.GetName(), r.Secret.GetModifyIndex()
 	}
 	b.s.remember(a)
 	return r
@@ -87,7 +111,7 @@ func (b *batch) repeat(a *answer, cmd *blixardv1.Command) Result {
 			WithHint("use a fresh key for each change; repeat a key only with the same request")}
 	}
 	r := Result{Index: a.index, Problem: a.problem, Repeated: true}
-	if a.objectID == "" {
+	if a.objectID == "" || b.repeatGuests(a, cmd, &r) {
 		return r
 	}
 	switch cmd.GetChange().(type) {
@@ -116,6 +140,33 @@ func (b *batch) repeat(a *answer, cmd *blixardv1.Command) Result {
 	}
 	r.VM.ModifyIndex = a.modifyIndex
 	return r
+}
+
+// repeatGuests is repeat for what VMs are made of; it reports whether cmd is about
+// that.
+func (b *batch) repeatGuests(a *answer, cmd *blixardv1.Command, r *Result) bool {
+	switch cmd.GetChange().(type) {
+	case *blixardv1.Command_PutImage:
+		if r.Image = b.image(a.objectID); r.Image == nil {
+			r.Image = &blixardv1.Image{Name: a.objectID}
+		}
+	case *blixardv1.Command_CreateVolume, *blixardv1.Command_ResizeVolume, *blixardv1.Command_DeleteVolume,
+		*blixardv1.Command_ReleaseVolume, *blixardv1.Command_MoveVolume, *blixardv1.Command_SnapshotVolume:
+		if r.Volume = b.volume(a.objectID); r.Volume == nil {
+			r.Volume = &blixardv1.Volume{Id: a.objectID, Name: a.objectName, Deleting: true}
+		}
+	case *blixardv1.Command_CreateNetwork, *blixardv1.Command_UpdateNetwork, *blixardv1.Command_DeleteNetwork:
+		if r.Network = b.network(a.objectID); r.Network == nil {
+			r.Network = &blixardv1.Network{Id: a.objectID, Name: a.objectName}
+		}
+	case *blixardv1.Command_SetSecret, *blixardv1.Command_DeleteSecret:
+		if r.Secret = first[blixardv1.Secret](b.txn, tableSecret, indexID, a.objectID); r.Secret == nil {
+			r.Secret = &blixardv1.Secret{Name: a.objectID}
+		}
+	default:
+		return false
+	}
+	return true
 }
 
 // remember keeps a and forgets what is too old or too many. Age is counted in

@@ -81,10 +81,27 @@ func (b *batch) vm(ref string) *blixardv1.VM {
 			return nil
 		}
 		if newer, ok := b.byID[vm.GetId()]; ok {
-			return newer
+			vm = newer
+		}
+		if vm.GetName() != ref { // it was dropped, or renamed
+			return nil
 		}
 	}
 	return vm
+}
+
+// eachVM gives every VM to f, in no order that f may depend on.
+func (b *batch) eachVM(f func(*blixardv1.VM)) {
+	each(b.txn, tableVM, func(vm *blixardv1.VM) {
+		if _, touched := b.byID[vm.GetId()]; !touched {
+			f(vm)
+		}
+	})
+	for _, vm := range b.byID {
+		if vm != nil {
+			f(vm)
+		}
+	}
 }
 
 // changeable finds the VM that a command names and checks what all changes of a
@@ -119,6 +136,7 @@ func (b *batch) putVM(vm *blixardv1.VM) {
 // dropVM removes vm; vm is its last form.
 func (b *batch) dropVM(vm *blixardv1.VM) {
 	vm.ModifyIndex = b.index
+	b.releaseClaims(vm)
 	b.byID[vm.GetId()] = nil
 	b.byName[vm.GetName()] = nil
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVM, VM: vm, Deleted: true})
@@ -182,7 +200,7 @@ func copyVM(vm *blixardv1.VM) *blixardv1.VM {
 	return &blixardv1.VM{
 		Id: vm.Id, Name: vm.Name, Spec: vm.Spec, Status: vm.Status, Generation: vm.Generation,
 		CreateIndex: vm.CreateIndex, ModifyIndex: vm.ModifyIndex, CreatedAt: vm.CreatedAt,
-		Deleting: vm.Deleting, Labels: vm.Labels,
+		Deleting: vm.Deleting, Labels: vm.Labels, Interfaces: vm.Interfaces,
 	}
 }
 
@@ -192,6 +210,7 @@ func copyAllocation(a *blixardv1.Allocation) *blixardv1.Allocation {
 		Id: a.Id, VmId: a.VmId, VmName: a.VmName, NodeId: a.NodeId, Epoch: a.Epoch, Desired: a.Desired,
 		Spec: a.Spec, Generation: a.Generation, StartCount: a.StartCount, Status: a.Status,
 		CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex, ForceStop: a.ForceStop, StopTimeout: a.StopTimeout,
+		Interfaces: a.Interfaces, Volumes: a.Volumes,
 	}
 }
 

@@ -10,12 +10,24 @@ import (
 // command, or field of a command, that older binaries would apply differently.
 //
 //	2  recover a cluster, rotate and drop authorities
-const FeatureLevel = 2
+//	3  images, volumes, networks and secrets, and VMs that name them; update and rename VMs
+const FeatureLevel = 3
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
 var levels = map[protoreflect.Name]uint32{
 	"recover_cluster": 2, "rotate_authority": 2, "drop_authorities": 2,
+	"update_vm": 3, "rename_vm": 3, "put_image": 3, "drop_image": 3,
+	"create_volume": 3, "resize_volume": 3, "delete_volume": 3, "release_volume": 3, "move_volume": 3, "snapshot_volume": 3,
+	"create_network": 3, "update_network": 3, "delete_network": 3, "set_secret": 3, "delete_secret": 3,
+}
+
+// levelOfSpec is that of the newest field that a spec uses.
+func levelOfSpec(spec *blixardv1.VMSpec) uint32 {
+	if len(spec.GetNetworks()) > 0 || len(spec.GetPorts()) > 0 || len(spec.GetVolumes()) > 0 || len(spec.GetSecrets()) > 0 {
+		return 3
+	}
+	return 1
 }
 
 // Level that every member must know before cmd may be proposed.
@@ -25,7 +37,7 @@ func Level(cmd *blixardv1.Command) uint32 {
 	if field == nil {
 		return 1
 	}
-	return max(levels[field.Name()], 1)
+	return max(levels[field.Name()], levelOfSpec(cmd.GetCreateVm().GetSpec()), 1)
 }
 
 // FeatureLevel is the oldest member's; without members it is this binary's.

@@ -33,6 +33,10 @@ func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
 			node.GetName(), vm.GetName(), short).
 			WithHint("stop and delete VMs there, or give the VM less")
 	}
+	volumes, why := b.giveVolumes(vm.GetSpec().GetVolumes(), node)
+	if why != nil {
+		return why
+	}
 	n := copyNode(node)
 	n.Allocated = add(node.GetAllocated(), more)
 	b.putNode(n)
@@ -49,7 +53,7 @@ func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
 	a := &blixardv1.Allocation{
 		Id: p.GetAllocationId(), VmId: vm.GetId(), VmName: vm.GetName(), NodeId: node.GetId(), Epoch: epoch,
 		Desired: blixardv1.DesiredAllocation_run, Spec: vm.GetSpec(), Generation: vm.GetGeneration(),
-		StartCount: 1, Status: status, CreateIndex: b.index,
+		StartCount: 1, Status: status, CreateIndex: b.index, Interfaces: vm.GetInterfaces(), Volumes: volumes,
 	}
 	b.putAllocation(a)
 	next := copyVM(vm)

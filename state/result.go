@@ -19,8 +19,8 @@ type Result struct {
 	// Index of the entry that made the change; for a repeated idempotency key the
 	// index of the first one.
 	Index uint64
-	// VM after CreateVM, SetVMDesired, DeleteVM, LabelVM and SetVMReason; its last
-	// form when it was dropped.
+	// VM after CreateVM, SetVMDesired, UpdateVM, RenameVM, DeleteVM, LabelVM and
+	// SetVMReason; its last form when it was dropped.
 	VM *blixardv1.VM
 	// Node after RegisterNode, SetNodeState and DrainNode.
 	Node *blixardv1.Node
@@ -28,6 +28,14 @@ type Result struct {
 	Member *blixardv1.Member
 	// Token after CreateToken, and its last form after RevokeToken.
 	Token *blixardv1.Token
+	// Image after PutImage; Images after DropImage.
+	Image  *blixardv1.Image
+	Images []*blixardv1.Image
+	// Volume, Network and Secret after what changes one, and their last form after
+	// what drops one.
+	Volume  *blixardv1.Volume
+	Network *blixardv1.Network
+	Secret  *blixardv1.Secret
 	// Problem is why the command changed nothing; nil when it was carried out.
 	Problem *problem.Error
 	// Refused are the placements or reports that were refused by themselves while
@@ -58,6 +66,10 @@ const (
 	KindEvent      Kind = 4
 	KindCluster    Kind = 5
 	KindMember     Kind = 6
+	KindImage      Kind = 7
+	KindVolume     Kind = 8
+	KindNetwork    Kind = 9
+	KindSecret     Kind = 10
 )
 
 // Change is one object as an entry left it. Exactly the field that Kind names is
@@ -72,4 +84,8 @@ type Change struct {
 	Event      *blixardv1.Event
 	Cluster    *blixardv1.Cluster
 	Member     *blixardv1.Member
+	Image      *blixardv1.Image
+	Volume     *blixardv1.Volume
+	Network    *blixardv1.Network
+	Secret     *blixardv1.Secret
 }

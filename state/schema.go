@@ -16,6 +16,12 @@ const (
 	tableCluster    = "cluster"
 	tableMember     = "member"
 	tableToken      = "token"
+	tableImage      = "image"
+	tableVolume     = "volume"
+	tableNetwork    = "network"
+	tableSecret     = "secret"
+	// Claims are derived from the VMs and no part of a snapshot.
+	tableClaim = "claim"
 
 	indexID   = "id"
 	indexName = "name"
@@ -90,6 +96,23 @@ func schema() *memdb.DBSchema {
 		),
 		tableToken: table(tableToken,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Token]((*blixardv1.Token).GetId)},
+		),
+		tableImage: table(tableImage,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Image]((*blixardv1.Image).GetName)},
+		),
+		tableVolume: table(tableVolume,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Volume]((*blixardv1.Volume).GetId)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Volume]((*blixardv1.Volume).GetName)},
+		),
+		tableNetwork: table(tableNetwork,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Network]((*blixardv1.Network).GetId)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Network]((*blixardv1.Network).GetName)},
+		),
+		tableSecret: table(tableSecret,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Secret]((*blixardv1.Secret).GetName)},
+		),
+		tableClaim: table(tableClaim,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*claim]((*claim).id)},
 		),
 	}}
 }

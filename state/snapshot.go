@@ -97,6 +97,18 @@ func (v *View) putObjects(sw *snapshotWriter) {
 	each(txn, tableToken, func(o *blixardv1.Token) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Token{Token: o}})
 	})
+	each(txn, tableImage, func(o *blixardv1.Image) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Image{Image: o}})
+	})
+	each(txn, tableVolume, func(o *blixardv1.Volume) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Volume{Volume: o}})
+	})
+	each(txn, tableNetwork, func(o *blixardv1.Network) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Network{Network: o}})
+	})
+	each(txn, tableSecret, func(o *blixardv1.Secret) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Secret{Secret: o}})
+	})
 }
 
 // Hash is a digest of everything in the view: replicas at the same index have
@@ -202,11 +214,24 @@ func (s *State) read(in io.Reader) error {
 	return s.check()
 }
 
+// insertVM also makes its claims again.
+func insertVM(txn *memdb.Txn, vm *blixardv1.VM) error {
+	for _, c := range claimsOf(vm) {
+		if other := first[claim](txn, tableClaim, indexID, c.id()); other != nil && other.vmID != vm.GetId() {
+			return fmt.Errorf("VMs %s and %s both have %s", other.vmID, vm.GetId(), c.id())
+		}
+		if err := txn.Insert(tableClaim, c); err != nil {
+			return err
+		}
+	}
+	return txn.Insert(tableVM, vm)
+}
+
 func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) error {
 	var err error
 	switch o := record.GetRecord().(type) {
 	case *blixardv1.StateSnapshot_Vm:
-		err = txn.Insert(tableVM, o.Vm)
+		err = insertVM(txn, o.Vm)
 	case *blixardv1.StateSnapshot_Allocation:
 		err = txn.Insert(tableAllocation, o.Allocation)
 	case *blixardv1.StateSnapshot_Node:
@@ -217,6 +242,14 @@ func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) erro
 		err = txn.Insert(tableMember, o.Member)
 	case *blixardv1.StateSnapshot_Token:
 		err = txn.Insert(tableToken, o.Token)
+	case *blixardv1.StateSnapshot_Image:
+		err = txn.Insert(tableImage, o.Image)
+	case *blixardv1.StateSnapshot_Volume:
+		err = txn.Insert(tableVolume, o.Volume)
+	case *blixardv1.StateSnapshot_Network:
+		err = txn.Insert(tableNetwork, o.Network)
+	case *blixardv1.StateSnapshot_Secret:
+		err = txn.Insert(tableSecret, o.Secret)
 	case *blixardv1.StateSnapshot_Event:
 		s.events = append(s.events, o.Event)
 	case *blixardv1.StateSnapshot_Idempotency:

@@ -140,6 +140,43 @@ func (b *batch) run(cmd *blixardv1.Command) Result {
 	case *blixardv1.Command_Evict:
 		return b.evict(c.Evict)
 	}
+	return b.runGuests(cmd)
+}
+
+// runGuests carries out one command about what VMs are made of.
+func (b *batch) runGuests(cmd *blixardv1.Command) Result {
+	switch c := cmd.GetChange().(type) {
+	case *blixardv1.Command_UpdateVm:
+		return b.updateVM(c.UpdateVm)
+	case *blixardv1.Command_RenameVm:
+		return b.renameVM(c.RenameVm)
+	case *blixardv1.Command_PutImage:
+		return b.putImage(c.PutImage)
+	case *blixardv1.Command_DropImage:
+		return b.dropImages(c.DropImage)
+	case *blixardv1.Command_CreateVolume:
+		return b.createVolume(c.CreateVolume)
+	case *blixardv1.Command_ResizeVolume:
+		return b.resizeVolume(c.ResizeVolume)
+	case *blixardv1.Command_DeleteVolume:
+		return b.deleteVolume(c.DeleteVolume)
+	case *blixardv1.Command_ReleaseVolume:
+		return b.releaseVolume(c.ReleaseVolume)
+	case *blixardv1.Command_MoveVolume:
+		return b.moveVolume(c.MoveVolume)
+	case *blixardv1.Command_SnapshotVolume:
+		return b.snapshotVolume(c.SnapshotVolume)
+	case *blixardv1.Command_CreateNetwork:
+		return b.createNetwork(c.CreateNetwork)
+	case *blixardv1.Command_UpdateNetwork:
+		return b.updateNetwork(c.UpdateNetwork)
+	case *blixardv1.Command_DeleteNetwork:
+		return b.deleteNetwork(c.DeleteNetwork)
+	case *blixardv1.Command_SetSecret:
+		return b.setSecret(c.SetSecret)
+	case *blixardv1.Command_DeleteSecret:
+		return b.deleteSecret(c.DeleteSecret)
+	}
 	return b.runCluster(cmd)
 }
 

@@ -47,6 +47,9 @@ func (b *batch) createVM(c *blixardv1.CreateVMCommand) Result {
 		vm.Spec = proto.CloneOf(vm.Spec)
 		vm.Spec.Desired = blixardv1.DesiredState_run
 	}
+	if p := b.claimAll(vm, nil); p != nil {
+		return refused(b.index, p)
+	}
 	b.putVM(vm)
 	b.vmEvent(vm, "vm.created", reasonDeclared, "the VM was declared")
 	return Result{Index: b.index, VM: vm}

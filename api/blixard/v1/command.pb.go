@@ -2909,7 +2909,6 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Image
 	//	*StateSnapshot_Volume
 	//	*StateSnapshot_Network
-	//	*StateSnapshot_Lease
 	//	*StateSnapshot_Secret
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
@@ -3070,15 +3069,6 @@ func (x *StateSnapshot) GetNetwork() *Network {
 	return nil
 }
 
-func (x *StateSnapshot) GetLease() *AddressLease {
-	if x != nil {
-		if x, ok := x.Record.(*StateSnapshot_Lease); ok {
-			return x.Lease
-		}
-	}
-	return nil
-}
-
 func (x *StateSnapshot) GetSecret() *Secret {
 	if x != nil {
 		if x, ok := x.Record.(*StateSnapshot_Secret); ok {
@@ -3146,12 +3136,8 @@ type StateSnapshot_Network struct {
 	Network *Network `protobuf:"bytes,13,opt,name=network,proto3,oneof"`
 }
 
-type StateSnapshot_Lease struct {
-	Lease *AddressLease `protobuf:"bytes,14,opt,name=lease,proto3,oneof"`
-}
-
 type StateSnapshot_Secret struct {
-	Secret *Secret `protobuf:"bytes,15,opt,name=secret,proto3,oneof"`
+	Secret *Secret `protobuf:"bytes,14,opt,name=secret,proto3,oneof"`
 }
 
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
@@ -3179,8 +3165,6 @@ func (*StateSnapshot_Image) isStateSnapshot_Record() {}
 func (*StateSnapshot_Volume) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Network) isStateSnapshot_Record() {}
-
-func (*StateSnapshot_Lease) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Secret) isStateSnapshot_Record() {}
 
@@ -3625,7 +3609,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xdc\x05\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xaa\x05\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -3642,9 +3626,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	" \x01(\v2\x11.blixard.v1.TokenH\x00R\x05token\x12)\n" +
 	"\x05image\x18\v \x01(\v2\x11.blixard.v1.ImageH\x00R\x05image\x12,\n" +
 	"\x06volume\x18\f \x01(\v2\x12.blixard.v1.VolumeH\x00R\x06volume\x12/\n" +
-	"\anetwork\x18\r \x01(\v2\x13.blixard.v1.NetworkH\x00R\anetwork\x120\n" +
-	"\x05lease\x18\x0e \x01(\v2\x18.blixard.v1.AddressLeaseH\x00R\x05lease\x12,\n" +
-	"\x06secret\x18\x0f \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secretB\b\n" +
+	"\anetwork\x18\r \x01(\v2\x13.blixard.v1.NetworkH\x00R\anetwork\x12,\n" +
+	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secretB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -3742,9 +3725,8 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*Cluster)(nil),                // 61: blixard.v1.Cluster
 	(*Token)(nil),                  // 62: blixard.v1.Token
 	(*Volume)(nil),                 // 63: blixard.v1.Volume
-	(*AddressLease)(nil),           // 64: blixard.v1.AddressLease
-	(*Secret)(nil),                 // 65: blixard.v1.Secret
-	(*Problem)(nil),                // 66: blixard.v1.Problem
+	(*Secret)(nil),                 // 64: blixard.v1.Secret
+	(*Problem)(nil),                // 65: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
 	44, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
@@ -3816,15 +3798,14 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	46, // 66: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
 	63, // 67: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
 	48, // 68: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	64, // 69: blixard.v1.StateSnapshot.lease:type_name -> blixard.v1.AddressLease
-	65, // 70: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	44, // 71: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	66, // 72: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	73, // [73:73] is the sub-list for method output_type
-	73, // [73:73] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	64, // 69: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	44, // 70: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	65, // 71: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	72, // [72:72] is the sub-list for method output_type
+	72, // [72:72] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -3890,7 +3871,6 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Image)(nil),
 		(*StateSnapshot_Volume)(nil),
 		(*StateSnapshot_Network)(nil),
-		(*StateSnapshot_Lease)(nil),
 		(*StateSnapshot_Secret)(nil),
 	}
 	type x struct{}

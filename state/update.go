@@ -1,0 +1,145 @@
+package state
+
+import (
+	"google.golang.org/protobuf/proto"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// updateVM replaces the spec of a VM. What it wishes for (run, stop) stays as it is.
+// Volumes and networks of a VM that may be running can't change: they are in use.
+func (b *batch) updateVM(c *blixardv1.UpdateVMCommand) Result {
+	old, why := b.changeable(c.GetName(), c.GetExpectedIndex())
+	if why != nil {
+		return refused(b.index, why)
+	}
+	if old.GetDeleting() {
+		return refused(b.index, deletingProblem(old))
+	}
+	vm := copyVM(old)
+	vm.Spec = proto.CloneOf(c.GetSpec())
+	vm.Spec.Desired = old.GetSpec().GetDesired()
+	if proto.Equal(vm.Spec, old.GetSpec()) {
+		return Result{Index: b.index, VM: old}
+	}
+	allocations := b.allocationsOf(old)
+	if why := b.updatable(vm, old, allocations); why != nil {
+		return refused(b.index, why)
+	}
+	if why := b.claimAll(vm, old); why != nil {
+		return refused(b.index, why)
+	}
+	vm.Generation++
+	for _, a := range allocations {
+		b.respec(a, vm)
+	}
+	b.putVM(vm)
+	b.vmEvent(vm, "vm.updated", "", "the spec was replaced")
+	return Result{Index: b.index, VM: vm}
+}
+
+// updatable checks what a placed VM may become.
+func (b *batch) updatable(vm, old *blixardv1.VM, allocations []*blixardv1.Allocation) *problem.Error {
+	laneChanges := (vm.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover) != (old.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover)
+	var moved string
+	switch {
+	case !sameVolumes(vm.GetSpec(), old.GetSpec()):
+		moved = "volumes"
+	case !sameNetworks(vm.GetSpec(), old.GetSpec()):
+		moved = "networks"
+	case laneChanges:
+		moved = "policy for the loss of its node"
+	}
+	for _, a := range allocations {
+		if a.GetStatus().GetState() == stLost {
+			continue
+		}
+		if moved != "" && (a.GetDesired() == blixardv1.DesiredAllocation_run || !Ended(a.GetStatus().GetState())) {
+			return problem.New(problem.Conflict, "vm.running", "the %s of VM %q can't change while it runs: a restart is needed", moved, vm.GetName()).
+				WithHint("stop it first: blixard vm stop %s; then repeat this, and start it again", vm.GetName())
+		}
+		if vm.GetSpec().GetDiskBytes() < old.GetSpec().GetDiskBytes() {
+			return problem.New(problem.Invalid, "vm.disk_shrinks", "the root disk of VM %q can't become smaller", vm.GetName()).
+				WithHint("make another VM with a smaller disk")
+		}
+		node := b.node(a.GetNodeId())
+		if node == nil {
+			continue
+		}
+		rest := sub(node.GetAllocated(), b.s.limits.Reservation(a.GetSpec()))
+		if short, ok := Fits(node.GetAllocatable(), rest, b.s.limits.Reservation(vm.GetSpec())); !ok {
+			return problem.New(problem.NoCapacity, "placement.no_room", "node %q has no room for that: %s is short", node.GetName(), short).
+				WithHint("stop and delete VMs there, or give the VM less")
+		}
+		for _, at := range vm.GetSpec().GetVolumes() {
+			if v := b.volume(at.GetVolume()); v.GetNodeId() != "" && v.GetNodeId() != a.GetNodeId() {
+				return problem.New(problem.Conflict, "placement.volume_elsewhere", "volume %q is on node %q, the VM on %q", v.GetName(), v.GetNode(), node.GetName()).
+					WithHint("move the volume: blixard volume move %s %s", v.GetName(), node.GetName())
+			}
+		}
+	}
+	return nil
+}
+
+func sameVolumes(a, b *blixardv1.VMSpec) bool {
+	return proto.Equal(&blixardv1.VMSpec{Volumes: a.GetVolumes()}, &blixardv1.VMSpec{Volumes: b.GetVolumes()})
+}
+
+func sameNetworks(a, b *blixardv1.VMSpec) bool {
+	return proto.Equal(&blixardv1.VMSpec{Networks: a.GetNetworks()}, &blixardv1.VMSpec{Networks: b.GetNetworks()})
+}
+
+// respec gives an allocation the VM's newest spec, and reserves by that.
+func (b *batch) respec(a *blixardv1.Allocation, vm *blixardv1.VM) {
+	node := b.node(a.GetNodeId())
+	if node != nil {
+		n := copyNode(node)
+		n.Allocated = add(sub(node.GetAllocated(), b.s.limits.Reservation(a.GetSpec())), b.s.limits.Reservation(vm.GetSpec()))
+		b.putNode(n)
+	}
+	next := copyAllocation(a)
+	next.Spec, next.Generation, next.Interfaces = vm.GetSpec(), vm.GetGeneration(), vm.GetInterfaces()
+	if node != nil && !sameVolumes(vm.GetSpec(), a.GetSpec()) {
+		given, why := b.giveVolumes(vm.GetSpec().GetVolumes(), node)
+		if why == nil { // updatable saw that it fits
+			next.Volumes = given
+		}
+	}
+	b.putAllocation(next)
+}
+
+// renameVM gives a VM another name. Its host name follows with the next start.
+func (b *batch) renameVM(c *blixardv1.RenameVMCommand) Result {
+	old, why := b.changeable(c.GetName(), c.GetExpectedIndex())
+	if why != nil {
+		return refused(b.index, why)
+	}
+	switch {
+	case old.GetDeleting():
+		return refused(b.index, deletingProblem(old))
+	case old.GetName() == c.GetNewName():
+		return Result{Index: b.index, VM: old}
+	case c.GetNewName() == "" || idPattern.MatchString(c.GetNewName()):
+		return refused(b.index, problem.New(problem.Invalid, "vm.name_is_id", "the name %q looks like an id", c.GetNewName()).
+			WithHint("choose a name that does not begin with vm- and 16 letters or digits"))
+	}
+	if other := b.vm(c.GetNewName()); other != nil {
+		return refused(b.index, problem.New(problem.Conflict, "vm.name_taken", "there is a VM %q already", c.GetNewName()).
+			WithHint("choose another name"))
+	}
+	vm := copyVM(old)
+	vm.Name = c.GetNewName()
+	delete(b.byName, old.GetName())
+	b.putVM(vm)
+	// Written at once: who takes the old name in the same batch must not lose it to
+	// the leaving of this one.
+	insert(b.txn, tableVM, vm)
+	for _, a := range b.allocationsOf(vm) {
+		next := copyAllocation(a)
+		next.VmName = vm.GetName()
+		b.putAllocation(next)
+	}
+	b.vmEvent(vm, "vm.renamed", "", "the name was "+old.GetName())
+	return Result{Index: b.index, VM: vm}
+}
