@@ -153,6 +153,26 @@ func (c *Client) Agents() blixardv1.AgentServiceClient {
 	return blixardv1.NewAgentServiceClient(c.conn)
 }
 
+// Images brings images into the cluster.
+func (c *Client) Images() blixardv1.ImageServiceClient {
+	return blixardv1.NewImageServiceClient(c.conn)
+}
+
+// Volumes keeps disks that outlive VMs.
+func (c *Client) Volumes() blixardv1.VolumeServiceClient {
+	return blixardv1.NewVolumeServiceClient(c.conn)
+}
+
+// Networks keeps networks.
+func (c *Client) Networks() blixardv1.NetworkServiceClient {
+	return blixardv1.NewNetworkServiceClient(c.conn)
+}
+
+// Secrets keeps what must not be read.
+func (c *Client) Secrets() blixardv1.SecretServiceClient {
+	return blixardv1.NewSecretServiceClient(c.conn)
+}
+
 // Cluster forms the cluster and changes its members.
 func (c *Client) Cluster() blixardv1.ClusterServiceClient {
 	return blixardv1.NewClusterServiceClient(c.conn)

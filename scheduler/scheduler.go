@@ -16,6 +16,9 @@ type View interface {
 	Nodes() []*blixardv1.Node
 	// Member of a node; nil when it is none.
 	Member(ref string) *blixardv1.Member
+	// Volume and Network by name; nil when there is none.
+	Volume(ref string) *blixardv1.Volume
+	Network(ref string) *blixardv1.Network
 }
 
 // Reasons why a VM waits.
@@ -24,6 +27,8 @@ const (
 	ReasonNoCapacity = "no_capacity"
 	ReasonNoImage    = "image_unknown"
 	ReasonNoKernel   = "kernel_unknown"
+	ReasonNoNetwork  = "network_impossible"
+	ReasonVolumes    = "volume_elsewhere"
 )
 
 // Decision is the outcome for one VM: a node, or the reason for none.
@@ -61,6 +66,10 @@ func Evaluate(view View, vm *blixardv1.VM, taken map[string]*blixardv1.Resources
 			reason, why = r, append(why, m)
 			continue
 		}
+		if r, m := attachable(view, n, vm.GetSpec()); r != "" {
+			reason, why = r, append(why, m)
+			continue
+		}
 		used := sum(n.GetAllocated(), taken[n.GetId()])
 		if short, ok := state.Fits(n.GetAllocatable(), used, more); !ok {
 			reason = ReasonNoCapacity
@@ -95,11 +104,34 @@ func explain(why []string) string {
 // bootable reports whether the node has what the VM boots from.
 func bootable(n *blixardv1.Node, spec *blixardv1.VMSpec) (reason, message string) {
 	fp := n.GetFingerprint()
-	if !slices.Contains(fp.GetImages(), spec.GetImage()) {
+	// A canonical name has a registry: such an image is brought to any node.
+	if !strings.Contains(spec.GetImage(), "/") && !slices.Contains(fp.GetImages(), spec.GetImage()) {
 		return ReasonNoImage, fmt.Sprintf("node %s has no image %q (it has %s)", n.GetName(), spec.GetImage(), strings.Join(fp.GetImages(), ", "))
 	}
 	if k := spec.GetKernel(); k != "" && !slices.Contains(fp.GetKernels(), k) {
 		return ReasonNoKernel, fmt.Sprintf("node %s has no kernel %q (it has %s)", n.GetName(), k, strings.Join(fp.GetKernels(), ", "))
+	}
+	return "", ""
+}
+
+// attachable reports whether the node can have the VM's networks, and has its
+// volumes.
+func attachable(view View, n *blixardv1.Node, spec *blixardv1.VMSpec) (reason, message string) {
+	for _, at := range spec.GetVolumes() {
+		v := view.Volume(at.GetVolume())
+		if v == nil || v.GetNodeId() != "" && v.GetNodeId() != n.GetId() {
+			return ReasonVolumes, fmt.Sprintf("volume %s is not on node %s", at.GetVolume(), n.GetName())
+		}
+	}
+	for _, at := range spec.GetNetworks() {
+		kind := view.Network(at.GetNetwork()).GetType().String()
+		if !slices.Contains(n.GetFingerprint().GetNetworkTypes(), kind) {
+			why := n.GetFingerprint().GetNetworkReason()
+			if why == "" {
+				why = "its version is too old"
+			}
+			return ReasonNoNetwork, fmt.Sprintf("node %s can't do networks of type %s: %s", n.GetName(), kind, why)
+		}
 	}
 	return "", ""
 }

@@ -11,13 +11,31 @@ import (
 	"github.com/blixard/blixard/state"
 )
 
-type view struct{ nodes []*blixardv1.Node }
+type view struct {
+	nodes []*blixardv1.Node
+}
 
 func (v view) Index() uint64            { return 7 }
 func (v view) Limits() state.Limits     { return state.DefaultLimits() }
 func (v view) Nodes() []*blixardv1.Node { return v.nodes }
 
 func (v view) Member(string) *blixardv1.Member { return nil }
+
+// Volume knows "placed", on node a, and "fresh", nowhere yet.
+func (v view) Volume(ref string) *blixardv1.Volume {
+	switch ref {
+	case "placed":
+		return &blixardv1.Volume{Name: ref, NodeId: "id-a"}
+	case "fresh":
+		return &blixardv1.Volume{Name: ref}
+	}
+	return nil
+}
+
+// Network knows "nat" and "user", named for their types.
+func (v view) Network(ref string) *blixardv1.Network {
+	return &blixardv1.Network{Name: ref, Type: blixardv1.NetworkType_Enum(blixardv1.NetworkType_Enum_value[ref])}
+}
 
 func node(name string, memory, used uint64) *blixardv1.Node {
 	return &blixardv1.Node{
@@ -26,6 +44,11 @@ func node(name string, memory, used uint64) *blixardv1.Node {
 		Allocatable: &blixardv1.Resources{Vcpus: 8, MemoryMib: memory, DiskBytes: 100 << 30},
 		Allocated:   &blixardv1.Resources{MemoryMib: used},
 	}
+}
+
+func nat(n *blixardv1.Node) *blixardv1.Node {
+	n.Fingerprint.NetworkTypes = []string{"nat"}
+	return n
 }
 
 func vm(change func(*blixardv1.VMSpec)) *blixardv1.VM {
@@ -55,6 +78,25 @@ func TestEvaluate(t *testing.T) {
 			name: "image", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Image = "nope" }),
 			reason: ReasonNoImage, message: `no image "nope" (it has busybox)`,
 		},
+		{name: "volume", nodes: []*blixardv1.Node{node("a", 2000, 0), node("b", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) {
+			s.Volumes = []*blixardv1.VolumeAttachment{{Volume: "placed"}, {Volume: "fresh"}}
+		}), node: "a"},
+		{
+			name: "volume elsewhere", nodes: []*blixardv1.Node{node("b", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) {
+				s.Volumes = []*blixardv1.VolumeAttachment{{Volume: "placed"}}
+			}), reason: ReasonVolumes, message: "volume placed is not on node b",
+		},
+		{name: "network", nodes: []*blixardv1.Node{node("b", 4000, 0), nat(node("a", 2000, 0))}, vm: vm(func(s *blixardv1.VMSpec) {
+			s.Networks = []*blixardv1.NetworkAttachment{{Network: "nat"}}
+		}), node: "a"},
+		{
+			name: "network impossible", nodes: []*blixardv1.Node{nat(node("a", 4000, 0))}, vm: vm(func(s *blixardv1.VMSpec) {
+				s.Networks = []*blixardv1.NetworkAttachment{{Network: "user"}}
+			}), reason: ReasonNoNetwork, message: "node a can't do networks of type user",
+		},
+		{name: "an image from a registry", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) {
+			s.Image = "docker.io/library/nginx:latest"
+		}), node: "a"},
 		{
 			name: "kernel", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Kernel = "nope" }),
 			reason: ReasonNoKernel, message: `no kernel "nope" (it has own, debian)`,
@@ -70,7 +112,7 @@ func TestEvaluate(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			d := Evaluate(view{tc.nodes}, tc.vm, map[string]*blixardv1.Resources{})
+			d := Evaluate(view{nodes: tc.nodes}, tc.vm, map[string]*blixardv1.Resources{})
 			if d.Node.GetName() != tc.node || d.Reason != tc.reason || !strings.Contains(d.Message, tc.message) {
 				t.Fatalf("got node %q, %q, %q", d.Node.GetName(), d.Reason, d.Message)
 			}
@@ -83,7 +125,7 @@ func TestExplainIsBounded(t *testing.T) {
 	for k := range 40 {
 		nodes = append(nodes, node(fmt.Sprintf("n%02d", k), 10, 0))
 	}
-	d := Evaluate(view{nodes}, vm(nil), map[string]*blixardv1.Resources{})
+	d := Evaluate(view{nodes: nodes}, vm(nil), map[string]*blixardv1.Resources{})
 	if !strings.HasSuffix(d.Message, "and 35 more") {
 		t.Fatalf("message %q", d.Message)
 	}
@@ -96,7 +138,7 @@ func TestPlanNeverOverfills(t *testing.T) {
 		for k := range rapid.IntRange(1, 5).Draw(t, "nodes") {
 			nodes = append(nodes, node(fmt.Sprint("n", k), rapid.Uint64Range(0, 3000).Draw(t, "memory"), 0))
 		}
-		v, taken := view{nodes}, map[string]*blixardv1.Resources{}
+		v, taken := view{nodes: nodes}, map[string]*blixardv1.Resources{}
 		for range rapid.IntRange(1, 40).Draw(t, "vms") {
 			Evaluate(v, vm(func(s *blixardv1.VMSpec) { s.MemoryMib = rapid.Uint32Range(64, 900).Draw(t, "guest") }), taken)
 		}

@@ -108,8 +108,8 @@ func (s *Server) routed(ctx context.Context, to route, c call) (any, error) {
 	switch to {
 	case toLeader:
 		return s.atLeader(ctx, c)
-	case toVM:
-		node, err := s.nodeOfVM(ctx, c.req)
+	case toVM, toVolume:
+		node, err := s.nodeOf(ctx, to, c.req)
 		if err != nil {
 			return nil, err
 		}
@@ -283,7 +283,7 @@ func (s *Server) routedStream(srv any, ss *checkedStream, to route, info *grpc.S
 			return err
 		}
 		node = leader
-	case toVM:
+	case toVM, toVolume:
 		types, err := typesOf(info.FullMethod)
 		if err != nil {
 			return err
@@ -292,7 +292,7 @@ func (s *Server) routedStream(srv any, ss *checkedStream, to route, info *grpc.S
 		if err := ss.RecvMsg(first); err != nil {
 			return endOfStream(err)
 		}
-		if node, err = s.nodeOfVM(ss.ctx, first); err != nil {
+		if node, err = s.nodeOf(ss.ctx, to, first); err != nil {
 			return err
 		}
 		ss.first = first
@@ -329,12 +329,45 @@ func (s *Server) leaderNode(ctx context.Context) (string, error) {
 	}
 }
 
+// nodeOf gives the node that answers for the VM or volume of a request.
+func (s *Server) nodeOf(ctx context.Context, to route, req proto.Message) (string, error) {
+	if to == toVolume {
+		return s.nodeOfVolume(ctx, req)
+	}
+	return s.nodeOfVM(ctx, req)
+}
+
+// nodeOfVolume gives the node that has the volume of a request; this one, when no
+// node has it yet.
+func (s *Server) nodeOfVolume(ctx context.Context, req proto.Message) (string, error) {
+	r, ok := req.(interface{ GetName() string })
+	if !ok {
+		return s.cfg.NodeID, nil
+	}
+	view, err := s.read(ctx)
+	if err != nil {
+		return "", err
+	}
+	v := view.Volume(r.GetName())
+	if v == nil {
+		return "", problem.New(problem.NotFound, "volume.not_found", "there is no volume %q", r.GetName()).WithHint("see `blixard volume list`")
+	}
+	if v.GetNodeId() == "" {
+		return s.cfg.NodeID, nil
+	}
+	return v.GetNodeId(), nil
+}
+
 // nodeOfVM gives the node that answers for the VM of a request. An attach waits
 // until its VM is placed.
 func (s *Server) nodeOfVM(ctx context.Context, req proto.Message) (string, error) {
 	name, wait := "", false
 	switch r := req.(type) {
 	case *blixardv1.ExecRequest:
+		name = r.GetStart().GetName()
+	case *blixardv1.CopyRequest:
+		name = r.GetStart().GetName()
+	case *blixardv1.ForwardRequest:
 		name = r.GetStart().GetName()
 	case *blixardv1.AttachRequest:
 		name, wait = r.GetStart().GetName(), true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -143,8 +144,12 @@ func (s *Server) validate(req any) error {
 // violationsMax of one request are told.
 const violationsMax = 5
 
+// ourNouns begin the ids of our own rules in the .proto files.
+var ourNouns = []string{"vm", "name", "volume", "network", "secret", "file"}
+
 // ruleIsOurs tells the codes that the API's own rules have from the names of
 // protovalidate's built-in ones.
 func ruleIsOurs(id string) bool {
-	return strings.HasPrefix(id, "vm.") || strings.HasPrefix(id, "name.")
+	noun, _, found := strings.Cut(id, ".")
+	return found && slices.Contains(ourNouns, noun)
 }

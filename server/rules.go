@@ -24,6 +24,8 @@ const (
 	toLeader
 	// toVM: by the node that has the VM of the request's name.
 	toVM
+	// toVolume: by the node that has the volume of the request's name.
+	toVolume
 )
 
 // rule of one method: who may call it, and where it is answered.
@@ -63,6 +65,44 @@ var rules = map[string]rule{
 	"/blixard.v1.VMService/Exec":      {route: toVM, who: operate},
 	"/blixard.v1.VMService/Attach":    {route: toVM, who: operate},
 	"/blixard.v1.VMService/Stats":     {route: toVM, who: look},
+	"/blixard.v1.VMService/UpdateVM":  {route: toLeader, who: operate},
+	"/blixard.v1.VMService/RenameVM":  {route: toLeader, who: operate},
+	"/blixard.v1.VMService/Copy":      {route: toVM, who: operate},
+	"/blixard.v1.VMService/Forward":   {route: toVM, who: operate},
+	"/blixard.v1.VMService/Top":       {route: toVM, who: look},
+
+	"/blixard.v1.ImageService/PullImage":     {route: here, who: operate},
+	"/blixard.v1.ImageService/ImportImage":   {route: here, who: operate},
+	"/blixard.v1.ImageService/ListImages":    {route: here, who: look},
+	"/blixard.v1.ImageService/GetImage":      {route: here, who: look},
+	"/blixard.v1.ImageService/RemoveImage":   {route: toLeader, who: operate},
+	"/blixard.v1.ImageService/PruneImages":   {route: toLeader, who: operate},
+	"/blixard.v1.ImageService/RegisterImage": {route: toLeader, who: member, agent: true},
+	"/blixard.v1.ImageService/FetchImage":    {route: here, who: member, internal: true},
+
+	"/blixard.v1.VolumeService/CreateVolume":         {route: toLeader, who: operate},
+	"/blixard.v1.VolumeService/ListVolumes":          {route: here, who: look},
+	"/blixard.v1.VolumeService/GetVolume":            {route: toVolume, who: look},
+	"/blixard.v1.VolumeService/ResizeVolume":         {route: toVolume, who: operate},
+	"/blixard.v1.VolumeService/DeleteVolume":         {route: toLeader, who: operate},
+	"/blixard.v1.VolumeService/SnapshotVolume":       {route: toVolume, who: operate},
+	"/blixard.v1.VolumeService/RestoreVolume":        {route: toVolume, who: operate},
+	"/blixard.v1.VolumeService/DeleteVolumeSnapshot": {route: toVolume, who: operate},
+	"/blixard.v1.VolumeService/CloneVolume":          {route: toVolume, who: operate},
+	"/blixard.v1.VolumeService/MoveVolume":           {route: toVolume, who: operate},
+	"/blixard.v1.VolumeService/ReceiveVolume":        {route: here, who: member, internal: true},
+	"/blixard.v1.VolumeService/RegisterVolume":       {route: toLeader, who: member, agent: true},
+
+	"/blixard.v1.NetworkService/CreateNetwork": {route: toLeader, who: operate},
+	"/blixard.v1.NetworkService/ListNetworks":  {route: here, who: look},
+	"/blixard.v1.NetworkService/GetNetwork":    {route: here, who: look},
+	"/blixard.v1.NetworkService/DeleteNetwork": {route: toLeader, who: operate},
+	"/blixard.v1.NetworkService/UpdateNetwork": {route: toLeader, who: operate},
+	"/blixard.v1.NetworkService/CheckNetwork":  {route: here, who: operate},
+
+	"/blixard.v1.SecretService/SetSecret":    {route: toLeader, who: operate},
+	"/blixard.v1.SecretService/ListSecrets":  {route: here, who: operate},
+	"/blixard.v1.SecretService/DeleteSecret": {route: toLeader, who: operate},
 
 	"/blixard.v1.NodeService/ListNodes": {route: here, who: look},
 	"/blixard.v1.NodeService/GetStatus": {route: here, who: look},
@@ -74,6 +114,7 @@ var rules = map[string]rule{
 	"/blixard.v1.AgentService/WatchAllocations": {route: here, agent: true},
 	"/blixard.v1.AgentService/Report":           {route: toLeader, who: member, agent: true},
 	"/blixard.v1.AgentService/RenewLease":       {route: toLeader, who: member, agent: true},
+	"/blixard.v1.AgentService/RevealSecrets":    {route: toLeader, who: member, agent: true},
 
 	"/blixard.v1.ClusterService/GetCluster":      {route: here, who: append(slices.Clone(look), auth.RoleNode)},
 	"/blixard.v1.ClusterService/CreateToken":     {route: toLeader, who: operate},

@@ -22,7 +22,10 @@ import (
 var update = flag.Bool("update", false, "write testdata/rights.txt anew")
 
 // served are the services of a node; those of supervisors and guests are not.
-var served = []string{"VMService", "NodeService", "EventService", "AgentService", "ClusterService", "EnrollService", "ForwardService", "PeerService"}
+var served = []string{
+	"VMService", "NodeService", "EventService", "AgentService", "ClusterService", "EnrollService", "ForwardService", "PeerService",
+	"ImageService", "VolumeService", "NetworkService", "SecretService",
+}
 
 // methods of the descriptors, sorted.
 func methods(t *testing.T) []string {

@@ -61,6 +61,13 @@ type Local interface {
 	LeaseLeft() time.Duration
 }
 
+// Guests is what the node keeps for its VMs.
+type Guests struct {
+	Images   Images
+	Volumes  Volumes
+	Networks Networks
+}
+
 // Consoles reaches the consoles that the supervisors hold.
 type Consoles interface {
 	Console(ctx context.Context, lane driver.Lane, processID string, write, steal bool) (*supervisor.Console, error)
@@ -86,6 +93,8 @@ type Config struct {
 	Membership Membership
 	// Peer takes the messages of other replicas; nil takes none.
 	Peer blixardv1.PeerServiceServer
+	// DefaultNetwork is what VMs get that name no network: its name, or "none".
+	DefaultNetwork string
 	// Metrics are shown to those who may look; nil shows none.
 	Metrics http.Handler
 	Logger  *slog.Logger
@@ -113,8 +122,9 @@ type Server struct {
 	// nanoseconds since the start; 0 when that is not known.
 	fresh atomic.Int64
 
-	mu    sync.Mutex
-	local Local
+	mu     sync.Mutex
+	local  Local
+	guests Guests
 	// streams are the cancel functions of the streams in flight.
 	streams      map[uint64]context.CancelFunc
 	streamNumber uint64
@@ -150,6 +160,10 @@ func New(cfg Config) (*Server, error) {
 	s.register(&blixardv1.NodeService_ServiceDesc, nodeService{Server: s})
 	s.register(&blixardv1.AgentService_ServiceDesc, agentService{Server: s})
 	s.register(&blixardv1.EventService_ServiceDesc, eventService{Server: s})
+	s.register(&blixardv1.ImageService_ServiceDesc, imageService{Server: s})
+	s.register(&blixardv1.VolumeService_ServiceDesc, volumeService{Server: s})
+	s.register(&blixardv1.NetworkService_ServiceDesc, networkService{Server: s})
+	s.register(&blixardv1.SecretService_ServiceDesc, secretService{Server: s})
 	if cfg.Trust != nil {
 		s.register(&blixardv1.ClusterService_ServiceDesc, clusterService{Server: s})
 		s.register(&blixardv1.EnrollService_ServiceDesc, enrollService{Server: s})
@@ -169,6 +183,23 @@ func (s *Server) SetLocal(l Local) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.local = l
+}
+
+// SetGuests tells of what the node keeps for its VMs.
+func (s *Server) SetGuests(g Guests) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.guests = g
+}
+
+func (s *Server) kept() (Guests, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.guests.Images == nil {
+		return Guests{}, problem.New(problem.Unavailable, "node.no_guests", "this node runs no VMs, or is not up yet").
+			WithHint("ask another node, or try again in a moment")
+	}
+	return s.guests, nil
 }
 
 func (s *Server) agent() (Local, error) {

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/imageref"
+	"github.com/blixard/blixard/internal/nearest"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/state"
@@ -63,8 +65,7 @@ func (s *Server) propose(ctx context.Context, key string, cmd *blixardv1.Command
 
 func (s vmService) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest) (*blixardv1.CreateVMResponse, error) {
 	spec := proto.CloneOf(req.GetSpec())
-	fillDefaults(spec)
-	if err := checkPossible(s.cfg.Replica.View(), spec); err != nil {
+	if err := s.complete(ctx, spec); err != nil {
 		return nil, err
 	}
 	name := req.GetName()
@@ -80,8 +81,61 @@ func (s vmService) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest)
 	return &blixardv1.CreateVMResponse{Vm: r.VM}, nil
 }
 
+// complete makes a spec the one that is stored, and refuses what can't be.
+func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
+	fillDefaults(spec)
+	view := s.cfg.Replica.View()
+	var bundle []string
+	for _, i := range bundled(view) {
+		bundle = append(bundle, i.GetName())
+	}
+	if !slices.Contains(bundle, spec.GetImage()) {
+		if near := nearest.Of(spec.GetImage(), bundle); near != "" && !strings.ContainsAny(spec.GetImage(), "/:@") {
+			return problem.New(problem.NotFound, "image.unknown", "no node has an image %q of its own", spec.GetImage()).
+				WithHint("did you mean %s? An image of a registry with that name is %s:latest", near, spec.GetImage())
+		}
+		name, err := imageref.Normalize(spec.GetImage())
+		if err != nil {
+			return err
+		}
+		spec.Image = name
+	}
+	if err := checkPossible(view, spec); err != nil {
+		return err
+	}
+	return s.defaultNetwork(ctx, spec)
+}
+
+func (s vmService) UpdateVM(ctx context.Context, req *blixardv1.UpdateVMRequest) (*blixardv1.UpdateVMResponse, error) {
+	spec := proto.CloneOf(req.GetSpec())
+	if err := s.complete(ctx, spec); err != nil {
+		return nil, err
+	}
+	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_UpdateVm{UpdateVm: &blixardv1.UpdateVMCommand{
+		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), Spec: spec,
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.UpdateVMResponse{Vm: r.VM}, nil
+}
+
+func (s vmService) RenameVM(ctx context.Context, req *blixardv1.RenameVMRequest) (*blixardv1.RenameVMResponse, error) {
+	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_RenameVm{RenameVm: &blixardv1.RenameVMCommand{
+		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), NewName: req.GetNewName(),
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.RenameVMResponse{Vm: r.VM}, nil
+}
+
 // randomName makes a name from the image's, for VMs whose owner gave none.
 func randomName(image string) string {
+	// docker.io/library/nginx:1.27 is nginx.
+	image = image[strings.LastIndexByte(image, '/')+1:]
+	image, _, _ = strings.Cut(image, "@")
+	image, _, _ = strings.Cut(image, ":")
 	base := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
 			return r
@@ -109,6 +163,17 @@ func fillDefaults(s *blixardv1.VMSpec) {
 	}
 	if s.OnNodeLoss == blixardv1.NodeLossPolicy_unspecified {
 		s.OnNodeLoss = blixardv1.NodeLossPolicy_replace
+		if len(s.Volumes) > 0 {
+			s.OnNodeLoss = blixardv1.NodeLossPolicy_keep // its volumes are on that node
+		}
+	}
+	for _, p := range s.Ports {
+		if p.Protocol == blixardv1.Protocol_unspecified {
+			p.Protocol = blixardv1.Protocol_tcp
+		}
+	}
+	if s.Init == blixardv1.InitMode_unspecified {
+		s.Init = blixardv1.InitMode_automatic
 	}
 	if s.Restart == nil {
 		s.Restart = &blixardv1.RestartPolicy{}
@@ -133,11 +198,10 @@ func checkPossible(view *state.View, spec *blixardv1.VMSpec) error {
 		return nil
 	}
 	more := view.Limits().Reservation(spec)
-	var images, kernels []string
+	var kernels []string
 	fits, most := false, uint64(0)
 	short := ""
 	for _, n := range nodes {
-		images = append(images, n.GetFingerprint().GetImages()...)
 		kernels = append(kernels, n.GetFingerprint().GetKernels()...)
 		most = max(most, n.GetAllocatable().GetMemoryMib())
 		s, ok := state.Fits(n.GetAllocatable(), &blixardv1.Resources{}, more)
@@ -146,10 +210,6 @@ func checkPossible(view *state.View, spec *blixardv1.VMSpec) error {
 		} else {
 			short = s
 		}
-	}
-	if !slices.Contains(images, spec.GetImage()) {
-		return problem.New(problem.NotFound, "image.unknown", "no node has an image %q", spec.GetImage()).
-			WithHint("images there are: %s", sortedList(images))
 	}
 	if k := spec.GetKernel(); k != "" && !slices.Contains(kernels, k) {
 		return problem.New(problem.NotFound, "kernel.unknown", "no node has a kernel %q", k).

@@ -2152,6 +2152,173 @@ func (*AttachResponse_ExitCode) isAttachResponse_Message() {}
 
 func (*AttachResponse_Started) isAttachResponse_Message() {}
 
+type TopRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopRequest) Reset() {
+	*x = TopRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopRequest) ProtoMessage() {}
+
+func (x *TopRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopRequest.ProtoReflect.Descriptor instead.
+func (*TopRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *TopRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type TopResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// processes with the most processor time first, at most 32.
+	Processes     []*GuestProcess `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopResponse) Reset() {
+	*x = TopResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopResponse) ProtoMessage() {}
+
+func (x *TopResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
+func (*TopResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *TopResponse) GetProcesses() []*GuestProcess {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+// GuestProcess is a process inside a guest, as the guest tells of it.
+type GuestProcess struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	User  string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	// cpu is the processor time it has used.
+	Cpu           *durationpb.Duration `protobuf:"bytes,3,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	MemoryBytes   uint64               `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Command       string               `protobuf:"bytes,5,opt,name=command,proto3" json:"command,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestProcess) Reset() {
+	*x = GuestProcess{}
+	mi := &file_blixard_v1_services_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestProcess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestProcess) ProtoMessage() {}
+
+func (x *GuestProcess) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestProcess.ProtoReflect.Descriptor instead.
+func (*GuestProcess) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *GuestProcess) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *GuestProcess) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *GuestProcess) GetCpu() *durationpb.Duration {
+	if x != nil {
+		return x.Cpu
+	}
+	return nil
+}
+
+func (x *GuestProcess) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *GuestProcess) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
 type UpdateVMRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -2166,7 +2333,7 @@ type UpdateVMRequest struct {
 
 func (x *UpdateVMRequest) Reset() {
 	*x = UpdateVMRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[31]
+	mi := &file_blixard_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2345,7 @@ func (x *UpdateVMRequest) String() string {
 func (*UpdateVMRequest) ProtoMessage() {}
 
 func (x *UpdateVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[31]
+	mi := &file_blixard_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2358,7 @@ func (x *UpdateVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVMRequest.ProtoReflect.Descriptor instead.
 func (*UpdateVMRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UpdateVMRequest) GetIdempotencyKey() string {
@@ -2231,7 +2398,7 @@ type UpdateVMResponse struct {
 
 func (x *UpdateVMResponse) Reset() {
 	*x = UpdateVMResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[32]
+	mi := &file_blixard_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2410,7 @@ func (x *UpdateVMResponse) String() string {
 func (*UpdateVMResponse) ProtoMessage() {}
 
 func (x *UpdateVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[32]
+	mi := &file_blixard_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2423,7 @@ func (x *UpdateVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVMResponse.ProtoReflect.Descriptor instead.
 func (*UpdateVMResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UpdateVMResponse) GetVm() *VM {
@@ -2278,7 +2445,7 @@ type RenameVMRequest struct {
 
 func (x *RenameVMRequest) Reset() {
 	*x = RenameVMRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[33]
+	mi := &file_blixard_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2290,7 +2457,7 @@ func (x *RenameVMRequest) String() string {
 func (*RenameVMRequest) ProtoMessage() {}
 
 func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[33]
+	mi := &file_blixard_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2303,7 +2470,7 @@ func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMRequest.ProtoReflect.Descriptor instead.
 func (*RenameVMRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RenameVMRequest) GetIdempotencyKey() string {
@@ -2343,7 +2510,7 @@ type RenameVMResponse struct {
 
 func (x *RenameVMResponse) Reset() {
 	*x = RenameVMResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[34]
+	mi := &file_blixard_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2522,7 @@ func (x *RenameVMResponse) String() string {
 func (*RenameVMResponse) ProtoMessage() {}
 
 func (x *RenameVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[34]
+	mi := &file_blixard_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2535,7 @@ func (x *RenameVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMResponse.ProtoReflect.Descriptor instead.
 func (*RenameVMResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RenameVMResponse) GetVm() *VM {
@@ -2392,7 +2559,7 @@ type CopyStart struct {
 
 func (x *CopyStart) Reset() {
 	*x = CopyStart{}
-	mi := &file_blixard_v1_services_proto_msgTypes[35]
+	mi := &file_blixard_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +2571,7 @@ func (x *CopyStart) String() string {
 func (*CopyStart) ProtoMessage() {}
 
 func (x *CopyStart) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[35]
+	mi := &file_blixard_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +2584,7 @@ func (x *CopyStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyStart.ProtoReflect.Descriptor instead.
 func (*CopyStart) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CopyStart) GetName() string {
@@ -2455,7 +2622,7 @@ type CopyRequest struct {
 
 func (x *CopyRequest) Reset() {
 	*x = CopyRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[36]
+	mi := &file_blixard_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2634,7 @@ func (x *CopyRequest) String() string {
 func (*CopyRequest) ProtoMessage() {}
 
 func (x *CopyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[36]
+	mi := &file_blixard_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2647,7 @@ func (x *CopyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyRequest.ProtoReflect.Descriptor instead.
 func (*CopyRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CopyRequest) GetMessage() isCopyRequest_Message {
@@ -2553,7 +2720,7 @@ type CopyResponse struct {
 
 func (x *CopyResponse) Reset() {
 	*x = CopyResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[37]
+	mi := &file_blixard_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +2732,7 @@ func (x *CopyResponse) String() string {
 func (*CopyResponse) ProtoMessage() {}
 
 func (x *CopyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[37]
+	mi := &file_blixard_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +2745,7 @@ func (x *CopyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyResponse.ProtoReflect.Descriptor instead.
 func (*CopyResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CopyResponse) GetMessage() isCopyResponse_Message {
@@ -2634,7 +2801,7 @@ type ForwardStart struct {
 
 func (x *ForwardStart) Reset() {
 	*x = ForwardStart{}
-	mi := &file_blixard_v1_services_proto_msgTypes[38]
+	mi := &file_blixard_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +2813,7 @@ func (x *ForwardStart) String() string {
 func (*ForwardStart) ProtoMessage() {}
 
 func (x *ForwardStart) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[38]
+	mi := &file_blixard_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +2826,7 @@ func (x *ForwardStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardStart.ProtoReflect.Descriptor instead.
 func (*ForwardStart) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ForwardStart) GetName() string {
@@ -2690,7 +2857,7 @@ type ForwardRequest struct {
 
 func (x *ForwardRequest) Reset() {
 	*x = ForwardRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[39]
+	mi := &file_blixard_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +2869,7 @@ func (x *ForwardRequest) String() string {
 func (*ForwardRequest) ProtoMessage() {}
 
 func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[39]
+	mi := &file_blixard_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +2882,7 @@ func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
 func (*ForwardRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ForwardRequest) GetMessage() isForwardRequest_Message {
@@ -2789,7 +2956,7 @@ type ForwardResponse struct {
 
 func (x *ForwardResponse) Reset() {
 	*x = ForwardResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[40]
+	mi := &file_blixard_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +2968,7 @@ func (x *ForwardResponse) String() string {
 func (*ForwardResponse) ProtoMessage() {}
 
 func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[40]
+	mi := &file_blixard_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +2981,7 @@ func (x *ForwardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardResponse.ProtoReflect.Descriptor instead.
 func (*ForwardResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ForwardResponse) GetMessage() isForwardResponse_Message {
@@ -2884,7 +3051,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[41]
+	mi := &file_blixard_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3063,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[41]
+	mi := &file_blixard_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3076,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StatsRequest) GetName() string {
@@ -2934,7 +3101,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[42]
+	mi := &file_blixard_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2946,7 +3113,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[42]
+	mi := &file_blixard_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2959,7 +3126,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatsResponse) GetMemoryTotalBytes() uint64 {
@@ -3021,7 +3188,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[43]
+	mi := &file_blixard_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3200,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[43]
+	mi := &file_blixard_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3213,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListNodesRequest) GetStale() bool {
@@ -3068,7 +3235,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[44]
+	mi := &file_blixard_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3080,7 +3247,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[44]
+	mi := &file_blixard_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3093,7 +3260,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -3125,7 +3292,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[45]
+	mi := &file_blixard_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3137,7 +3304,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[45]
+	mi := &file_blixard_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3150,7 +3317,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 type GetStatusResponse struct {
@@ -3177,7 +3344,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[46]
+	mi := &file_blixard_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3356,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[46]
+	mi := &file_blixard_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3369,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetStatusResponse) GetNode() *Node {
@@ -3310,7 +3477,7 @@ type SupervisorStatus struct {
 
 func (x *SupervisorStatus) Reset() {
 	*x = SupervisorStatus{}
-	mi := &file_blixard_v1_services_proto_msgTypes[47]
+	mi := &file_blixard_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3322,7 +3489,7 @@ func (x *SupervisorStatus) String() string {
 func (*SupervisorStatus) ProtoMessage() {}
 
 func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[47]
+	mi := &file_blixard_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3335,7 +3502,7 @@ func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatus.ProtoReflect.Descriptor instead.
 func (*SupervisorStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SupervisorStatus) GetLane() string {
@@ -3385,7 +3552,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[48]
+	mi := &file_blixard_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3397,7 +3564,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[48]
+	mi := &file_blixard_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3410,7 +3577,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RegisterRequest) GetNodeId() string {
@@ -3450,7 +3617,7 @@ type RegisterResponse struct {
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[49]
+	mi := &file_blixard_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3462,7 +3629,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[49]
+	mi := &file_blixard_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3475,7 +3642,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RegisterResponse) GetNode() *Node {
@@ -3494,7 +3661,7 @@ type WatchAllocationsRequest struct {
 
 func (x *WatchAllocationsRequest) Reset() {
 	*x = WatchAllocationsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[50]
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3506,7 +3673,7 @@ func (x *WatchAllocationsRequest) String() string {
 func (*WatchAllocationsRequest) ProtoMessage() {}
 
 func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[50]
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3519,7 +3686,7 @@ func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *WatchAllocationsRequest) GetNodeId() string {
@@ -3541,7 +3708,7 @@ type WatchAllocationsResponse struct {
 
 func (x *WatchAllocationsResponse) Reset() {
 	*x = WatchAllocationsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[51]
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3553,7 +3720,7 @@ func (x *WatchAllocationsResponse) String() string {
 func (*WatchAllocationsResponse) ProtoMessage() {}
 
 func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[51]
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3566,7 +3733,7 @@ func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *WatchAllocationsResponse) GetIndex() uint64 {
@@ -3611,7 +3778,7 @@ type AllocationReport struct {
 
 func (x *AllocationReport) Reset() {
 	*x = AllocationReport{}
-	mi := &file_blixard_v1_services_proto_msgTypes[52]
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3623,7 +3790,7 @@ func (x *AllocationReport) String() string {
 func (*AllocationReport) ProtoMessage() {}
 
 func (x *AllocationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[52]
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3636,7 +3803,7 @@ func (x *AllocationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationReport.ProtoReflect.Descriptor instead.
 func (*AllocationReport) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *AllocationReport) GetAllocationId() string {
@@ -3678,7 +3845,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3690,7 +3857,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3703,7 +3870,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ReportRequest) GetNodeId() string {
@@ -3736,7 +3903,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3748,7 +3915,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3761,7 +3928,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ReportResponse) GetIndex() uint64 {
@@ -3785,7 +3952,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3797,7 +3964,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3810,7 +3977,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RenewLeaseRequest) GetNodeId() string {
@@ -3844,7 +4011,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3856,7 +4023,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3869,12 +4036,109 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RenewLeaseResponse) GetTtl() *durationpb.Duration {
 	if x != nil {
 		return x.Ttl
+	}
+	return nil
+}
+
+type RevealSecretsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	AllocationId  string                 `protobuf:"bytes,2,opt,name=allocation_id,json=allocationId,proto3" json:"allocation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevealSecretsRequest) Reset() {
+	*x = RevealSecretsRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevealSecretsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevealSecretsRequest) ProtoMessage() {}
+
+func (x *RevealSecretsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevealSecretsRequest.ProtoReflect.Descriptor instead.
+func (*RevealSecretsRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *RevealSecretsRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RevealSecretsRequest) GetAllocationId() string {
+	if x != nil {
+		return x.AllocationId
+	}
+	return ""
+}
+
+type RevealSecretsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// values by the names of the secrets.
+	Values        map[string][]byte `protobuf:"bytes,1,rep,name=values,proto3" json:"values,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevealSecretsResponse) Reset() {
+	*x = RevealSecretsResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevealSecretsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevealSecretsResponse) ProtoMessage() {}
+
+func (x *RevealSecretsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevealSecretsResponse.ProtoReflect.Descriptor instead.
+func (*RevealSecretsResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *RevealSecretsResponse) GetValues() map[string][]byte {
+	if x != nil {
+		return x.Values
 	}
 	return nil
 }
@@ -3891,7 +4155,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[57]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3903,7 +4167,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[57]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3916,7 +4180,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListEventsRequest) GetObject() string {
@@ -3943,7 +4207,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[58]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3955,7 +4219,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[58]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3968,7 +4232,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -3996,7 +4260,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4008,7 +4272,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4021,7 +4285,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *WatchEventsRequest) GetObject() string {
@@ -4048,7 +4312,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4060,7 +4324,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4073,7 +4337,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -4107,7 +4371,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4119,7 +4383,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4132,7 +4396,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Problem) GetKind() string {
@@ -4317,7 +4581,18 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x06stderr\x18\x02 \x01(\fH\x00R\x06stderr\x12\x1d\n" +
 	"\texit_code\x18\x03 \x01(\x05H\x00R\bexitCode\x12\x1a\n" +
 	"\astarted\x18\x04 \x01(\bH\x00R\astartedB\t\n" +
-	"\amessage\"\xb9\x01\n" +
+	"\amessage\"+\n" +
+	"\n" +
+	"TopRequest\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"E\n" +
+	"\vTopResponse\x126\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x18.blixard.v1.GuestProcessR\tprocesses\"\x9e\x01\n" +
+	"\fGuestProcess\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12+\n" +
+	"\x03cpu\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03cpu\x12!\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\x12\x18\n" +
+	"\acommand\x18\x05 \x01(\tR\acommand\"\xb9\x01\n" +
 	"\x0fUpdateVMRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
 	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
@@ -4436,7 +4711,15 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\"A\n" +
 	"\x12RenewLeaseResponse\x12+\n" +
-	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"T\n" +
+	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"j\n" +
+	"\x14RevealSecretsRequest\x12\"\n" +
+	"\anode_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06nodeId\x12.\n" +
+	"\rallocation_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\fallocationId\"\x99\x01\n" +
+	"\x15RevealSecretsResponse\x12E\n" +
+	"\x06values\x18\x01 \x03(\v2-.blixard.v1.RevealSecretsResponse.ValuesEntryR\x06values\x1a9\n" +
+	"\vValuesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"T\n" +
 	"\x11ListEventsRequest\x12\x1f\n" +
 	"\x06object\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06object\x12\x1e\n" +
 	"\x05limit\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05limit\"U\n" +
@@ -4454,7 +4737,7 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint2\x9e\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint2\xd6\n" +
 	"\n" +
 	"\tVMService\x12E\n" +
 	"\bCreateVM\x12\x1b.blixard.v1.CreateVMRequest\x1a\x1c.blixard.v1.CreateVMResponse\x12<\n" +
@@ -4475,16 +4758,18 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\bUpdateVM\x12\x1b.blixard.v1.UpdateVMRequest\x1a\x1c.blixard.v1.UpdateVMResponse\x12E\n" +
 	"\bRenameVM\x12\x1b.blixard.v1.RenameVMRequest\x1a\x1c.blixard.v1.RenameVMResponse\x12=\n" +
 	"\x04Copy\x12\x17.blixard.v1.CopyRequest\x1a\x18.blixard.v1.CopyResponse(\x010\x01\x12F\n" +
-	"\aForward\x12\x1a.blixard.v1.ForwardRequest\x1a\x1b.blixard.v1.ForwardResponse(\x010\x012\xa1\x01\n" +
+	"\aForward\x12\x1a.blixard.v1.ForwardRequest\x1a\x1b.blixard.v1.ForwardResponse(\x010\x01\x126\n" +
+	"\x03Top\x12\x16.blixard.v1.TopRequest\x1a\x17.blixard.v1.TopResponse2\xa1\x01\n" +
 	"\vNodeService\x12H\n" +
 	"\tListNodes\x12\x1c.blixard.v1.ListNodesRequest\x1a\x1d.blixard.v1.ListNodesResponse\x12H\n" +
-	"\tGetStatus\x12\x1c.blixard.v1.GetStatusRequest\x1a\x1d.blixard.v1.GetStatusResponse2\xc4\x02\n" +
+	"\tGetStatus\x12\x1c.blixard.v1.GetStatusRequest\x1a\x1d.blixard.v1.GetStatusResponse2\x9a\x03\n" +
 	"\fAgentService\x12E\n" +
 	"\bRegister\x12\x1b.blixard.v1.RegisterRequest\x1a\x1c.blixard.v1.RegisterResponse\x12_\n" +
 	"\x10WatchAllocations\x12#.blixard.v1.WatchAllocationsRequest\x1a$.blixard.v1.WatchAllocationsResponse0\x01\x12?\n" +
 	"\x06Report\x12\x19.blixard.v1.ReportRequest\x1a\x1a.blixard.v1.ReportResponse\x12K\n" +
 	"\n" +
-	"RenewLease\x12\x1d.blixard.v1.RenewLeaseRequest\x1a\x1e.blixard.v1.RenewLeaseResponse2\xad\x01\n" +
+	"RenewLease\x12\x1d.blixard.v1.RenewLeaseRequest\x1a\x1e.blixard.v1.RenewLeaseResponse\x12T\n" +
+	"\rRevealSecrets\x12 .blixard.v1.RevealSecretsRequest\x1a!.blixard.v1.RevealSecretsResponse2\xad\x01\n" +
 	"\fEventService\x12K\n" +
 	"\n" +
 	"ListEvents\x12\x1d.blixard.v1.ListEventsRequest\x1a\x1e.blixard.v1.ListEventsResponse\x12P\n" +
@@ -4502,7 +4787,7 @@ func file_blixard_v1_services_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_services_proto_rawDescData
 }
 
-var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
 var file_blixard_v1_services_proto_goTypes = []any{
 	(*CreateVMRequest)(nil),          // 0: blixard.v1.CreateVMRequest
 	(*CreateVMResponse)(nil),         // 1: blixard.v1.CreateVMResponse
@@ -4535,161 +4820,174 @@ var file_blixard_v1_services_proto_goTypes = []any{
 	(*AttachStart)(nil),              // 28: blixard.v1.AttachStart
 	(*AttachRequest)(nil),            // 29: blixard.v1.AttachRequest
 	(*AttachResponse)(nil),           // 30: blixard.v1.AttachResponse
-	(*UpdateVMRequest)(nil),          // 31: blixard.v1.UpdateVMRequest
-	(*UpdateVMResponse)(nil),         // 32: blixard.v1.UpdateVMResponse
-	(*RenameVMRequest)(nil),          // 33: blixard.v1.RenameVMRequest
-	(*RenameVMResponse)(nil),         // 34: blixard.v1.RenameVMResponse
-	(*CopyStart)(nil),                // 35: blixard.v1.CopyStart
-	(*CopyRequest)(nil),              // 36: blixard.v1.CopyRequest
-	(*CopyResponse)(nil),             // 37: blixard.v1.CopyResponse
-	(*ForwardStart)(nil),             // 38: blixard.v1.ForwardStart
-	(*ForwardRequest)(nil),           // 39: blixard.v1.ForwardRequest
-	(*ForwardResponse)(nil),          // 40: blixard.v1.ForwardResponse
-	(*StatsRequest)(nil),             // 41: blixard.v1.StatsRequest
-	(*StatsResponse)(nil),            // 42: blixard.v1.StatsResponse
-	(*ListNodesRequest)(nil),         // 43: blixard.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),        // 44: blixard.v1.ListNodesResponse
-	(*GetStatusRequest)(nil),         // 45: blixard.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 46: blixard.v1.GetStatusResponse
-	(*SupervisorStatus)(nil),         // 47: blixard.v1.SupervisorStatus
-	(*RegisterRequest)(nil),          // 48: blixard.v1.RegisterRequest
-	(*RegisterResponse)(nil),         // 49: blixard.v1.RegisterResponse
-	(*WatchAllocationsRequest)(nil),  // 50: blixard.v1.WatchAllocationsRequest
-	(*WatchAllocationsResponse)(nil), // 51: blixard.v1.WatchAllocationsResponse
-	(*AllocationReport)(nil),         // 52: blixard.v1.AllocationReport
-	(*ReportRequest)(nil),            // 53: blixard.v1.ReportRequest
-	(*ReportResponse)(nil),           // 54: blixard.v1.ReportResponse
-	(*RenewLeaseRequest)(nil),        // 55: blixard.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),       // 56: blixard.v1.RenewLeaseResponse
-	(*ListEventsRequest)(nil),        // 57: blixard.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),       // 58: blixard.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),       // 59: blixard.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 60: blixard.v1.WatchEventsResponse
-	(*Problem)(nil),                  // 61: blixard.v1.Problem
-	nil,                              // 62: blixard.v1.CreateVMRequest.LabelsEntry
-	nil,                              // 63: blixard.v1.LabelVMRequest.LabelsEntry
-	nil,                              // 64: blixard.v1.GetStatusResponse.VmsByStateEntry
-	(*VMSpec)(nil),                   // 65: blixard.v1.VMSpec
-	(*VM)(nil),                       // 66: blixard.v1.VM
-	(*durationpb.Duration)(nil),      // 67: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 68: google.protobuf.Timestamp
-	(*EnvVar)(nil),                   // 69: blixard.v1.EnvVar
-	(*Node)(nil),                     // 70: blixard.v1.Node
-	(*NodeFingerprint)(nil),          // 71: blixard.v1.NodeFingerprint
-	(*Allocation)(nil),               // 72: blixard.v1.Allocation
-	(*VMStatus)(nil),                 // 73: blixard.v1.VMStatus
-	(*Event)(nil),                    // 74: blixard.v1.Event
+	(*TopRequest)(nil),               // 31: blixard.v1.TopRequest
+	(*TopResponse)(nil),              // 32: blixard.v1.TopResponse
+	(*GuestProcess)(nil),             // 33: blixard.v1.GuestProcess
+	(*UpdateVMRequest)(nil),          // 34: blixard.v1.UpdateVMRequest
+	(*UpdateVMResponse)(nil),         // 35: blixard.v1.UpdateVMResponse
+	(*RenameVMRequest)(nil),          // 36: blixard.v1.RenameVMRequest
+	(*RenameVMResponse)(nil),         // 37: blixard.v1.RenameVMResponse
+	(*CopyStart)(nil),                // 38: blixard.v1.CopyStart
+	(*CopyRequest)(nil),              // 39: blixard.v1.CopyRequest
+	(*CopyResponse)(nil),             // 40: blixard.v1.CopyResponse
+	(*ForwardStart)(nil),             // 41: blixard.v1.ForwardStart
+	(*ForwardRequest)(nil),           // 42: blixard.v1.ForwardRequest
+	(*ForwardResponse)(nil),          // 43: blixard.v1.ForwardResponse
+	(*StatsRequest)(nil),             // 44: blixard.v1.StatsRequest
+	(*StatsResponse)(nil),            // 45: blixard.v1.StatsResponse
+	(*ListNodesRequest)(nil),         // 46: blixard.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),        // 47: blixard.v1.ListNodesResponse
+	(*GetStatusRequest)(nil),         // 48: blixard.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 49: blixard.v1.GetStatusResponse
+	(*SupervisorStatus)(nil),         // 50: blixard.v1.SupervisorStatus
+	(*RegisterRequest)(nil),          // 51: blixard.v1.RegisterRequest
+	(*RegisterResponse)(nil),         // 52: blixard.v1.RegisterResponse
+	(*WatchAllocationsRequest)(nil),  // 53: blixard.v1.WatchAllocationsRequest
+	(*WatchAllocationsResponse)(nil), // 54: blixard.v1.WatchAllocationsResponse
+	(*AllocationReport)(nil),         // 55: blixard.v1.AllocationReport
+	(*ReportRequest)(nil),            // 56: blixard.v1.ReportRequest
+	(*ReportResponse)(nil),           // 57: blixard.v1.ReportResponse
+	(*RenewLeaseRequest)(nil),        // 58: blixard.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),       // 59: blixard.v1.RenewLeaseResponse
+	(*RevealSecretsRequest)(nil),     // 60: blixard.v1.RevealSecretsRequest
+	(*RevealSecretsResponse)(nil),    // 61: blixard.v1.RevealSecretsResponse
+	(*ListEventsRequest)(nil),        // 62: blixard.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 63: blixard.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),       // 64: blixard.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 65: blixard.v1.WatchEventsResponse
+	(*Problem)(nil),                  // 66: blixard.v1.Problem
+	nil,                              // 67: blixard.v1.CreateVMRequest.LabelsEntry
+	nil,                              // 68: blixard.v1.LabelVMRequest.LabelsEntry
+	nil,                              // 69: blixard.v1.GetStatusResponse.VmsByStateEntry
+	nil,                              // 70: blixard.v1.RevealSecretsResponse.ValuesEntry
+	(*VMSpec)(nil),                   // 71: blixard.v1.VMSpec
+	(*VM)(nil),                       // 72: blixard.v1.VM
+	(*durationpb.Duration)(nil),      // 73: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 74: google.protobuf.Timestamp
+	(*EnvVar)(nil),                   // 75: blixard.v1.EnvVar
+	(*Node)(nil),                     // 76: blixard.v1.Node
+	(*NodeFingerprint)(nil),          // 77: blixard.v1.NodeFingerprint
+	(*Allocation)(nil),               // 78: blixard.v1.Allocation
+	(*VMStatus)(nil),                 // 79: blixard.v1.VMStatus
+	(*Event)(nil),                    // 80: blixard.v1.Event
 }
 var file_blixard_v1_services_proto_depIdxs = []int32{
-	65, // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	62, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
-	66, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
-	66, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
-	67, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
-	66, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
-	67, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
-	66, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
-	67, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	66, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
-	67, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
-	66, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
-	67, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
-	66, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
-	63, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
+	71, // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	67, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
+	72, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
+	72, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
+	73, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
+	72, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
+	73, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
+	72, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
+	73, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	72, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
+	73, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
+	72, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
+	73, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
+	72, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
+	68, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
 	14, // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
-	61, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
-	66, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
-	68, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	66, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
+	72, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
+	74, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
 	22, // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	69, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
+	75, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
 	22, // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
 	25, // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
 	22, // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
 	22, // 24: blixard.v1.AttachStart.size:type_name -> blixard.v1.TerminalSize
 	28, // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
 	22, // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
-	65, // 27: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	66, // 28: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
-	66, // 29: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
-	35, // 30: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
-	38, // 31: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
-	67, // 32: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
-	70, // 33: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	67, // 34: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
-	70, // 35: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	68, // 36: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	47, // 37: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	64, // 38: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	68, // 39: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	67, // 40: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	71, // 41: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	70, // 42: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	72, // 43: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	73, // 44: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
-	52, // 45: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	67, // 46: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	67, // 47: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	74, // 48: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
-	74, // 49: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,  // 50: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,  // 51: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,  // 52: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,  // 53: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,  // 54: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10, // 55: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12, // 56: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14, // 57: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16, // 58: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18, // 59: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20, // 60: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23, // 61: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26, // 62: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29, // 63: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	41, // 64: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	31, // 65: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
-	33, // 66: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
-	36, // 67: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
-	39, // 68: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
-	43, // 69: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	45, // 70: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	48, // 71: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	50, // 72: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	53, // 73: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	55, // 74: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	57, // 75: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	59, // 76: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,  // 77: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,  // 78: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,  // 79: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,  // 80: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,  // 81: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11, // 82: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13, // 83: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15, // 84: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17, // 85: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19, // 86: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21, // 87: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24, // 88: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27, // 89: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30, // 90: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	42, // 91: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	32, // 92: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
-	34, // 93: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
-	37, // 94: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
-	40, // 95: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
-	44, // 96: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	46, // 97: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	49, // 98: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	51, // 99: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	54, // 100: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	56, // 101: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	58, // 102: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	60, // 103: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	77, // [77:104] is the sub-list for method output_type
-	50, // [50:77] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	33, // 27: blixard.v1.TopResponse.processes:type_name -> blixard.v1.GuestProcess
+	73, // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
+	71, // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	72, // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
+	72, // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
+	38, // 32: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
+	41, // 33: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
+	73, // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
+	76, // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
+	73, // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
+	76, // 37: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	74, // 38: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	50, // 39: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
+	69, // 40: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	74, // 41: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	73, // 42: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	77, // 43: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	76, // 44: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	78, // 45: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	79, // 46: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	55, // 47: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
+	73, // 48: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	73, // 49: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	70, // 50: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
+	80, // 51: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	80, // 52: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	0,  // 53: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,  // 54: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,  // 55: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,  // 56: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,  // 57: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10, // 58: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12, // 59: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14, // 60: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16, // 61: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18, // 62: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20, // 63: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23, // 64: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26, // 65: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29, // 66: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	44, // 67: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	34, // 68: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
+	36, // 69: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
+	39, // 70: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
+	42, // 71: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
+	31, // 72: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
+	46, // 73: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	48, // 74: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	51, // 75: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	53, // 76: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	56, // 77: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	58, // 78: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	60, // 79: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
+	62, // 80: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	64, // 81: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,  // 82: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,  // 83: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,  // 84: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,  // 85: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,  // 86: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11, // 87: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13, // 88: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15, // 89: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17, // 90: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19, // 91: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21, // 92: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24, // 93: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27, // 94: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30, // 95: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	45, // 96: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	35, // 97: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
+	37, // 98: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
+	40, // 99: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
+	43, // 100: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
+	32, // 101: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
+	47, // 102: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	49, // 103: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	52, // 104: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	54, // 105: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	57, // 106: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	59, // 107: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	61, // 108: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
+	63, // 109: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	65, // 110: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	82, // [82:111] is the sub-list for method output_type
+	53, // [53:82] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }
@@ -4726,21 +5024,21 @@ func file_blixard_v1_services_proto_init() {
 		(*AttachResponse_ExitCode)(nil),
 		(*AttachResponse_Started)(nil),
 	}
-	file_blixard_v1_services_proto_msgTypes[36].OneofWrappers = []any{
+	file_blixard_v1_services_proto_msgTypes[39].OneofWrappers = []any{
 		(*CopyRequest_Start)(nil),
 		(*CopyRequest_Data)(nil),
 		(*CopyRequest_End)(nil),
 	}
-	file_blixard_v1_services_proto_msgTypes[37].OneofWrappers = []any{
+	file_blixard_v1_services_proto_msgTypes[40].OneofWrappers = []any{
 		(*CopyResponse_Data)(nil),
 		(*CopyResponse_Done)(nil),
 	}
-	file_blixard_v1_services_proto_msgTypes[39].OneofWrappers = []any{
+	file_blixard_v1_services_proto_msgTypes[42].OneofWrappers = []any{
 		(*ForwardRequest_Start)(nil),
 		(*ForwardRequest_Data)(nil),
 		(*ForwardRequest_End)(nil),
 	}
-	file_blixard_v1_services_proto_msgTypes[40].OneofWrappers = []any{
+	file_blixard_v1_services_proto_msgTypes[43].OneofWrappers = []any{
 		(*ForwardResponse_Started)(nil),
 		(*ForwardResponse_Data)(nil),
 		(*ForwardResponse_End)(nil),
@@ -4751,7 +5049,7 @@ func file_blixard_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_services_proto_rawDesc), len(file_blixard_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   65,
+			NumMessages:   71,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -38,6 +38,7 @@ const (
 	VMService_RenameVM_FullMethodName  = "/blixard.v1.VMService/RenameVM"
 	VMService_Copy_FullMethodName      = "/blixard.v1.VMService/Copy"
 	VMService_Forward_FullMethodName   = "/blixard.v1.VMService/Forward"
+	VMService_Top_FullMethodName       = "/blixard.v1.VMService/Top"
 )
 
 // VMServiceClient is the client API for VMService service.
@@ -83,6 +84,8 @@ type VMServiceClient interface {
 	Copy(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CopyRequest, CopyResponse], error)
 	// Forward carries one TCP connection to a port of a running VM.
 	Forward(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ForwardRequest, ForwardResponse], error)
+	// Top tells of the processes of a running VM.
+	Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (*TopResponse, error)
 }
 
 type vMServiceClient struct {
@@ -319,6 +322,16 @@ func (c *vMServiceClient) Forward(ctx context.Context, opts ...grpc.CallOption) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type VMService_ForwardClient = grpc.BidiStreamingClient[ForwardRequest, ForwardResponse]
 
+func (c *vMServiceClient) Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (*TopResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TopResponse)
+	err := c.cc.Invoke(ctx, VMService_Top_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VMServiceServer is the server API for VMService service.
 // All implementations must embed UnimplementedVMServiceServer
 // for forward compatibility.
@@ -362,6 +375,8 @@ type VMServiceServer interface {
 	Copy(grpc.BidiStreamingServer[CopyRequest, CopyResponse]) error
 	// Forward carries one TCP connection to a port of a running VM.
 	Forward(grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]) error
+	// Top tells of the processes of a running VM.
+	Top(context.Context, *TopRequest) (*TopResponse, error)
 	mustEmbedUnimplementedVMServiceServer()
 }
 
@@ -428,6 +443,9 @@ func (UnimplementedVMServiceServer) Copy(grpc.BidiStreamingServer[CopyRequest, C
 }
 func (UnimplementedVMServiceServer) Forward(grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]) error {
 	return status.Error(codes.Unimplemented, "method Forward not implemented")
+}
+func (UnimplementedVMServiceServer) Top(context.Context, *TopRequest) (*TopResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Top not implemented")
 }
 func (UnimplementedVMServiceServer) mustEmbedUnimplementedVMServiceServer() {}
 func (UnimplementedVMServiceServer) testEmbeddedByValue()                   {}
@@ -712,6 +730,24 @@ func _VMService_Forward_Handler(srv interface{}, stream grpc.ServerStream) error
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type VMService_ForwardServer = grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]
 
+func _VMService_Top_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TopRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).Top(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_Top_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).Top(ctx, req.(*TopRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // VMService_ServiceDesc is the grpc.ServiceDesc for VMService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -762,6 +798,10 @@ var VMService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RenameVM",
 			Handler:    _VMService_RenameVM_Handler,
+		},
+		{
+			MethodName: "Top",
+			Handler:    _VMService_Top_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -966,6 +1006,7 @@ const (
 	AgentService_WatchAllocations_FullMethodName = "/blixard.v1.AgentService/WatchAllocations"
 	AgentService_Report_FullMethodName           = "/blixard.v1.AgentService/Report"
 	AgentService_RenewLease_FullMethodName       = "/blixard.v1.AgentService/RenewLease"
+	AgentService_RevealSecrets_FullMethodName    = "/blixard.v1.AgentService/RevealSecrets"
 )
 
 // AgentServiceClient is the client API for AgentService service.
@@ -983,6 +1024,8 @@ type AgentServiceClient interface {
 	// RenewLease asks for the node's lease. It is granted only after a quorum
 	// round that began after the request arrived.
 	RenewLease(ctx context.Context, in *RenewLeaseRequest, opts ...grpc.CallOption) (*RenewLeaseResponse, error)
+	// RevealSecrets opens the secrets of an allocation for the node that has it.
+	RevealSecrets(ctx context.Context, in *RevealSecretsRequest, opts ...grpc.CallOption) (*RevealSecretsResponse, error)
 }
 
 type agentServiceClient struct {
@@ -1042,6 +1085,16 @@ func (c *agentServiceClient) RenewLease(ctx context.Context, in *RenewLeaseReque
 	return out, nil
 }
 
+func (c *agentServiceClient) RevealSecrets(ctx context.Context, in *RevealSecretsRequest, opts ...grpc.CallOption) (*RevealSecretsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevealSecretsResponse)
+	err := c.cc.Invoke(ctx, AgentService_RevealSecrets_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServiceServer is the server API for AgentService service.
 // All implementations must embed UnimplementedAgentServiceServer
 // for forward compatibility.
@@ -1057,6 +1110,8 @@ type AgentServiceServer interface {
 	// RenewLease asks for the node's lease. It is granted only after a quorum
 	// round that began after the request arrived.
 	RenewLease(context.Context, *RenewLeaseRequest) (*RenewLeaseResponse, error)
+	// RevealSecrets opens the secrets of an allocation for the node that has it.
+	RevealSecrets(context.Context, *RevealSecretsRequest) (*RevealSecretsResponse, error)
 	mustEmbedUnimplementedAgentServiceServer()
 }
 
@@ -1078,6 +1133,9 @@ func (UnimplementedAgentServiceServer) Report(context.Context, *ReportRequest) (
 }
 func (UnimplementedAgentServiceServer) RenewLease(context.Context, *RenewLeaseRequest) (*RenewLeaseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewLease not implemented")
+}
+func (UnimplementedAgentServiceServer) RevealSecrets(context.Context, *RevealSecretsRequest) (*RevealSecretsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevealSecrets not implemented")
 }
 func (UnimplementedAgentServiceServer) mustEmbedUnimplementedAgentServiceServer() {}
 func (UnimplementedAgentServiceServer) testEmbeddedByValue()                      {}
@@ -1165,6 +1223,24 @@ func _AgentService_RenewLease_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AgentService_RevealSecrets_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevealSecretsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServiceServer).RevealSecrets(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AgentService_RevealSecrets_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServiceServer).RevealSecrets(ctx, req.(*RevealSecretsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AgentService_ServiceDesc is the grpc.ServiceDesc for AgentService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1183,6 +1259,10 @@ var AgentService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RenewLease",
 			Handler:    _AgentService_RenewLease_Handler,
+		},
+		{
+			MethodName: "RevealSecrets",
+			Handler:    _AgentService_RevealSecrets_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1338,7 +1338,9 @@ type AllocationRecord struct {
 	// guest_exit is what the guest said of its end, before the process ended.
 	GuestExit *GuestExit `protobuf:"bytes,9,opt,name=guest_exit,json=guestExit,proto3" json:"guest_exit,omitempty"`
 	// image that the spec's name stood for when the allocation was first prepared.
-	Image         *Image `protobuf:"bytes,10,opt,name=image,proto3" json:"image,omitempty"`
+	Image *Image `protobuf:"bytes,10,opt,name=image,proto3" json:"image,omitempty"`
+	// uid of the VM's own user on this node; 0 before one was given.
+	Uid           uint32 `protobuf:"varint,11,opt,name=uid,proto3" json:"uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1441,6 +1443,13 @@ func (x *AllocationRecord) GetImage() *Image {
 		return x.Image
 	}
 	return nil
+}
+
+func (x *AllocationRecord) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
 }
 
 type GuestExit struct {
@@ -1619,7 +1628,7 @@ const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\rRenewResponse\x12+\n" +
 	"\x11boottime_deadline\x18\x01 \x01(\x03R\x10boottimeDeadline\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse\"\x9f\x03\n" +
+	"\x10ShutdownResponse\"\xb1\x03\n" +
 	"\x10AllocationRecord\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x126\n" +
 	"\n" +
@@ -1634,7 +1643,8 @@ const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\n" +
 	"guest_exit\x18\t \x01(\v2\x15.blixard.v1.GuestExitR\tguestExit\x12'\n" +
 	"\x05image\x18\n" +
-	" \x01(\v2\x11.blixard.v1.ImageR\x05image\"\x84\x01\n" +
+	" \x01(\v2\x11.blixard.v1.ImageR\x05image\x12\x10\n" +
+	"\x03uid\x18\v \x01(\rR\x03uid\"\x84\x01\n" +
 	"\tGuestExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x121\n" +

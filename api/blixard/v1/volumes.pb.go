@@ -1450,8 +1450,15 @@ type RegisterVolumeRequest struct {
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	NodeId         string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	VolumeId       string                 `protobuf:"bytes,3,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
-	// removed: nothing of it is left on the node.
-	Removed       bool `protobuf:"varint,4,opt,name=removed,proto3" json:"removed,omitempty"`
+	// Types that are valid to be assigned to Change:
+	//
+	//	*RegisterVolumeRequest_Removed
+	//	*RegisterVolumeRequest_Snapshot
+	//	*RegisterVolumeRequest_DroppedSnapshot
+	//	*RegisterVolumeRequest_Moved
+	//	*RegisterVolumeRequest_Clone
+	//	*RegisterVolumeRequest_SizeBytes
+	Change        isRegisterVolumeRequest_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1507,22 +1514,177 @@ func (x *RegisterVolumeRequest) GetVolumeId() string {
 	return ""
 }
 
+func (x *RegisterVolumeRequest) GetChange() isRegisterVolumeRequest_Change {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
 func (x *RegisterVolumeRequest) GetRemoved() bool {
 	if x != nil {
-		return x.Removed
+		if x, ok := x.Change.(*RegisterVolumeRequest_Removed); ok {
+			return x.Removed
+		}
 	}
 	return false
 }
 
+func (x *RegisterVolumeRequest) GetSnapshot() *VolumeSnapshot {
+	if x != nil {
+		if x, ok := x.Change.(*RegisterVolumeRequest_Snapshot); ok {
+			return x.Snapshot
+		}
+	}
+	return nil
+}
+
+func (x *RegisterVolumeRequest) GetDroppedSnapshot() string {
+	if x != nil {
+		if x, ok := x.Change.(*RegisterVolumeRequest_DroppedSnapshot); ok {
+			return x.DroppedSnapshot
+		}
+	}
+	return ""
+}
+
+func (x *RegisterVolumeRequest) GetMoved() *VolumeMove {
+	if x != nil {
+		if x, ok := x.Change.(*RegisterVolumeRequest_Moved); ok {
+			return x.Moved
+		}
+	}
+	return nil
+}
+
+func (x *RegisterVolumeRequest) GetClone() *Volume {
+	if x != nil {
+		if x, ok := x.Change.(*RegisterVolumeRequest_Clone); ok {
+			return x.Clone
+		}
+	}
+	return nil
+}
+
+func (x *RegisterVolumeRequest) GetSizeBytes() uint64 {
+	if x != nil {
+		if x, ok := x.Change.(*RegisterVolumeRequest_SizeBytes); ok {
+			return x.SizeBytes
+		}
+	}
+	return 0
+}
+
+type isRegisterVolumeRequest_Change interface {
+	isRegisterVolumeRequest_Change()
+}
+
+type RegisterVolumeRequest_Removed struct {
+	// removed: nothing of it is left on the node.
+	Removed bool `protobuf:"varint,4,opt,name=removed,proto3,oneof"`
+}
+
+type RegisterVolumeRequest_Snapshot struct {
+	// snapshot was made.
+	Snapshot *VolumeSnapshot `protobuf:"bytes,5,opt,name=snapshot,proto3,oneof"`
+}
+
+type RegisterVolumeRequest_DroppedSnapshot struct {
+	// dropped_snapshot is the name of one that is gone.
+	DroppedSnapshot string `protobuf:"bytes,6,opt,name=dropped_snapshot,json=droppedSnapshot,proto3,oneof"`
+}
+
+type RegisterVolumeRequest_Moved struct {
+	// moved: another node has it.
+	Moved *VolumeMove `protobuf:"bytes,7,opt,name=moved,proto3,oneof"`
+}
+
+type RegisterVolumeRequest_Clone struct {
+	// clone was made of it on the same node.
+	Clone *Volume `protobuf:"bytes,8,opt,name=clone,proto3,oneof"`
+}
+
+type RegisterVolumeRequest_SizeBytes struct {
+	// size_bytes that it has by now.
+	SizeBytes uint64 `protobuf:"varint,9,opt,name=size_bytes,json=sizeBytes,proto3,oneof"`
+}
+
+func (*RegisterVolumeRequest_Removed) isRegisterVolumeRequest_Change() {}
+
+func (*RegisterVolumeRequest_Snapshot) isRegisterVolumeRequest_Change() {}
+
+func (*RegisterVolumeRequest_DroppedSnapshot) isRegisterVolumeRequest_Change() {}
+
+func (*RegisterVolumeRequest_Moved) isRegisterVolumeRequest_Change() {}
+
+func (*RegisterVolumeRequest_Clone) isRegisterVolumeRequest_Change() {}
+
+func (*RegisterVolumeRequest_SizeBytes) isRegisterVolumeRequest_Change() {}
+
+// VolumeMove ends the copying of a volume to another node.
+type VolumeMove struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	ToNodeId string                 `protobuf:"bytes,1,opt,name=to_node_id,json=toNodeId,proto3" json:"to_node_id,omitempty"`
+	// epoch of the volume when the copy began.
+	Epoch         uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeMove) Reset() {
+	*x = VolumeMove{}
+	mi := &file_blixard_v1_volumes_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeMove) ProtoMessage() {}
+
+func (x *VolumeMove) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_volumes_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeMove.ProtoReflect.Descriptor instead.
+func (*VolumeMove) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_volumes_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *VolumeMove) GetToNodeId() string {
+	if x != nil {
+		return x.ToNodeId
+	}
+	return ""
+}
+
+func (x *VolumeMove) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 type RegisterVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *Volume                `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegisterVolumeResponse) Reset() {
 	*x = RegisterVolumeResponse{}
-	mi := &file_blixard_v1_volumes_proto_msgTypes[25]
+	mi := &file_blixard_v1_volumes_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1696,7 @@ func (x *RegisterVolumeResponse) String() string {
 func (*RegisterVolumeResponse) ProtoMessage() {}
 
 func (x *RegisterVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_volumes_proto_msgTypes[25]
+	mi := &file_blixard_v1_volumes_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1709,14 @@ func (x *RegisterVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RegisterVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_volumes_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_volumes_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RegisterVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
 }
 
 var File_blixard_v1_volumes_proto protoreflect.FileDescriptor
@@ -1664,13 +1833,26 @@ const file_blixard_v1_volumes_proto_rawDesc = "" +
 	"\x04size\x18\x06 \x01(\x04R\x04size\"G\n" +
 	"\x15ReceiveVolumeResponse\x12\x12\n" +
 	"\x04have\x18\x01 \x01(\x04R\x04have\x12\x1a\n" +
-	"\bverified\x18\x02 \x01(\bR\bverified\"\xaf\x01\n" +
+	"\bverified\x18\x02 \x01(\bR\bverified\"\x9f\x03\n" +
 	"\x15RegisterVolumeRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\"\n" +
 	"\anode_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06nodeId\x12&\n" +
-	"\tvolume_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\bvolumeId\x12\x18\n" +
-	"\aremoved\x18\x04 \x01(\bR\aremoved\"\x18\n" +
-	"\x16RegisterVolumeResponse2\x8e\b\n" +
+	"\tvolume_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\bvolumeId\x12\x1a\n" +
+	"\aremoved\x18\x04 \x01(\bH\x00R\aremoved\x128\n" +
+	"\bsnapshot\x18\x05 \x01(\v2\x1a.blixard.v1.VolumeSnapshotH\x00R\bsnapshot\x12+\n" +
+	"\x10dropped_snapshot\x18\x06 \x01(\tH\x00R\x0fdroppedSnapshot\x12.\n" +
+	"\x05moved\x18\a \x01(\v2\x16.blixard.v1.VolumeMoveH\x00R\x05moved\x12*\n" +
+	"\x05clone\x18\b \x01(\v2\x12.blixard.v1.VolumeH\x00R\x05clone\x12\x1f\n" +
+	"\n" +
+	"size_bytes\x18\t \x01(\x04H\x00R\tsizeBytesB\b\n" +
+	"\x06change\"@\n" +
+	"\n" +
+	"VolumeMove\x12\x1c\n" +
+	"\n" +
+	"to_node_id\x18\x01 \x01(\tR\btoNodeId\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"D\n" +
+	"\x16RegisterVolumeResponse\x12*\n" +
+	"\x06volume\x18\x01 \x01(\v2\x12.blixard.v1.VolumeR\x06volume2\x8e\b\n" +
 	"\rVolumeService\x12Q\n" +
 	"\fCreateVolume\x12\x1f.blixard.v1.CreateVolumeRequest\x1a .blixard.v1.CreateVolumeResponse\x12N\n" +
 	"\vListVolumes\x12\x1e.blixard.v1.ListVolumesRequest\x1a\x1f.blixard.v1.ListVolumesResponse\x12H\n" +
@@ -1698,7 +1880,7 @@ func file_blixard_v1_volumes_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_volumes_proto_rawDescData
 }
 
-var file_blixard_v1_volumes_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_blixard_v1_volumes_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_blixard_v1_volumes_proto_goTypes = []any{
 	(*Volume)(nil),                       // 0: blixard.v1.Volume
 	(*VolumeSnapshot)(nil),               // 1: blixard.v1.VolumeSnapshot
@@ -1725,17 +1907,18 @@ var file_blixard_v1_volumes_proto_goTypes = []any{
 	(*ReceiveVolumeRequest)(nil),         // 22: blixard.v1.ReceiveVolumeRequest
 	(*ReceiveVolumeResponse)(nil),        // 23: blixard.v1.ReceiveVolumeResponse
 	(*RegisterVolumeRequest)(nil),        // 24: blixard.v1.RegisterVolumeRequest
-	(*RegisterVolumeResponse)(nil),       // 25: blixard.v1.RegisterVolumeResponse
-	nil,                                  // 26: blixard.v1.Volume.LabelsEntry
-	nil,                                  // 27: blixard.v1.CreateVolumeRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),        // 28: google.protobuf.Timestamp
+	(*VolumeMove)(nil),                   // 25: blixard.v1.VolumeMove
+	(*RegisterVolumeResponse)(nil),       // 26: blixard.v1.RegisterVolumeResponse
+	nil,                                  // 27: blixard.v1.Volume.LabelsEntry
+	nil,                                  // 28: blixard.v1.CreateVolumeRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),        // 29: google.protobuf.Timestamp
 }
 var file_blixard_v1_volumes_proto_depIdxs = []int32{
 	1,  // 0: blixard.v1.Volume.snapshots:type_name -> blixard.v1.VolumeSnapshot
-	26, // 1: blixard.v1.Volume.labels:type_name -> blixard.v1.Volume.LabelsEntry
-	28, // 2: blixard.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	28, // 3: blixard.v1.VolumeSnapshot.created_at:type_name -> google.protobuf.Timestamp
-	27, // 4: blixard.v1.CreateVolumeRequest.labels:type_name -> blixard.v1.CreateVolumeRequest.LabelsEntry
+	27, // 1: blixard.v1.Volume.labels:type_name -> blixard.v1.Volume.LabelsEntry
+	29, // 2: blixard.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	29, // 3: blixard.v1.VolumeSnapshot.created_at:type_name -> google.protobuf.Timestamp
+	28, // 4: blixard.v1.CreateVolumeRequest.labels:type_name -> blixard.v1.CreateVolumeRequest.LabelsEntry
 	0,  // 5: blixard.v1.CreateVolumeResponse.volume:type_name -> blixard.v1.Volume
 	0,  // 6: blixard.v1.ListVolumesResponse.volumes:type_name -> blixard.v1.Volume
 	0,  // 7: blixard.v1.GetVolumeResponse.volume:type_name -> blixard.v1.Volume
@@ -1747,35 +1930,39 @@ var file_blixard_v1_volumes_proto_depIdxs = []int32{
 	0,  // 13: blixard.v1.CloneVolumeResponse.volume:type_name -> blixard.v1.Volume
 	0,  // 14: blixard.v1.MoveVolumeResponse.volume:type_name -> blixard.v1.Volume
 	0,  // 15: blixard.v1.ReceiveVolumeRequest.volume:type_name -> blixard.v1.Volume
-	2,  // 16: blixard.v1.VolumeService.CreateVolume:input_type -> blixard.v1.CreateVolumeRequest
-	4,  // 17: blixard.v1.VolumeService.ListVolumes:input_type -> blixard.v1.ListVolumesRequest
-	6,  // 18: blixard.v1.VolumeService.GetVolume:input_type -> blixard.v1.GetVolumeRequest
-	8,  // 19: blixard.v1.VolumeService.ResizeVolume:input_type -> blixard.v1.ResizeVolumeRequest
-	10, // 20: blixard.v1.VolumeService.DeleteVolume:input_type -> blixard.v1.DeleteVolumeRequest
-	12, // 21: blixard.v1.VolumeService.SnapshotVolume:input_type -> blixard.v1.SnapshotVolumeRequest
-	14, // 22: blixard.v1.VolumeService.RestoreVolume:input_type -> blixard.v1.RestoreVolumeRequest
-	16, // 23: blixard.v1.VolumeService.DeleteVolumeSnapshot:input_type -> blixard.v1.DeleteVolumeSnapshotRequest
-	18, // 24: blixard.v1.VolumeService.CloneVolume:input_type -> blixard.v1.CloneVolumeRequest
-	20, // 25: blixard.v1.VolumeService.MoveVolume:input_type -> blixard.v1.MoveVolumeRequest
-	22, // 26: blixard.v1.VolumeService.ReceiveVolume:input_type -> blixard.v1.ReceiveVolumeRequest
-	24, // 27: blixard.v1.VolumeService.RegisterVolume:input_type -> blixard.v1.RegisterVolumeRequest
-	3,  // 28: blixard.v1.VolumeService.CreateVolume:output_type -> blixard.v1.CreateVolumeResponse
-	5,  // 29: blixard.v1.VolumeService.ListVolumes:output_type -> blixard.v1.ListVolumesResponse
-	7,  // 30: blixard.v1.VolumeService.GetVolume:output_type -> blixard.v1.GetVolumeResponse
-	9,  // 31: blixard.v1.VolumeService.ResizeVolume:output_type -> blixard.v1.ResizeVolumeResponse
-	11, // 32: blixard.v1.VolumeService.DeleteVolume:output_type -> blixard.v1.DeleteVolumeResponse
-	13, // 33: blixard.v1.VolumeService.SnapshotVolume:output_type -> blixard.v1.SnapshotVolumeResponse
-	15, // 34: blixard.v1.VolumeService.RestoreVolume:output_type -> blixard.v1.RestoreVolumeResponse
-	17, // 35: blixard.v1.VolumeService.DeleteVolumeSnapshot:output_type -> blixard.v1.DeleteVolumeSnapshotResponse
-	19, // 36: blixard.v1.VolumeService.CloneVolume:output_type -> blixard.v1.CloneVolumeResponse
-	21, // 37: blixard.v1.VolumeService.MoveVolume:output_type -> blixard.v1.MoveVolumeResponse
-	23, // 38: blixard.v1.VolumeService.ReceiveVolume:output_type -> blixard.v1.ReceiveVolumeResponse
-	25, // 39: blixard.v1.VolumeService.RegisterVolume:output_type -> blixard.v1.RegisterVolumeResponse
-	28, // [28:40] is the sub-list for method output_type
-	16, // [16:28] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	1,  // 16: blixard.v1.RegisterVolumeRequest.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	25, // 17: blixard.v1.RegisterVolumeRequest.moved:type_name -> blixard.v1.VolumeMove
+	0,  // 18: blixard.v1.RegisterVolumeRequest.clone:type_name -> blixard.v1.Volume
+	0,  // 19: blixard.v1.RegisterVolumeResponse.volume:type_name -> blixard.v1.Volume
+	2,  // 20: blixard.v1.VolumeService.CreateVolume:input_type -> blixard.v1.CreateVolumeRequest
+	4,  // 21: blixard.v1.VolumeService.ListVolumes:input_type -> blixard.v1.ListVolumesRequest
+	6,  // 22: blixard.v1.VolumeService.GetVolume:input_type -> blixard.v1.GetVolumeRequest
+	8,  // 23: blixard.v1.VolumeService.ResizeVolume:input_type -> blixard.v1.ResizeVolumeRequest
+	10, // 24: blixard.v1.VolumeService.DeleteVolume:input_type -> blixard.v1.DeleteVolumeRequest
+	12, // 25: blixard.v1.VolumeService.SnapshotVolume:input_type -> blixard.v1.SnapshotVolumeRequest
+	14, // 26: blixard.v1.VolumeService.RestoreVolume:input_type -> blixard.v1.RestoreVolumeRequest
+	16, // 27: blixard.v1.VolumeService.DeleteVolumeSnapshot:input_type -> blixard.v1.DeleteVolumeSnapshotRequest
+	18, // 28: blixard.v1.VolumeService.CloneVolume:input_type -> blixard.v1.CloneVolumeRequest
+	20, // 29: blixard.v1.VolumeService.MoveVolume:input_type -> blixard.v1.MoveVolumeRequest
+	22, // 30: blixard.v1.VolumeService.ReceiveVolume:input_type -> blixard.v1.ReceiveVolumeRequest
+	24, // 31: blixard.v1.VolumeService.RegisterVolume:input_type -> blixard.v1.RegisterVolumeRequest
+	3,  // 32: blixard.v1.VolumeService.CreateVolume:output_type -> blixard.v1.CreateVolumeResponse
+	5,  // 33: blixard.v1.VolumeService.ListVolumes:output_type -> blixard.v1.ListVolumesResponse
+	7,  // 34: blixard.v1.VolumeService.GetVolume:output_type -> blixard.v1.GetVolumeResponse
+	9,  // 35: blixard.v1.VolumeService.ResizeVolume:output_type -> blixard.v1.ResizeVolumeResponse
+	11, // 36: blixard.v1.VolumeService.DeleteVolume:output_type -> blixard.v1.DeleteVolumeResponse
+	13, // 37: blixard.v1.VolumeService.SnapshotVolume:output_type -> blixard.v1.SnapshotVolumeResponse
+	15, // 38: blixard.v1.VolumeService.RestoreVolume:output_type -> blixard.v1.RestoreVolumeResponse
+	17, // 39: blixard.v1.VolumeService.DeleteVolumeSnapshot:output_type -> blixard.v1.DeleteVolumeSnapshotResponse
+	19, // 40: blixard.v1.VolumeService.CloneVolume:output_type -> blixard.v1.CloneVolumeResponse
+	21, // 41: blixard.v1.VolumeService.MoveVolume:output_type -> blixard.v1.MoveVolumeResponse
+	23, // 42: blixard.v1.VolumeService.ReceiveVolume:output_type -> blixard.v1.ReceiveVolumeResponse
+	26, // 43: blixard.v1.VolumeService.RegisterVolume:output_type -> blixard.v1.RegisterVolumeResponse
+	32, // [32:44] is the sub-list for method output_type
+	20, // [20:32] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_volumes_proto_init() }
@@ -1783,13 +1970,21 @@ func file_blixard_v1_volumes_proto_init() {
 	if File_blixard_v1_volumes_proto != nil {
 		return
 	}
+	file_blixard_v1_volumes_proto_msgTypes[24].OneofWrappers = []any{
+		(*RegisterVolumeRequest_Removed)(nil),
+		(*RegisterVolumeRequest_Snapshot)(nil),
+		(*RegisterVolumeRequest_DroppedSnapshot)(nil),
+		(*RegisterVolumeRequest_Moved)(nil),
+		(*RegisterVolumeRequest_Clone)(nil),
+		(*RegisterVolumeRequest_SizeBytes)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_volumes_proto_rawDesc), len(file_blixard_v1_volumes_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
