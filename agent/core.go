@@ -33,7 +33,11 @@ const (
 	ActionForget ActionKind = "forget"
 	// ActionRemove deletes the allocation's directory.
 	ActionRemove ActionKind = "remove"
-	// ActionCancel interrupts the running stop so that a stronger one follows.
+	// ActionPause stops the virtual processors, ActionResume lets them go on.
+	ActionPause  ActionKind = "pause"
+	ActionResume ActionKind = "resume"
+	// ActionCancel interrupts the running stop so that a stronger one follows, or the
+	// preparing of what is not wanted any more.
 	ActionCancel ActionKind = "cancel"
 )
 
@@ -128,6 +132,8 @@ type instance struct {
 	rung string
 	// hung is set when the VMM does not answer.
 	hung bool
+	// unhealthy is why the VM shall be restarted: what its check said.
+	unhealthy string
 }
 
 // Core decides what the node does. It is not safe for concurrent use.
@@ -297,6 +303,31 @@ func (c *Core) GuestExited(id string, boots uint64, exit *blixardv1.GuestExit, n
 	c.update(i, func(r *blixardv1.AllocationRecord) { r.GuestExit = exit })
 }
 
+// Preparing tells what the preparing of an allocation is about, for people.
+func (c *Core) Preparing(id, text string) {
+	i := c.instances[id]
+	if i == nil || i.busy != ActionPrepare && i.busy != ActionStart || i.rec.GetStatus().GetMessage() == text {
+		return
+	}
+	c.update(i, func(r *blixardv1.AllocationRecord) { r.Status.Message = text })
+}
+
+// Health tells what the check of boot number boots found. A VM that became unhealthy
+// is restarted by its policy, unless its check says that it is kept.
+func (c *Core) Health(id string, boots uint64, health blixardv1.Health_Enum, text string) {
+	i := c.instances[id]
+	if i == nil || i.rec.GetBoots() != boots || i.process != processRunning {
+		return
+	}
+	c.update(i, func(r *blixardv1.AllocationRecord) { r.Status.Health, r.Status.HealthMessage = health, text })
+	if health == blixardv1.Health_unhealthy && !i.rec.GetAllocation().GetSpec().GetHealth().GetKeep() {
+		i.unhealthy = text
+		if i.unhealthy == "" {
+			i.unhealthy = "its check failed"
+		}
+	}
+}
+
 // Hung tells that the VMM of boot number boots does not answer any more.
 func (c *Core) Hung(id string, boots uint64) {
 	if i := c.instances[id]; i != nil && i.rec.GetBoots() == boots && i.process == processRunning {
@@ -330,6 +361,8 @@ type Done struct {
 	Exit *driver.Exit
 	// Gone: adopt found no such process.
 	Gone bool
+	// Image that the allocation was prepared with.
+	Image *blixardv1.Image
 	// vm to follow after a start or adopt.
 	vm driver.VM
 }
@@ -353,7 +386,15 @@ func (c *Core) ActionDone(d Done, now time.Time) {
 		return
 	}
 	i.canceled = false
+	if d.Image != nil && !proto.Equal(d.Image, i.rec.GetImage()) {
+		c.update(i, func(r *blixardv1.AllocationRecord) {
+			r.Image = d.Image
+			r.Status.ImageDigest = d.Image.GetDigest()
+		})
+	}
 	switch d.Action.Kind {
+	case ActionPause, ActionResume:
+		c.update(i, func(r *blixardv1.AllocationRecord) { r.Status.Paused = d.Action.Kind == ActionPause })
 	case ActionStart, ActionAdopt:
 		c.started(i, d, now)
 	case ActionStop, ActionKill:
@@ -370,7 +411,7 @@ func (c *Core) started(i *instance, d Done, now time.Time) {
 		i.process, i.adopted = processNone, false
 		return
 	}
-	i.process, i.adopted, i.hung, i.adoptFailures = processRunning, true, false, 0
+	i.process, i.adopted, i.hung, i.adoptFailures, i.unhealthy = processRunning, true, false, 0, ""
 	i.startedAt, i.kernel = now, d.Started.GetMetadata()[metaKernel]
 	if at := d.Started.GetStartedAt(); at != nil {
 		i.startedAt = at.AsTime()

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"errors"
+	"slices"
 	"time"
 
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -53,8 +55,11 @@ func (c *Core) decide(id string, i *instance, now time.Time) (Action, bool) {
 
 // decideBusy lets a running step end, but makes way for a forced stop.
 func (c *Core) decideBusy(i *instance, want blixardv1.DesiredAllocation_Enum) (Action, bool) {
-	if i.busy == ActionStop && !i.busyForce && !i.canceled && i.alloc.GetForceStop() &&
-		want != blixardv1.DesiredAllocation_run {
+	if i.canceled || want == blixardv1.DesiredAllocation_run || want == blixardv1.DesiredAllocation_unspecified {
+		return Action{}, false
+	}
+	if i.busy == ActionStop && !i.busyForce && i.alloc.GetForceStop() ||
+		i.busy == ActionPrepare && i.rec.GetStatus().GetState() == blixardv1.AllocationState_preparing {
 		return Action{Kind: ActionCancel, Record: i.rec}, true
 	}
 	return Action{}, false
@@ -73,6 +78,7 @@ func (c *Core) decideAbsent(id string, i *instance, want blixardv1.DesiredAlloca
 	i.rec = &blixardv1.AllocationRecord{
 		Format:     recordFormat,
 		Allocation: a,
+		Uid:        c.freeUID(),
 		Status: &blixardv1.VMStatus{
 			AllocationId: a.GetId(), Epoch: a.GetEpoch(), Node: a.GetStatus().GetNode(),
 			ObservedGeneration: a.GetGeneration(), Accelerator: c.accelerator,
@@ -91,12 +97,72 @@ func (c *Core) decideAbsent(id string, i *instance, want blixardv1.DesiredAlloca
 	return Action{Kind: ActionPrepare, Record: i.rec}, true
 }
 
-// takeSpec keeps the newest allocation in the record; it takes effect at the next
-// start.
+// takeSpec keeps the newest allocation in the record. What can't change while the VM
+// runs takes effect at the next start, and the status names it.
 func (c *Core) takeSpec(i *instance) {
-	if i.rec.GetAllocation().GetModifyIndex() != i.alloc.GetModifyIndex() {
-		c.update(i, func(r *blixardv1.AllocationRecord) { r.Allocation = i.alloc })
+	if i.rec.GetAllocation().GetModifyIndex() == i.alloc.GetModifyIndex() {
+		return
 	}
+	c.update(i, func(r *blixardv1.AllocationRecord) {
+		s := r.Status
+		if i.process == processRunning && i.alloc.GetGeneration() > s.GetObservedGeneration() {
+			s.RestartNeeded = merge(s.RestartNeeded, fixedChanges(r.GetAllocation().GetSpec(), i.alloc.GetSpec()))
+			if len(s.RestartNeeded) == 0 {
+				s.ObservedGeneration = i.alloc.GetGeneration()
+			}
+		}
+		r.Allocation = i.alloc
+	})
+}
+
+// merge gives the sorted union.
+func merge(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// live are the fields of a spec that a running VM takes over.
+var live = map[protoreflect.Name]bool{
+	"desired": true, "restart": true, "on_node_loss": true, "remove_on_exit": true, "ports": true, "health": true, "paused": true,
+}
+
+// fixedChanges names the fields of a spec that differ and can't change while the VM
+// runs.
+func fixedChanges(old, next *blixardv1.VMSpec) []string {
+	var names []string
+	a, b := old.ProtoReflect(), next.ProtoReflect()
+	fields := b.Descriptor().Fields()
+	for k := range fields.Len() {
+		f := fields.Get(k)
+		if !live[f.Name()] && !a.Get(f).Equal(b.Get(f)) {
+			names = append(names, string(f.Name()))
+		}
+	}
+	return names
+}
+
+// Users of VMs on this node: above all that distributions and containers give out
+// (systemd, Users, Groups, UIDs and GIDs: up to 1879048191 and 65,536 times that many
+// are for containers), and within 31 bits, which some programs need.
+const (
+	uidFirst = 1_900_000_000
+	uidMax   = 65536
+)
+
+// freeUID gives the least user that no VM of this node has. 0 when there is none,
+// which no start takes.
+func (c *Core) freeUID() uint32 {
+	taken := map[uint32]bool{}
+	for _, i := range c.instances {
+		taken[i.rec.GetUid()] = true
+	}
+	for uid := uint32(uidFirst); uid < uidFirst+uidMax; uid++ {
+		if !taken[uid] {
+			return uid
+		}
+	}
+	return 0
 }
 
 // decideRunning handles an instance whose VMM process runs.
@@ -114,6 +180,17 @@ func (c *Core) decideRunning(i *instance, want blixardv1.DesiredAllocation_Enum,
 	case i.rec.GetStopping():
 		// A stop that a crash of the daemon interrupted is finished.
 		return c.stop(i)
+	}
+	if i.unhealthy != "" && !i.hung {
+		return c.endUnhealthy(i)
+	}
+	if paused := i.alloc.GetSpec().GetPaused(); want == blixardv1.DesiredAllocation_run && paused != i.rec.GetStatus().GetPaused() &&
+		i.rec.GetStatus().GetState() == blixardv1.AllocationState_running {
+		kind := ActionResume
+		if paused {
+			kind = ActionPause
+		}
+		return Action{Kind: kind, Record: i.rec}, true
 	}
 	deadline, reason := c.runDeadline(i, now)
 	if deadline.IsZero() {
@@ -141,6 +218,18 @@ func (c *Core) runDeadline(i *instance, now time.Time) (time.Time, string) {
 		return i.startedAt.Add(c.limits.ReadyTimeout), "boot_timeout"
 	}
 	return time.Time{}, ""
+}
+
+// reasonUnhealthy of a VM that is stopped to be restarted.
+const reasonUnhealthy = "unhealthy"
+
+// endUnhealthy stops a VM whose check failed; what follows is its policy's choice.
+func (c *Core) endUnhealthy(i *instance) (Action, bool) {
+	c.update(i, func(r *blixardv1.AllocationRecord) {
+		r.Status.Reason = reasonUnhealthy
+		r.Status.Message = "its check failed: " + i.unhealthy
+	})
+	return Action{Kind: ActionStop, Record: i.rec, Timeout: defaultStopTimeout}, true
 }
 
 func (c *Core) stop(i *instance) (Action, bool) {
@@ -223,6 +312,13 @@ func (c *Core) start(i *instance, asked bool, now time.Time) (Action, bool) {
 		s.BootId, s.StopRung, s.ReadyMs = "", "", 0
 		s.StartedAt = timestamppb.New(now)
 		s.Kernel, s.KernelRelease = "", ""
+		s.Paused, s.RestartNeeded, s.Health, s.HealthMessage = false, nil, blixardv1.Health_unspecified, ""
+		if r.GetAllocation().GetSpec().GetHealth() != nil {
+			s.Health = blixardv1.Health_starting
+		}
+		if r.Uid == 0 { // of an older version
+			r.Uid = c.freeUID()
+		}
 		move(s, blixardv1.AllocationState_starting, "starting", "the hypervisor is starting")
 	})
 	return Action{Kind: ActionStart, Record: i.rec}, true

@@ -41,6 +41,9 @@ func (c *Core) classifyExit(i *instance, now time.Time) {
 				s.StopRung = "exit"
 			}
 			move(s, blixardv1.AllocationState_stopped, "stopped", "it was stopped (%s)", s.StopRung)
+		case s.Reason == reasonUnhealthy:
+			s.StopRung = i.rung
+			c.restart(r, reasonUnhealthy, s.Message, now)
 		case bye.GetReason() == goodbyeReboot:
 			s.StopRung = "exit"
 			c.again(r, "guest_reboot", "the guest rebooted", i.startedAt.Add(rebootSpacing))
