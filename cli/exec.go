@@ -13,7 +13,7 @@ import (
 
 func (a *app) vmExecCommand() *cobra.Command {
 	var env []string
-	var workdir string
+	var workdir, user string
 	var stdin, tty bool
 	cmd := &cobra.Command{
 		Use: "exec NAME [flags] [--] COMMAND [ARG]...", Short: "Run a further command in a running VM",
@@ -39,7 +39,7 @@ Signals go to the command (with -t the keys do); three interrupts that it ignore
 				return err
 			}
 			return a.exec(cmd.Context(), &blixardv1.ExecStart{
-				Name: name, Command: command, Env: vars, WorkingDir: workdir, Tty: tty, Stdin: stdin,
+				Name: name, Command: command, Env: vars, WorkingDir: workdir, Tty: tty, Stdin: stdin, User: user,
 			})
 		},
 	}
@@ -47,6 +47,7 @@ Signals go to the command (with -t the keys do); three interrupts that it ignore
 	f.SetInterspersed(false)
 	f.StringArrayVarP(&env, "env", "e", nil, "environment variable NAME=VALUE, or NAME to pass on this shell's; may be repeated")
 	f.StringVarP(&workdir, "workdir", "w", "", "working directory")
+	f.StringVarP(&user, "user", "u", "", "user: NAME, UID, NAME:GROUP or UID:GID (default: that of the VM's command)")
 	f.BoolVarP(&stdin, "interactive", "i", false, "pass standard input on")
 	f.BoolVarP(&tty, "tty", "t", false, "give the command a terminal")
 	return cmd

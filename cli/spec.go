@@ -27,6 +27,18 @@ type specFlags struct {
 	restart, onNodeLoss                    string
 	restartBackoff                         durationFlag
 	stdin, tty, remove                     bool
+
+	publish, volumes, networks, files, secrets, sshKeys, envFiles []string
+	user, initMode, userData, stopSignal                          string
+	health                                                        healthFlags
+}
+
+// healthFlags are the flags that make a check.
+type healthFlags struct {
+	cmd, http                    string
+	tcp, retries                 uint32
+	agent, keep                  bool
+	interval, timeout, startTime durationFlag
 }
 
 func (s *specFlags) register(cmd *cobra.Command) {
@@ -47,6 +59,27 @@ func (s *specFlags) register(cmd *cobra.Command) {
 	f.BoolVarP(&s.stdin, "interactive", "i", false, "keep the command's standard input open")
 	f.BoolVarP(&s.tty, "tty", "t", false, "give the command a terminal")
 	f.BoolVar(&s.remove, "rm", false, "delete the VM when its command ended")
+	f.StringArrayVarP(&s.publish, "publish", "p", nil, "publish a port of the VM on every node: HOST:GUEST, with /udp for UDP; may be repeated")
+	f.StringArrayVarP(&s.volumes, "volume", "v", nil, "attach a volume: NAME:PATH, with :ro to read only; may be repeated")
+	f.StringArrayVar(&s.networks, "network", nil, "network of the VM, as NAME or NAME:ADDRESS, or none; may be repeated (default: the cluster's)")
+	f.StringVarP(&s.user, "user", "u", "", "user the command runs as: NAME, UID, NAME:GROUP or UID:GID (default: the image's)")
+	f.StringArrayVar(&s.envFiles, "env-file", nil, "file with lines NAME=VALUE; may be repeated")
+	f.StringArrayVar(&s.files, "file", nil, "put a file of this host into the VM: FROM:PATH, with :MODE such as :0600; may be repeated")
+	f.StringArrayVar(&s.secrets, "secret", nil, "give the VM a secret in a file in memory: NAME or NAME:PATH (default path: /run/secrets/NAME); may be repeated")
+	f.StringArrayVar(&s.sshKeys, "ssh-key", nil, "file with public keys that may log in as root; may be repeated")
+	f.StringVar(&s.userData, "user-data", "", "file with user data for cloud-init, of images that have it")
+	f.StringVar(&s.initMode, "init", "", "what runs: automatic, command or system (the image's own init)")
+	f.StringVar(&s.stopSignal, "stop-signal", "", "signal that a stop sends first, as name or number (default: the image's, or TERM)")
+	f.StringVar(&s.health.cmd, "health-cmd", "", "check the VM by a shell command that must end with 0")
+	f.StringVar(&s.health.http, "health-http", "", "check the VM by an HTTP request to PORT or PORT/PATH")
+	f.Uint32Var(&s.health.tcp, "health-tcp", 0, "check the VM by connecting to that port")
+	f.BoolVar(&s.health.agent, "health-agent", false, "check that the guest's agent answers")
+	f.Var(&s.health.interval, "health-interval", "time between two checks (default: 10s)")
+	f.Var(&s.health.timeout, "health-timeout", "time that a check may take (default: 5s)")
+	f.Var(&s.health.startTime, "health-start-period", "time after the start in which failed checks do not count")
+	f.Uint32Var(&s.health.retries, "health-retries", 0, "failed checks in a row that make the VM unhealthy (default: 3)")
+	f.BoolVar(&s.health.keep, "health-keep", false, "do not restart the VM when it is unhealthy")
+	complete(cmd, "init", "automatic", "command", "system")
 	complete(cmd, "restart", "always", "on-failure", "never")
 	complete(cmd, "on-node-loss", "keep", "replace", "failover")
 }
@@ -62,31 +95,72 @@ func (s *specFlags) request(command []string) (*blixardv1.CreateVMRequest, error
 	if err := s.zeros(); err != nil {
 		return nil, err
 	}
-	env, err := parseEnv(s.env)
-	if err != nil {
-		return nil, err
-	}
 	labels, err := parseLabels(s.labels)
 	if err != nil {
 		return nil, err
 	}
-	restart, err := s.restartPolicy()
-	if err != nil {
-		return nil, err
+	req := &blixardv1.CreateVMRequest{Name: s.name, Labels: labels, Spec: &blixardv1.VMSpec{Image: s.image, Command: command}}
+	return req, s.apply(req.GetSpec(), func(string) bool { return true })
+}
+
+// apply puts into spec what those flags say that are given.
+func (s *specFlags) apply(spec *blixardv1.VMSpec, given func(flag string) bool) error {
+	if err := s.applyMachine(spec, given); err != nil {
+		return err
 	}
-	loss, err := nodeLoss(s.onNodeLoss)
-	if err != nil {
-		return nil, err
+	if given("env") || given("env-file") {
+		env, err := parseEnvFiles(s.envFiles)
+		if err != nil {
+			return err
+		}
+		more, err := parseEnv(s.env)
+		if err != nil {
+			return err
+		}
+		spec.Env = append(env, more...)
 	}
+	if given("restart") || given("restart-backoff") {
+		restart, err := s.restartPolicy()
+		if err != nil {
+			return err
+		}
+		spec.Restart = restart
+	}
+	if given("on-node-loss") {
+		loss, err := nodeLoss(s.onNodeLoss)
+		if err != nil {
+			return err
+		}
+		spec.OnNodeLoss = loss
+	}
+	if err := s.applyGuest(spec, given); err != nil {
+		return err
+	}
+	return s.applyAttached(spec, given)
+}
+
+// applyMachine is apply for the flags of the machine and its command.
+func (s *specFlags) applyMachine(spec *blixardv1.VMSpec, given func(string) bool) error {
 	memory := units.Size(s.memory).CeilMiB()
 	if memory > 1<<32-1 {
-		return nil, usageError("--memory %s is too much", units.Size(s.memory)).WithHint("it must be from 64MiB to 1TiB")
+		return usageError("--memory %s is too much", units.Size(s.memory)).WithHint("it must be from 64MiB to 1TiB")
 	}
-	return &blixardv1.CreateVMRequest{Name: s.name, Labels: labels, Spec: &blixardv1.VMSpec{
-		Image: s.image, Vcpus: s.cpus, MemoryMib: uint32(memory), DiskBytes: uint64(s.disk), Command: command, Env: env,
-		WorkingDir: s.workdir, Hostname: s.hostname, Kernel: s.kernel, Restart: restart, OnNodeLoss: loss,
-		Stdin: s.stdin, Tty: s.tty, RemoveOnExit: s.remove,
-	}}, nil
+	set := func(flag string, f func()) {
+		if given(flag) {
+			f()
+		}
+	}
+	set("cpus", func() { spec.Vcpus = s.cpus })
+	set("memory", func() { spec.MemoryMib = uint32(memory) })
+	set("disk", func() { spec.DiskBytes = uint64(s.disk) })
+	set("workdir", func() { spec.WorkingDir = s.workdir })
+	set("hostname", func() { spec.Hostname = s.hostname })
+	set("kernel", func() { spec.Kernel = s.kernel })
+	set("interactive", func() { spec.Stdin = s.stdin })
+	set("tty", func() { spec.Tty = s.tty })
+	set("rm", func() { spec.RemoveOnExit = s.remove })
+	set("user", func() { spec.User = s.user })
+	return nil
 }
 
 func (s *specFlags) zeros() error {
@@ -120,6 +194,33 @@ func parseEnv(list []string) ([]*blixardv1.EnvVar, error) {
 			}
 		}
 		env = append(env, &blixardv1.EnvVar{Name: name, Value: value})
+	}
+	return env, nil
+}
+
+// envFileBytesMax bounds a file of variables.
+const envFileBytesMax = 1 << 20
+
+// parseEnvFiles reads lines NAME=VALUE; empty ones and those that begin with # are
+// left out.
+func parseEnvFiles(paths []string) ([]*blixardv1.EnvVar, error) {
+	var env []*blixardv1.EnvVar
+	for _, path := range paths {
+		text, err := readSmall("--env-file", path, envFileBytesMax)
+		if err != nil {
+			return nil, err
+		}
+		for number, line := range strings.Split(string(text), "\n") {
+			line = strings.TrimSuffix(line, "\r")
+			if line == "" || line[0] == '#' {
+				continue
+			}
+			one, err := parseEnv([]string{line})
+			if err != nil {
+				return nil, usageError("--env-file %s, line %d: %v", path, number+1, err).WithHint("write NAME=VALUE, a line each")
+			}
+			env = append(env, one...)
+		}
 	}
 	return env, nil
 }

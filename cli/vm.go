@@ -21,7 +21,9 @@ func (a *app) vmCommand() *cobra.Command {
 	return noun("vm", "Declare, change and reach VMs", []string{"vms"},
 		a.vmCreateCommand(), a.vmListCommand(), a.vmStatusCommand(),
 		a.vmStartCommand(), a.vmStopCommand(), a.vmRestartCommand(), a.vmDeleteCommand(), a.vmLabelCommand(),
-		a.vmLogsCommand(), a.vmConsoleCommand(), a.vmExecCommand(), a.vmWatchCommand(), a.vmStatsCommand(),
+		a.vmUpdateCommand(), a.vmRenameCommand(), a.vmPauseCommand(true), a.vmPauseCommand(false), a.vmInspectCommand(),
+		a.vmLogsCommand(), a.vmConsoleCommand(), a.vmExecCommand(), a.vmCopyCommand(), a.vmSSHCommand(), a.vmForwardCommand(),
+		a.vmWatchCommand(), a.vmStatsCommand(), a.vmTopCommand(),
 	)
 }
 
@@ -90,6 +92,12 @@ func stateWord(vm *blixardv1.VM) string {
 	if state == blixardv1.AllocationState_unspecified {
 		return blixardv1.AllocationState_pending.String()
 	}
+	if state == blixardv1.AllocationState_running && vm.GetStatus().GetPaused() {
+		return "paused"
+	}
+	if state == blixardv1.AllocationState_running && vm.GetStatus().GetHealth() == blixardv1.Health_unhealthy {
+		return "unhealthy"
+	}
 	return state.String()
 }
 
@@ -97,7 +105,7 @@ func stateColor(word string) string {
 	switch word {
 	case "running":
 		return green
-	case "failed", "lost":
+	case "failed", "lost", "unhealthy":
 		return red
 	case "stopped":
 		return faint

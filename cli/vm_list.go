@@ -200,7 +200,31 @@ func (a *app) vmFacts(vm *blixardv1.VM) error {
 		labels = append(labels, k+"="+vm.GetLabels()[k])
 	}
 	rows = append(rows, [2]string{"Labels", strings.Join(labels, ", ")})
+	rows = append(rows, attachedFacts(vm)...)
 	return a.facts(rows)
+}
+
+// attachedFacts tell of networks, ports, volumes and checks.
+func attachedFacts(vm *blixardv1.VM) [][2]string {
+	var rows [][2]string
+	for _, i := range vm.GetInterfaces() {
+		rows = append(rows, [2]string{"Network", strings.Join(strings.Fields(i.GetNetwork()+" "+i.GetIpv4()+" "+i.GetIpv6()), ", ")})
+	}
+	for _, p := range vm.GetSpec().GetPorts() {
+		rows = append(rows, [2]string{"Port", fmt.Sprintf("%d -> %d/%s", p.GetHostPort(), p.GetGuestPort(), p.GetProtocol())})
+	}
+	for _, v := range vm.GetSpec().GetVolumes() {
+		text := v.GetVolume() + " at " + v.GetPath()
+		if v.GetReadOnly() {
+			text += ", read only"
+		}
+		rows = append(rows, [2]string{"Volume", text})
+	}
+	s := vm.GetStatus()
+	if s.GetHealth() != blixardv1.Health_unspecified {
+		rows = append(rows, [2]string{"Health", strings.TrimSuffix(s.GetHealth().String()+": "+s.GetHealthMessage(), ": ")})
+	}
+	return append(rows, [2]string{"Needs restart", strings.Join(s.GetRestartNeeded(), ", ")})
 }
 
 func restartWords(p *blixardv1.RestartPolicy, restarts uint32) string {
