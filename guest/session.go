@@ -23,9 +23,22 @@ func (s *Session) Events() <-chan Event { return s.events }
 
 // Configure tells a guest in PhaseWaitingConfig what to become, and returns its state at once: the
 // ready event says when the command runs. Repeating it with an equal config, in any phase, changes
-// nothing and returns the state; a different config is refused as Conflict/guest.configured.
+// nothing and returns the state; a different config is refused as Conflict/guest.configured, one that is
+// above MaxConfigure as Invalid/guest.too_large, and one of which an older guest would leave out interfaces,
+// volumes, files, secrets, keys or user data as Conflict/guest.version.
 func (s *Session) Configure(ctx context.Context, cfg BootConfig) (Status, error) {
+	if s.reply.Minor < wire.MinorConfigured && needsMinor(&cfg) {
+		return Status{}, problem.New(problem.Conflict, CodeVersion,
+			"guest: the agent in the guest speaks protocol %d.%d and can't set up what this VM has", s.reply.Major, s.reply.Minor).
+			WithHint("restart the VM, so that it boots with this node's guest bundle")
+	}
 	return s.callStatus(ctx, wire.Request{Method: wire.MethodConfigure, Config: &cfg, TimeUS: time.Now().UnixMicro()})
+}
+
+// needsMinor reports whether a configuration has what only guests since MinorConfigured know.
+func needsMinor(c *BootConfig) bool {
+	return len(c.Interfaces)+len(c.DNS)+len(c.Search)+len(c.Mounts)+len(c.Files)+len(c.Secrets)+len(c.SSHKeys) > 0 ||
+		c.UserData != "" || c.MetaData != ""
 }
 
 // Status asks for the state of the boot.
@@ -156,14 +169,20 @@ func (c *calls) close() {
 }
 
 // send writes the request. It fails as Invalid/guest.too_large before anything was sent when the
-// request is above MaxControl.
+// request is above MaxControl, or MaxConfigure if it is to configure.
 func (c *calls) send(req wire.Request) error {
-	b := req.Encode()
-	if len(b) > wire.MaxControl {
-		return problem.New(problem.Invalid, CodeTooLarge, "guest: %s takes %d bytes, at most %d",
-			req.Method, len(b), wire.MaxControl).WithHint("shorten the arguments or the environment")
+	b, t, limit := req.Encode(), wire.FrameRequest, wire.MaxControl
+	if req.Method == wire.MethodConfigure {
+		limit = wire.MaxConfigure
 	}
-	if err := wire.WriteFrame(c.stream, wire.FrameRequest, b); err != nil {
+	if len(b) > limit {
+		return problem.New(problem.Invalid, CodeTooLarge, "guest: %s takes %d bytes, at most %d",
+			req.Method, len(b), limit).WithHint("shorten the arguments, the environment or the files")
+	}
+	if len(b) > wire.MaxControl {
+		t = wire.FrameConfigure
+	}
+	if err := wire.WriteFrame(c.stream, t, b); err != nil {
 		return c.s.explain(c.ctx, err)
 	}
 	return nil

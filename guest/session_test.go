@@ -367,7 +367,7 @@ func TestVersions(t *testing.T) {
 		t.Fatal(err)
 	}
 	n, err = host.Read(buf)
-	if err != nil || !strings.HasPrefix(string(buf[:n]), "\xfb\x02blixard-guest 1.0 ") {
+	if err != nil || !strings.HasPrefix(string(buf[:n]), "\xfb\x02blixard-guest 1.1 ") {
 		t.Errorf("answer %q, %v", buf[:n], err)
 	}
 	w.session(t)

@@ -21,6 +21,13 @@ type (
 	AttachRequest = wire.AttachRequest
 	Stats         = wire.Stats
 	Token         = wire.Token
+	Interface     = wire.Interface
+	Mount         = wire.Mount
+	File          = wire.File
+	Process       = wire.Process
+	Probe         = wire.Probe
+	ProbeResult   = wire.ProbeResult
+	FileInfo      = wire.FileInfo
 )
 
 // Phases, reasons, event kinds and exit codes, documented in guest/wire.
@@ -44,6 +51,14 @@ const (
 	CodeNotExecutable = wire.CodeNotExecutable
 	CodeNotFound      = wire.CodeNotFound
 
+	// SecretsDir is where secrets lie that name no other path; FileMode and SecretMode are the modes of
+	// files that name none; DevicePrefix begins a device that is named by its drive's serial number.
+	SecretsDir   = wire.SecretsDir
+	FileMode     = wire.FileMode
+	SecretMode   = wire.SecretMode
+	DevicePrefix = wire.DevicePrefix
+	// MaxConfigure is the most that a BootConfig may take, coded, in bytes.
+	MaxConfigure = wire.MaxConfigure
 	// PortName is the name the virtio-serial port must have.
 	PortName = wire.PortName
 	// ReplayBytes is the most AttachRequest.Replay can bring.

@@ -56,6 +56,14 @@ func (e *encoder) item(num int, s string) {
 	e.b = append(e.b, s...)
 }
 
+func (e *encoder) bytes(num int, b []byte) {
+	if len(b) > 0 {
+		e.b = binary.AppendUvarint(e.b, uint64(num)<<3|kindBytes)
+		e.b = binary.AppendUvarint(e.b, uint64(len(b)))
+		e.b = append(e.b, b...)
+	}
+}
+
 func (e *encoder) items(num int, list []string) {
 	for _, s := range list {
 		e.item(num, s)
@@ -66,7 +74,16 @@ func (e *encoder) items(num int, list []string) {
 func (e *encoder) message(num int, f func(*encoder)) {
 	var inner encoder
 	f(&inner)
-	e.item(num, string(inner.b))
+	e.b = binary.AppendUvarint(e.b, uint64(num)<<3|kindBytes)
+	e.b = binary.AppendUvarint(e.b, uint64(len(inner.b)))
+	e.b = append(e.b, inner.b...)
+}
+
+// messages appends each element as a message of its own.
+func messages[T any](e *encoder, num int, list []T, encode func(*T, *encoder)) {
+	for i := range list {
+		e.message(num, func(inner *encoder) { encode(&list[i], inner) })
+	}
 }
 
 // field is one decoded field: v of a varint, b of bytes (part of the input).
@@ -123,6 +140,25 @@ func (f field) item(p *[]string) error {
 	}
 	*p = append(*p, string(f.b))
 	return nil
+}
+
+// bytes copies, for the input is used again.
+func (f field) bytes(p *[]byte) error {
+	if f.kind != kindBytes {
+		return ErrMessage
+	}
+	*p = append([]byte(nil), f.b...)
+	return nil
+}
+
+// messageItem decodes one more element of a repeated message, of at most limit.
+func messageItem[T any](f field, list *[]T, limit int, decode func(*T, field) error) error {
+	if len(*list) >= limit {
+		return ErrMessage
+	}
+	*list = append(*list, *new(T))
+	last := &(*list)[len(*list)-1]
+	return f.message(func(inner field) error { return decode(last, inner) })
 }
 
 func (f field) bool(p *bool) error {

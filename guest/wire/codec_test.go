@@ -24,7 +24,17 @@ func fill(v reflect.Value, seed *int) {
 			fill(v.Field(i), seed)
 		}
 	case reflect.Slice:
-		v.Set(reflect.ValueOf([]string{"a", "", "c=" + strings.Repeat("d", *seed)}))
+		switch v.Type().Elem().Kind() {
+		case reflect.String:
+			v.Set(reflect.ValueOf([]string{"a", "", "c=" + strings.Repeat("d", *seed)}))
+		case reflect.Uint8:
+			v.Set(reflect.ValueOf([]byte{0, byte(*seed), 0xfb}))
+		default:
+			v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+			for i := range v.Len() {
+				fill(v.Index(i), seed)
+			}
+		}
 	case reflect.Array:
 		for i := range v.Len() {
 			fill(v.Index(i), seed)

@@ -51,6 +51,68 @@ func (c *BootConfig) decode(f field) error {
 		return f.message(c.Writable.decode)
 	case 13:
 		return f.bool(&c.Init)
+	case 14:
+		return messageItem(f, &c.Interfaces, maxItems, (*Interface).decode)
+	case 15:
+		return f.item(&c.DNS)
+	case 16:
+		return f.item(&c.Search)
+	case 17:
+		return messageItem(f, &c.Mounts, maxItems, (*Mount).decode)
+	case 18:
+		return messageItem(f, &c.Files, maxItems, (*File).decode)
+	case 19:
+		return messageItem(f, &c.Secrets, maxItems, (*File).decode)
+	case 20:
+		return f.item(&c.SSHKeys)
+	case 21:
+		return f.string(&c.UserData)
+	case 22:
+		return f.string(&c.MetaData)
+	}
+	return nil
+}
+
+func (i *Interface) decode(f field) error {
+	switch f.num {
+	case 1:
+		return f.string(&i.MAC)
+	case 2:
+		return uintField(f, &i.MTU)
+	case 3:
+		return f.item(&i.Addresses)
+	case 4:
+		return f.string(&i.GatewayIPv4)
+	case 5:
+		return f.string(&i.GatewayIPv6)
+	}
+	return nil
+}
+
+func (m *Mount) decode(f field) error {
+	switch f.num {
+	case 1:
+		return f.message(m.Disk.decode)
+	case 2:
+		return f.string(&m.Path)
+	case 3:
+		return f.bool(&m.ReadOnly)
+	}
+	return nil
+}
+
+func (v *File) decode(f field) error {
+	switch f.num {
+	case 1:
+		return f.string(&v.Path)
+	case 2:
+		return uintField(f, &v.Mode)
+	case 3:
+		return uintField(f, &v.UID)
+	case 4:
+		return uintField(f, &v.GID)
+	case 5:
+		return f.bytes(&v.Content)
 	}
 	return nil
 }
@@ -162,6 +224,62 @@ func (s *Stats) decode(f field) error {
 	return nil
 }
 
+func (p *Process) decode(f field) error {
+	switch f.num {
+	case 1:
+		return uintField(f, &p.PID)
+	case 2:
+		return f.string(&p.User)
+	case 3:
+		return uintField(f, &p.CPUMS)
+	case 4:
+		return uintField(f, &p.RSS)
+	case 5:
+		return f.string(&p.Command)
+	}
+	return nil
+}
+
+func (p *Probe) decode(f field) error {
+	switch f.num {
+	case 1:
+		return uintField(f, &p.Port)
+	case 2:
+		return f.string(&p.Path)
+	case 3:
+		return uintField(f, &p.TimeoutMS)
+	}
+	return nil
+}
+
+func (r *ProbeResult) decode(f field) error {
+	switch f.num {
+	case 1:
+		return f.bool(&r.OK)
+	case 2:
+		return f.string(&r.Message)
+	}
+	return nil
+}
+
+func (i *FileInfo) decode(f field) error {
+	switch f.num {
+	case 1:
+		return uintField(f, &i.Mode)
+	case 2:
+		return uintField(f, &i.UID)
+	case 3:
+		return uintField(f, &i.GID)
+	case 4:
+		return uintField(f, &i.Size)
+	case 5:
+		return uintField(f, &i.MTimeUS)
+	case 6:
+		return f.string(&i.Link)
+	}
+	return nil
+}
+
 func (p *Problem) decode(f field) error {
 	switch f.num {
 	case 1:
@@ -178,7 +296,7 @@ func (p *Problem) decode(f field) error {
 	return nil
 }
 
-// DecodeRequest reads the payload of a FrameRequest.
+// DecodeRequest reads the payload of a FrameRequest or FrameConfigure.
 func DecodeRequest(b []byte) (*Request, error) {
 	r := &Request{}
 	err := decodeFields(b, func(f field) error {
@@ -198,13 +316,23 @@ func DecodeRequest(b []byte) (*Request, error) {
 			return uintField(f, &r.GraceMS)
 		case 6:
 			return uintField(f, &r.TimeUS)
+		case 7:
+			return f.string(&r.Path)
+		case 8:
+			r.Mount = &Mount{}
+			return f.message(r.Mount.decode)
+		case 9:
+			return uintField(f, &r.Port)
+		case 10:
+			r.Probe = &Probe{}
+			return f.message(r.Probe.decode)
 		}
 		return nil
 	})
 	return r, err
 }
 
-// DecodeResponse reads the payload of a FrameResponse and cleans it.
+// DecodeResponse reads the payload of a FrameResponse or FrameDone and cleans it.
 func DecodeResponse(b []byte) (*Response, error) {
 	r := &Response{}
 	err := decodeFields(b, func(f field) error {
@@ -220,15 +348,22 @@ func DecodeResponse(b []byte) (*Response, error) {
 			return f.message(r.Stats.decode)
 		case 4:
 			return uintField(f, &r.PID)
+		case 5:
+			r.Probe = &ProbeResult{}
+			return f.message(r.Probe.decode)
+		case 6:
+			return messageItem(f, &r.Processes, TopProcesses, (*Process).decode)
+		case 7:
+			r.File = &FileInfo{}
+			return f.message(r.File.decode)
+		case 8:
+			return uintField(f, &r.Size)
+		case 9:
+			return uintField(f, &r.ClockOffUS)
 		}
 		return nil
 	})
-	if r.Problem != nil {
-		r.Problem.clean()
-	}
-	if r.Status != nil {
-		r.Status.clean()
-	}
+	r.clean()
 	return r, err
 }
 

@@ -29,6 +29,37 @@ func (c *BootConfig) encode(e *encoder) {
 		e.message(12, c.Writable.encode)
 	}
 	e.bool(13, c.Init)
+	messages(e, 14, c.Interfaces, (*Interface).encode)
+	e.items(15, c.DNS)
+	e.items(16, c.Search)
+	messages(e, 17, c.Mounts, (*Mount).encode)
+	messages(e, 18, c.Files, (*File).encode)
+	messages(e, 19, c.Secrets, (*File).encode)
+	e.items(20, c.SSHKeys)
+	e.string(21, c.UserData)
+	e.string(22, c.MetaData)
+}
+
+func (i *Interface) encode(e *encoder) {
+	e.string(1, i.MAC)
+	e.uint(2, uint64(i.MTU))
+	e.items(3, i.Addresses)
+	e.string(4, i.GatewayIPv4)
+	e.string(5, i.GatewayIPv6)
+}
+
+func (m *Mount) encode(e *encoder) {
+	e.message(1, m.Disk.encode)
+	e.string(2, m.Path)
+	e.bool(3, m.ReadOnly)
+}
+
+func (f *File) encode(e *encoder) {
+	e.string(1, f.Path)
+	e.uint(2, uint64(f.Mode))
+	e.uint(3, uint64(f.UID))
+	e.uint(4, uint64(f.GID))
+	e.bytes(5, f.Content)
 }
 
 func (s *Status) encode(e *encoder) {
@@ -88,6 +119,34 @@ func (s *Stats) encode(e *encoder) {
 	e.uint(12, s.RootFree)
 }
 
+func (p *Process) encode(e *encoder) {
+	e.int(1, int64(p.PID))
+	e.string(2, p.User)
+	e.uint(3, p.CPUMS)
+	e.uint(4, p.RSS)
+	e.string(5, p.Command)
+}
+
+func (p *Probe) encode(e *encoder) {
+	e.uint(1, uint64(p.Port))
+	e.string(2, p.Path)
+	e.uint(3, uint64(p.TimeoutMS))
+}
+
+func (r *ProbeResult) encode(e *encoder) {
+	e.bool(1, r.OK)
+	e.string(2, r.Message)
+}
+
+func (i *FileInfo) encode(e *encoder) {
+	e.uint(1, uint64(i.Mode))
+	e.uint(2, uint64(i.UID))
+	e.uint(3, uint64(i.GID))
+	e.uint(4, i.Size)
+	e.int(5, i.MTimeUS)
+	e.string(6, i.Link)
+}
+
 func (p *Problem) encode(e *encoder) {
 	e.string(1, p.Kind)
 	e.string(2, p.Code)
@@ -96,7 +155,7 @@ func (p *Problem) encode(e *encoder) {
 	e.int(5, int64(p.ExitCode))
 }
 
-// Encode gives the payload of a FrameRequest.
+// Encode gives the payload of a FrameRequest or FrameConfigure.
 func (r *Request) Encode() []byte {
 	var e encoder
 	e.string(1, string(r.Method))
@@ -111,10 +170,18 @@ func (r *Request) Encode() []byte {
 	}
 	e.int(5, r.GraceMS)
 	e.int(6, r.TimeUS)
+	e.string(7, r.Path)
+	if r.Mount != nil {
+		e.message(8, r.Mount.encode)
+	}
+	e.uint(9, uint64(r.Port))
+	if r.Probe != nil {
+		e.message(10, r.Probe.encode)
+	}
 	return e.b
 }
 
-// Encode gives the payload of a FrameResponse.
+// Encode gives the payload of a FrameResponse or FrameDone.
 func (r *Response) Encode() []byte {
 	var e encoder
 	if r.Problem != nil {
@@ -127,6 +194,15 @@ func (r *Response) Encode() []byte {
 		e.message(3, r.Stats.encode)
 	}
 	e.int(4, int64(r.PID))
+	if r.Probe != nil {
+		e.message(5, r.Probe.encode)
+	}
+	messages(&e, 6, r.Processes, (*Process).encode)
+	if r.File != nil {
+		e.message(7, r.File.encode)
+	}
+	e.uint(8, r.Size)
+	e.int(9, r.ClockOffUS)
 	return e.b
 }
 

@@ -10,12 +10,14 @@ import (
 // FrameType says what a frame's payload is. The values travel and never change.
 type FrameType byte
 
-// Types of frames. Control frames carry messages of at most MaxControl bytes; data frames raw bytes of
-// at most MaxData; the rest a few bytes.
+// Types of frames. Control frames carry messages of at most MaxControl bytes (FrameConfigure:
+// MaxConfigure); data frames raw bytes of at most MaxData; the rest a few bytes.
 const (
 	FrameRequest  FrameType = 1 // Request, the host's first frame on a stream
 	FrameResponse FrameType = 2 // Response, the guest's first frame on a stream
 	FrameEvent    FrameType = 3 // Event
+	// FrameConfigure is a configure Request above MaxControl, in the place of a FrameRequest.
+	FrameConfigure FrameType = 4
 
 	FrameStdin    FrameType = 16 // data for standard input
 	FrameStdinEnd FrameType = 17 // empty: end of standard input
@@ -26,6 +28,10 @@ const (
 	FrameStderr FrameType = 33 // data
 	FrameGap    FrameType = 34 // 8 bytes: how many bytes of output this reader lost here
 	FrameExit   FrameType = 35 // Exit; the last frame of a stream
+
+	// Since minor version 1, for copies and dialled connections, whose data are FrameStdin and FrameStdout.
+	FrameDone      FrameType = 36 // Response: how a copy ended; the last frame of its stream
+	FrameStdoutEnd FrameType = 37 // empty: the dialled server sends no more
 )
 
 // frameHeader is the type and 3 bytes of length, big endian.
@@ -41,11 +47,13 @@ var (
 // the empty FrameStdinEnd.
 func maxPayload(t FrameType) (limit int, known bool) {
 	switch t {
-	case FrameRequest, FrameResponse, FrameEvent, FrameExit:
+	case FrameRequest, FrameResponse, FrameEvent, FrameExit, FrameDone:
 		return MaxControl, true
+	case FrameConfigure:
+		return MaxConfigure, true
 	case FrameStdin, FrameStdout, FrameStderr:
 		return MaxData, true
-	case FrameStdinEnd:
+	case FrameStdinEnd, FrameStdoutEnd:
 		return 0, true
 	case FrameResize:
 		return 4, true

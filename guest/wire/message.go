@@ -21,6 +21,18 @@ const (
 	MethodStats     Method = "stats"
 	MethodPing      Method = "ping"
 	MethodAckExit   Method = "ack-exit"
+
+	// Since minor version 1. All but the copies, mount and unmount may be repeated.
+	MethodSetTime  Method = "set-time"
+	MethodTop      Method = "top"
+	MethodProbe    Method = "probe"
+	MethodDial     Method = "dial"
+	MethodStat     Method = "stat"
+	MethodCopyTo   Method = "copy-to"
+	MethodCopyFrom Method = "copy-from"
+	MethodMount    Method = "mount"
+	MethodUnmount  Method = "unmount"
+	MethodGrow     Method = "grow"
 )
 
 // Request begins every stream. Only the field of its method is set.
@@ -31,8 +43,14 @@ type Request struct {
 	Attach *AttachRequest
 	// GraceMS of Stop and Reboot is the time between the stop signal and SIGKILL.
 	GraceMS int64
-	// TimeUS of Configure is the host's time, microseconds since 1970.
+	// TimeUS of Configure and SetTime is the host's time, microseconds since 1970.
 	TimeUS int64
+	// Path of Stat, CopyTo, CopyFrom, Unmount and Grow.
+	Path  string
+	Mount *Mount
+	// Port of Dial.
+	Port  uint16
+	Probe *Probe
 }
 
 // Response answers a request.
@@ -41,6 +59,14 @@ type Response struct {
 	Status  *Status
 	Stats   *Stats
 	PID     int
+	// Probe, Processes and File answer Probe, Top and Stat.
+	Probe     *ProbeResult
+	Processes []Process
+	File      *FileInfo
+	// Size answers Grow: the file system's size in bytes.
+	Size uint64
+	// ClockOffUS answers SetTime: by how much the guest's clock was ahead, in microseconds.
+	ClockOffUS int64
 }
 
 // Problem says why a call was refused: the kinds and codes of internal/problem.
@@ -101,6 +127,26 @@ func (x *Exit) clean() {
 	x.Message = CleanText(x.Message, MaxMessage)
 	x.Code &= 0xff
 	x.Signal &= 0x7f
+}
+
+// clean bounds and cleans all of an answer that is text, in place.
+func (r *Response) clean() {
+	if r.Problem != nil {
+		r.Problem.clean()
+	}
+	if r.Status != nil {
+		r.Status.clean()
+	}
+	if r.Probe != nil {
+		r.Probe.Message = CleanText(r.Probe.Message, MaxMessage)
+	}
+	for i := range r.Processes {
+		p := &r.Processes[i]
+		p.User, p.Command = CleanText(p.User, MaxIDLen), CleanText(p.Command, MaxCommand)
+	}
+	if r.File != nil {
+		r.File.Link = CleanText(r.File.Link, MaxPath)
+	}
 }
 
 // clean bounds and cleans a guest's problem, in place.

@@ -6,7 +6,23 @@ import "time"
 // only adds fields and calls, which the older end ignores or refuses by name.
 const (
 	VersionMajor = 1
-	VersionMinor = 0
+	VersionMinor = 1
+)
+
+// MinorConfigured is the first minor version whose guests do what BootConfig says of interfaces, volumes,
+// files, secrets, keys and user data.
+const MinorConfigured = 1
+
+// DevicePrefix begins a Disk's device that is named by its serial number.
+const DevicePrefix = "serial:"
+
+// SecretsDir is where secrets lie that name no other path.
+const SecretsDir = "/run/secrets"
+
+// Modes of files whose configuration says none.
+const (
+	FileMode   = 0o644
+	SecretMode = 0o400
 )
 
 // PortName is the virtio-serial port the guest looks for in /sys/class/virtio-ports/*/name.
@@ -60,8 +76,45 @@ type WindowSize struct {
 	Rows    uint16
 }
 
+// Interface is a NIC of the guest and what is set on it before the command starts. An image's own init
+// may change it later, by DHCP for one.
+type Interface struct {
+	// MAC finds the NIC: six hex bytes with colons.
+	MAC string
+	// MTU in bytes; zero leaves the driver's.
+	MTU uint32
+	// Addresses with their prefix length ("10.64.0.5/16", "fd00::5/64"). IPv6 ones are used at once,
+	// without looking for a double.
+	Addresses []string
+	// GatewayIPv4 and GatewayIPv6 become default routes; either may be empty. They need not be in a subnet
+	// of the addresses. Of several NICs the first one's routes are preferred.
+	GatewayIPv4 string
+	GatewayIPv6 string
+}
+
+// Mount is a volume below the root.
+type Mount struct {
+	Disk Disk
+	// Path is absolute and without dots; it is made when it is missing. A fresh volume, whose root
+	// directory is empty, gets the mode and owner of the directory it covers.
+	Path     string
+	ReadOnly bool
+}
+
+// File is written before the command starts, in place of what is at its path; directories on the way are
+// made.
+type File struct {
+	// Path is absolute and without dots.
+	Path string
+	// Mode is the permission bits; zero means FileMode, or SecretMode of a secret.
+	Mode    uint32
+	UID     uint32
+	GID     uint32
+	Content []byte
+}
+
 // BootConfig is all a guest needs to become the VM that was asked for. Coded it may take at most
-// MaxControl bytes, environment included.
+// MaxConfigure bytes.
 type BootConfig struct {
 	// Hostname is set before the command starts; empty leaves the kernel's.
 	Hostname string
@@ -100,6 +153,26 @@ type BootConfig struct {
 	// Its reboot or power-off is the end of the boot. Stop sends SIGRTMIN+4, systemd's power-off,
 	// where StopSignal is zero. TTY, Stdin and User count for Exec alone.
 	Init bool
+
+	// Interfaces are set up in this order; a NIC that is not there within five seconds fails the boot.
+	Interfaces []Interface
+	// DNS are addresses of name servers and Search are domains to look in: with any of them the guest's
+	// /etc/resolv.conf is written anew at each boot, else it is left as it is.
+	DNS    []string
+	Search []string
+	// Mounts are the volumes, mounted in this order; one that can't be fails the boot.
+	Mounts []Mount
+	// Files are written in this order, after Mounts.
+	Files []File
+	// Secrets are files in memory: those below SecretsDir on a file system of their own there, others
+	// each mounted over its path. They are read-only, never swapped out and gone with the boot.
+	Secrets []File
+	// SSHKeys are lines that root's authorized_keys has at least.
+	SSHKeys []string
+	// UserData and MetaData are the NoCloud seed of an image with cloud-init; other images get nothing
+	// of them. Empty MetaData beside UserData names the instance after Hostname.
+	UserData string
+	MetaData string
 }
 
 // Status is the state of a boot; it can be asked for at any time, as often as one likes.
@@ -191,14 +264,74 @@ type Stats struct {
 	RootFree  uint64
 }
 
+// Process is one process of the guest, with ids as a program beside the main command sees them.
+type Process struct {
+	PID int
+	// User is its name in the image's /etc/passwd, or the number.
+	User string
+	// CPUMS is the processor time that it has used since its start, in milliseconds.
+	CPUMS uint64
+	// RSS is its resident memory in bytes.
+	RSS uint64
+	// Command is its arguments with spaces between, or its name in brackets; at most MaxCommand bytes.
+	Command string
+}
+
+// Probe asks whether a server of the guest does its work. It goes to 127.0.0.1, and to ::1 where nobody
+// listens there.
+type Probe struct {
+	Port uint16
+	// Path, when it is not empty, is asked for by an HTTP GET, which must be answered with a status from 200
+	// to 399; redirects are not followed. Else the port must take a connection.
+	Path string
+	// TimeoutMS bounds it; zero means ProbeLimit. In milliseconds.
+	TimeoutMS uint32
+}
+
+// ProbeResult is how a probe ended.
+type ProbeResult struct {
+	OK bool
+	// Message says why not; at most MaxMessage bytes.
+	Message string
+}
+
+// FileInfo is what a guest says of a file.
+type FileInfo struct {
+	// Mode is st_mode: the kind of file and its permission bits.
+	Mode uint32
+	UID  uint32
+	GID  uint32
+	// Size in bytes.
+	Size uint64
+	// MTimeUS is the time of the last change, microseconds since 1970.
+	MTimeUS int64
+	// Link is where a symbolic link points to; at most MaxPath bytes.
+	Link string
+}
+
 // Limits of the protocol. Each holds for both ends.
 const (
 	// MaxControl bounds a control message (request, response, event) in bytes.
 	MaxControl = 64 << 10
+	// MaxConfigure bounds the configure request alone, in bytes: 64 files and 64 secrets of 64 KiB each
+	// are 8 MiB; their paths (128 KiB), 32 keys of 8 KiB, 64 KiB of user data and MaxControl for all
+	// else are half a MiB.
+	MaxConfigure = 9 << 20
 	// MaxData bounds the bytes of one data frame (input or output).
 	MaxData = 32 << 10
 	// MaxMessage bounds texts made for people, in bytes.
 	MaxMessage = 1 << 10
+	// MaxPath bounds a path, in bytes: the kernel's own limit.
+	MaxPath = 4 << 10
+	// MaxCommand bounds Process.Command, in bytes.
+	MaxCommand = 256
+	// TopProcesses bounds the processes a guest tells of: 32 of MaxCommand and a few numbers are 12 KiB.
+	TopProcesses = 32
+	// ProbeLimit bounds a probe that names no time, MaxProbe any.
+	ProbeLimit = 5 * time.Second
+	MaxProbe   = 10 * time.Minute
+	// ClockSkew is how far a guest's clock may be off before the host's is taken.
+	ClockSkew = 500 * time.Millisecond
 	// ReplayBytes is how much of the main command's output a guest keeps for late readers.
 	ReplayBytes = 64 << 10
 	// MaxStreams bounds the calls in flight of one session: 64 streams of a 256 KiB window are
