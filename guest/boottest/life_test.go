@@ -47,13 +47,19 @@ func TestLife(t *testing.T) {
 				t.Errorf("%+v", *exit)
 			}
 			m.PowerOff(s)
-			if out, err := exec.Command("e2fsck", "-n", "-f", disk).CombinedOutput(); err != nil {
-				t.Errorf("the disk is not clean: %v\n%s", err, out)
-			}
+			clean(t, disk)
 			if out, err := exec.Command("debugfs", "-R", "cat /upper/root/proof", disk).Output(); err != nil || string(out) != "kept\n" {
 				t.Errorf("the disk has %q, %v", out, err)
 			}
 		})
+	}
+}
+
+// clean checks that a disk is as after an unmount.
+func clean(t *testing.T, disk string) {
+	t.Helper()
+	if out, err := exec.Command("e2fsck", "-n", "-f", disk).CombinedOutput(); err != nil {
+		t.Errorf("the disk is not clean: %v\n%s", err, out)
 	}
 }
 

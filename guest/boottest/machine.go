@@ -84,12 +84,23 @@ type Spec struct {
 	Cmdline string
 	// Image is attached read-only as /dev/vda, Writable as /dev/vdb if it is not empty.
 	Image, Writable string
+	// Volumes are the paths of further drives, with the serials "volume0", "volume1" and so on.
+	Volumes []string
+	// MAC, when it is not empty, is that of a NIC in a network of QEMU's own: the host is UserGateway there.
+	MAC string
 	// Machine holds further machine options, such as "pic=off".
 	Machine []string
 	// NoGuestControl leaves out the disks, the agent's channel and its token: init then says on the console
 	// that nobody can reach it.
 	NoGuestControl bool
 }
+
+// Addresses of QEMU's own network.
+const (
+	UserAddress = "10.0.2.15/24"
+	UserGateway = "10.0.2.2"
+	UserDNS     = "10.0.2.3"
+)
 
 // Argv is QEMU's command line for the spec and token.
 func (s Spec) Argv(token guest.Token) []string {
@@ -122,6 +133,14 @@ func (s Spec) Argv(token guest.Token) []string {
 		id := "disk" + strconv.Itoa(i)
 		a = append(a, "-blockdev", "driver=raw,node-name="+id+",read-only="+onOff(i == 0)+",discard=unmap,file.driver=file,file.filename="+path,
 			"-device", "virtio-blk-device,drive="+id)
+	}
+	for i, path := range s.Volumes {
+		id := "volume" + strconv.Itoa(i)
+		a = append(a, "-blockdev", "driver=raw,node-name="+id+",discard=unmap,file.driver=file,file.filename="+path,
+			"-device", "virtio-blk-device,id="+id+",drive="+id+",serial="+id)
+	}
+	if s.MAC != "" {
+		a = append(a, "-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net,mac="+s.MAC)
 	}
 	if !s.NoGuestControl || s.Kernel.Console == bundle.ConsoleVirtio {
 		a = append(a, "-device", "virtio-serial-device,max_ports=3")

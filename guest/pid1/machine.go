@@ -4,7 +4,9 @@ package pid1
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -23,8 +25,11 @@ const (
 
 // platform is what a machine does to the kernel; the real one is this process as process 1.
 type platform interface {
-	// buildRoot makes the image the root. The clock may be used to set the machine's.
+	// buildRoot makes the image the root and gives it all else that the configuration says.
 	buildRoot(cfg *wire.BootConfig) error
+	// setClock takes the host's time, in microseconds since 1970, if the machine's is further off than
+	// ClockSkew, and says by how much that was ahead.
+	setClock(us int64) int64
 	// settled is called once the command runs: time for what need not come before.
 	settled()
 	// killAll ends every other process and waits for that.
@@ -129,6 +134,51 @@ func checkConfig(cfg *wire.BootConfig) error {
 		return invalid("no device or file system type of the writable disk")
 	case cfg.StopSignal < 0 || cfg.StopSignal > 64:
 		return invalid("no such stop signal")
+	}
+	if err := checkMore(cfg); err != nil {
+		return invalid(wire.CleanText(err.Error(), wire.MaxMessage))
+	}
+	return nil
+}
+
+// checkMore looks at what the root is given beyond its disks.
+func checkMore(cfg *wire.BootConfig) error {
+	for i := range cfg.Interfaces {
+		if _, err := parseInterface(&cfg.Interfaces[i]); err != nil {
+			return fmt.Errorf("interface: %w", err)
+		}
+	}
+	for _, s := range append(append([]string{cfg.Hostname}, cfg.DNS...), cfg.Search...) {
+		if strings.ContainsAny(s, " \t\r\n#") {
+			return fmt.Errorf("no name or address: %.128q", s)
+		}
+	}
+	for i := range cfg.Mounts {
+		if err := checkMount(&cfg.Mounts[i]); err != nil {
+			return err
+		}
+	}
+	for _, list := range [][]wire.File{cfg.Files, cfg.Secrets} {
+		for i := range list {
+			if err := checkPath(list[i].Path); err != nil {
+				return fmt.Errorf("file: %w", err)
+			}
+		}
+	}
+	for _, key := range cfg.SSHKeys {
+		if strings.ContainsAny(key, "\r\n\x00") {
+			return errors.New("an ssh key of several lines")
+		}
+	}
+	return nil
+}
+
+func checkMount(m *wire.Mount) error {
+	if err := checkPath(m.Path); err != nil {
+		return fmt.Errorf("volume: %w", err)
+	}
+	if m.Disk.Device == "" || m.Disk.FSType == "" {
+		return fmt.Errorf("volume %s: no device or file system type", m.Path)
 	}
 	return nil
 }

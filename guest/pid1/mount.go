@@ -26,7 +26,6 @@ const (
 	deviceLimit = 5 * time.Second
 	devicePoll  = time.Millisecond
 	sysBlock    = "/sys/block"
-	serialWord  = "serial:"
 )
 
 // mountFlags are the options of fstab that are flags of mount(2).
@@ -84,22 +83,29 @@ func mountMore() {
 	_ = unix.Symlink("/proc/self/fd/2", "/dev/stderr")
 }
 
+// poll asks until the answer is yes, at most limit, and gives the last answer. Nothing tells process 1 of a
+// driver's finds.
+func poll(limit time.Duration, f func() bool) bool {
+	for begin := time.Now(); !f(); time.Sleep(devicePoll) {
+		if time.Since(begin) > limit {
+			return false
+		}
+	}
+	return true
+}
+
 // findDevice gives the path of a drive, once it is there.
-func findDevice(device string, limit time.Duration) (string, error) {
-	begin := time.Now()
-	for {
-		path := device
-		if serial, ok := strings.CutPrefix(device, serialWord); ok {
+func findDevice(device string, limit time.Duration) (path string, err error) {
+	if !poll(limit, func() bool {
+		path = device
+		if serial, ok := strings.CutPrefix(device, wire.DevicePrefix); ok {
 			path = bySerial(sysBlock, serial)
 		}
-		if path != "" && exists(path) {
-			return path, nil
-		}
-		if time.Since(begin) > limit {
-			return "", fmt.Errorf("drive %s did not appear within %s", device, limit)
-		}
-		time.Sleep(devicePoll)
+		return path != "" && exists(path)
+	}) {
+		return "", fmt.Errorf("drive %s did not appear within %s", device, limit)
 	}
+	return path, nil
 }
 
 // bySerial finds the drive whose serial number is serial.
@@ -126,6 +132,8 @@ type root struct {
 	data  int  // the writable disk's mount
 	old   int  // the initramfs
 	disks bool // data is a drive
+	// volumes are those mounted in this process's own view.
+	volumes []volume
 }
 
 // buildRoot mounts the image, lays the writable disk or memory over it, and makes that the root of
@@ -153,7 +161,16 @@ func buildRoot(cfg *wire.BootConfig) (*root, error) {
 	if r.data, err = openDir(dataDir); err != nil {
 		return nil, err
 	}
-	return r, switchRoot()
+	if err := switchRoot(); err != nil {
+		return nil, err
+	}
+	if cfg.Init {
+		// An init that finds its /run mounted keeps it, and so what is put there before its start.
+		if err := mountAt("run", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, runOptions); err != nil {
+			return nil, err
+		}
+	}
+	return r, r.mountVolumes(cfg.Mounts)
 }
 
 // openDir opens a directory for as long as the machine lives.
@@ -213,7 +230,7 @@ func (r *root) clean() error {
 	if r == nil {
 		return nil
 	}
-	err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	err := errors.Join(r.cleanVolumes(), unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	if r.disks {
 		path := fmt.Sprintf("/proc/self/fd/%d", r.data)
 		err = errors.Join(err, unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))

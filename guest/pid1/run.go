@@ -3,6 +3,7 @@
 package pid1
 
 import (
+	"fmt"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -155,9 +156,16 @@ func (k *kernel) buildRoot(cfg *wire.BootConfig) error {
 		}
 	}
 	var err error
-	k.root, err = buildRoot(cfg)
-	return err
+	if k.root, err = buildRoot(cfg); err != nil {
+		return err
+	}
+	if err := setupNetwork(cfg.Interfaces); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	return equip(cfg, k.con)
 }
+
+func (k *kernel) setClock(us int64) int64 { return setClock(us, true) }
 
 // loopbackUp brings lo up; a kernel without a network has none.
 func loopbackUp() {

@@ -4,6 +4,7 @@ package pid1
 
 import (
 	"errors"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -16,8 +17,6 @@ import (
 const (
 	// requestLimit bounds the wait for a stream's request.
 	requestLimit = 30 * time.Second
-	// clockSkew is how far the clock may be off before the host's is taken.
-	clockSkew = time.Second
 )
 
 // server answers the calls of sessions.
@@ -69,11 +68,14 @@ func (s *server) handle(stream *yamux.Stream) {
 	c := &call{FrameReader: wire.NewFrameReader(stream), stream: stream}
 	_ = stream.SetReadDeadline(time.Now().Add(requestLimit))
 	t, p, err := c.Next()
-	if err != nil || t != wire.FrameRequest {
+	if err != nil || t != wire.FrameRequest && t != wire.FrameConfigure {
 		return
 	}
 	_ = stream.SetReadDeadline(time.Time{})
 	req, err := wire.DecodeRequest(p)
+	if err == nil && t == wire.FrameConfigure {
+		err = largeConfigure(req)
+	}
 	if err != nil {
 		c.refuse(&wire.Problem{Kind: wire.KindInvalid, Code: "guest.request", Message: wire.CleanText(err.Error(), wire.MaxMessage)})
 		return
@@ -81,6 +83,19 @@ func (s *server) handle(stream *yamux.Stream) {
 	if err := s.dispatch(c, req); err != nil {
 		c.refuse(err)
 	}
+}
+
+// largeMemory bounds the memory of this program while it holds a large configuration, though it collects no
+// garbage before the command runs: some copies of MaxConfigure.
+const largeMemory = 40 << 20
+
+// largeConfigure admits a request above MaxControl if it is one to configure.
+func largeConfigure(req *wire.Request) error {
+	if req.Method != wire.MethodConfigure {
+		return wire.ErrFrameSize
+	}
+	debug.SetMemoryLimit(largeMemory)
+	return nil
 }
 
 // dispatch carries out a request. An error it returns was not yet answered.
@@ -93,7 +108,7 @@ func (s *server) dispatch(c *call, req *wire.Request) error {
 		st, _ := s.m.state()
 		return c.respond(wire.Response{Status: &st})
 	case req.Method == wire.MethodConfigure && req.Config != nil:
-		setClock(req.TimeUS)
+		s.m.plat.setClock(req.TimeUS)
 		st, err := s.m.configure(req.Config)
 		if err != nil {
 			return err
@@ -185,12 +200,16 @@ var closedChannel = func() chan struct{} {
 	return c
 }()
 
-// setClock takes the host's time if this machine's is far off, as it is without a clock chip.
-func setClock(us int64) {
-	host := time.UnixMicro(us)
-	if us <= 0 || time.Until(host).Abs() < clockSkew {
-		return
+// setClock finds by how many microseconds this machine's clock is ahead of the host's, and takes the host's
+// time if that is too much, as it is without a clock chip and after a pause. A time of zero is none.
+func setClock(us int64, may bool) int64 {
+	if us <= 0 {
+		return 0
 	}
-	ts := unix.NsecToTimespec(us * 1000)
-	_ = unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+	off := time.Since(time.UnixMicro(us))
+	if may && off.Abs() >= wire.ClockSkew {
+		ts := unix.NsecToTimespec(us * 1000)
+		_ = unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+	}
+	return off.Microseconds()
 }
