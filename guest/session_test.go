@@ -117,6 +117,8 @@ func TestConfigureIsIdempotent(t *testing.T) {
 	}
 }
 
+const mac = "52:54:00:12:34:56"
+
 func TestConfigureRefuses(t *testing.T) {
 	s := newWorld(t, pid1.LocalConfig{}).session(t)
 	image := guest.Disk{Device: "d", FSType: "f"}
@@ -125,14 +127,26 @@ func TestConfigureRefuses(t *testing.T) {
 		"no image":    {Argv: sleep},
 		"no fs type":  {Argv: sleep, Image: image, Writable: &guest.Disk{Device: "x"}},
 		"stop signal": {Argv: sleep, Image: image, StopSignal: 65},
+		"mac":         {Argv: sleep, Image: image, Interfaces: []guest.Interface{{MAC: "52:54:00:12:34"}}},
+		"address":     {Argv: sleep, Image: image, Interfaces: []guest.Interface{{MAC: mac, Addresses: []string{"10.0.0.1"}}}},
+		"zone":        {Argv: sleep, Image: image, Interfaces: []guest.Interface{{MAC: mac, Addresses: []string{"fe80::1%eth0/64"}}}},
+		"gateway":     {Argv: sleep, Image: image, Interfaces: []guest.Interface{{MAC: mac, GatewayIPv4: "fd00::1"}}},
+		"gateway 6":   {Argv: sleep, Image: image, Interfaces: []guest.Interface{{MAC: mac, GatewayIPv6: "10.0.0.1"}}},
+		"server":      {Argv: sleep, Image: image, DNS: []string{"10.0.0.1\nnameserver 10.0.0.2"}},
+		"volume":      {Argv: sleep, Image: image, Mounts: []guest.Mount{{Path: "/data"}}},
+		"volume path": {Argv: sleep, Image: image, Mounts: []guest.Mount{{Path: "/", Disk: image}}},
+		"file":        {Argv: sleep, Image: image, Files: []guest.File{{Path: "etc/x"}}},
+		"dots":        {Argv: sleep, Image: image, Files: []guest.File{{Path: "/etc/../x"}}},
+		"secret":      {Argv: sleep, Image: image, Secrets: []guest.File{{Path: "/run/secrets/"}}},
+		"key":         {Argv: sleep, Image: image, SSHKeys: []string{"one\ntwo"}},
 	} {
 		if _, err := s.Configure(testContext(t), cfg); !problem.HasCode(err, "guest.config") || !problem.Is(err, problem.Invalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	big := guest.BootConfig{Argv: sleep, Image: image, Env: []string{"A=" + strings.Repeat("x", wire.MaxControl)}}
+	big := guest.BootConfig{Argv: sleep, Image: image, Files: []guest.File{{Path: "/f", Content: make([]byte, wire.MaxConfigure)}}}
 	if _, err := s.Configure(testContext(t), big); !problem.HasCode(err, guest.CodeTooLarge) {
-		t.Errorf("64 KiB of environment: %v", err)
+		t.Errorf("a file of 6 MiB: %v", err)
 	}
 	if st, err := s.Status(testContext(t)); err != nil || st.Phase != guest.PhaseWaitingConfig {
 		t.Errorf("afterwards: %+v, %v", st, err)

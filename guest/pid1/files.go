@@ -17,8 +17,8 @@ import (
 // All of this runs when the image is the root: a symbolic link of the image leads nowhere else.
 
 const (
-	// secretsOptions: 8 MiB are the largest configuration's, the rest is for the rounding to pages.
-	secretsOptions = "size=16m,nr_inodes=1k,mode=0755"
+	// secretsOptions: wire.MaxConfigure bounds all secrets, the rest is for their rounding to pages.
+	secretsOptions = "size=8m,nr_inodes=1k,mode=0755"
 	// boundDir holds a secret for the moment before it is mounted over its path.
 	boundDir = wire.SecretsDir + "/.bound"
 	seedDir  = "/var/lib/cloud/seed/nocloud"

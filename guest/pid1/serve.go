@@ -87,7 +87,7 @@ func (s *server) handle(stream *yamux.Stream) {
 
 // largeMemory bounds the memory of this program while it holds a large configuration, though it collects no
 // garbage before the command runs: some copies of MaxConfigure.
-const largeMemory = 40 << 20
+const largeMemory = 32 << 20
 
 // largeConfigure admits a request above MaxControl if it is one to configure.
 func largeConfigure(req *wire.Request) error {

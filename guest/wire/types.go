@@ -313,10 +313,9 @@ type FileInfo struct {
 const (
 	// MaxControl bounds a control message (request, response, event) in bytes.
 	MaxControl = 64 << 10
-	// MaxConfigure bounds the configure request alone, in bytes: 64 files and 64 secrets of 64 KiB each
-	// are 8 MiB; their paths (128 KiB), 32 keys of 8 KiB, 64 KiB of user data and MaxControl for all
-	// else are half a MiB.
-	MaxConfigure = 9 << 20
+	// MaxConfigure bounds the configure request alone, in bytes: a VM's spec, files and user data included,
+	// has at most 1 MiB, 64 secrets of 64 KiB are 4 MiB, and the last MiB is for what an image adds.
+	MaxConfigure = 6 << 20
 	// MaxData bounds the bytes of one data frame (input or output).
 	MaxData = 32 << 10
 	// MaxMessage bounds texts made for people, in bytes.
