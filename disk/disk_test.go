@@ -164,12 +164,16 @@ func TestAttachRefusesOlderEpochs(t *testing.T) {
 func FuzzReadEpoch(f *testing.F) {
 	f.Add([]byte("12\n"))
 	f.Add([]byte(""))
-	path := filepath.Join(f.TempDir(), "epoch")
+	dir, err := OpenDir(f.TempDir())
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer func() { _ = dir.Close() }()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if err := os.WriteFile(path, b, 0o600); err != nil {
+		if err := os.WriteFile(dir.Path(epochFile), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := readEpoch(path); err != nil && (n != 0 || !problem.Is(err, problem.Fenced)) {
+		if n, err := Epoch(dir); err != nil && (n != 0 || !problem.Is(err, problem.Fenced)) {
 			t.Fatalf("%d, %v", n, err)
 		}
 	})

@@ -1,11 +1,9 @@
 package disk
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -32,10 +30,6 @@ const (
 	// templatesMax are kept, the newest used: each takes some 100 KiB to a few MiB
 	// of disk, since it is sparse.
 	templatesMax = 16
-	// mkfsTimeout bounds the making of a file system; 16 TiB take a few seconds.
-	mkfsTimeout = time.Minute
-	// mkfsOutputMax of the program's words is quoted.
-	mkfsOutputMax = 1 << 10
 )
 
 // Roots makes writable root disks from templates that it keeps in a directory of
@@ -78,8 +72,8 @@ func (r *Roots) CreateRoot(ctx context.Context, path string, size uint64) error 
 	if err != nil {
 		return err
 	}
-	if err := clone(template, path); err != nil {
-		return diskError(path, err)
+	if err := clone(ctx, template, path); err != nil {
+		return Problem(path, err)
 	}
 	return nil
 }
@@ -111,7 +105,7 @@ func (r *Roots) template(ctx context.Context, size uint64) (string, error) {
 
 func (r *Roots) make(ctx context.Context, path string, size uint64) (err error) {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
-		return diskError(r.dir, err)
+		return Problem(r.dir, err)
 	}
 	mkfs, err := r.mkfs()
 	if err != nil {
@@ -121,7 +115,7 @@ func (r *Roots) make(ctx context.Context, path string, size uint64) (err error) 
 	_ = os.Remove(tmp)
 	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return diskError(tmp, err)
+		return Problem(tmp, err)
 	}
 	defer func() {
 		_ = f.Close()
@@ -130,37 +124,16 @@ func (r *Roots) make(ctx context.Context, path string, size uint64) (err error) 
 		}
 	}()
 	if err := f.Truncate(int64(size)); err != nil {
-		return diskError(tmp, err)
+		return Problem(tmp, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, mkfsTimeout)
-	defer cancel()
-	// Lazy tables and journal leave the file sparse; the root's own blocks are not
-	// reserved, since root is all there is in the guest.
-	cmd := exec.CommandContext(ctx, mkfs, "-q", "-F", "-m", "0", "-L", "root",
-		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,assume_storage_prezeroed=1", tmp)
-	if size < smallDisk {
-		// 1 KiB blocks and a small journal, or nothing would be left for files.
-		cmd.Args = slices.Insert(cmd.Args, 2, "-J", "size=4")
-	}
-	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	var out bytes.Buffer
-	cmd.Stderr = &out
-	if err := cmd.Run(); err != nil {
-		words := strings.TrimSpace(string(out.Bytes()[:min(out.Len(), mkfsOutputMax)]))
-		if strings.Contains(words, "No space left") {
-			return diskError(tmp, unix.ENOSPC)
-		}
-		return problem.New(problem.Unavailable, "disk.mkfs", "mkfs.ext4 failed: %s", words).WithCause(err).
-			WithHint("see whether the disk of %s has room and is writable", r.dir)
+	if err := format(ctx, mkfs, f, "root"); err != nil {
+		return err
 	}
 	if err := f.Sync(); err != nil {
-		return diskError(tmp, err)
+		return Problem(tmp, err)
 	}
 	return os.Rename(tmp, path)
 }
-
-// smallDisk is below what mkfs.ext4 gives a journal of its own size.
-const smallDisk = 128 << 20
 
 // prune removes the templates that were not used for longest, but never keep.
 func (r *Roots) prune(keep string) {
@@ -188,18 +161,13 @@ func (r *Roots) prune(keep string) {
 	}
 }
 
-// clone copies from to a new file to: by reference where the file system can,
-// else only the parts that hold data. On an error nothing is left.
-func clone(from, to string) (err error) {
+// clone copies from to a new file to. On an error nothing is left.
+func clone(ctx context.Context, from, to string) (err error) {
 	src, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = src.Close() }()
-	st, err := src.Stat()
-	if err != nil {
-		return err
-	}
 	dst, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
@@ -210,42 +178,22 @@ func clone(from, to string) (err error) {
 			_ = os.Remove(to)
 		}
 	}()
-	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
-		return nil
-	}
-	if err := dst.Truncate(st.Size()); err != nil {
+	return Copy(ctx, dst, src, nil)
+}
+
+// Problem makes a full disk a problem with a way out: Unavailable disk.full. What is
+// a problem already, or the end of a context, stays one.
+func Problem(path string, err error) error {
+	var known *problem.Error
+	if errors.As(err, &known) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return copyData(dst, src, st.Size())
-}
-
-// copyData copies the extents that hold data (lseek(2), SEEK_DATA).
-func copyData(dst, src *os.File, size int64) error {
-	for at := int64(0); at < size; {
-		begin, err := unix.Seek(int(src.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // only a hole is left
-		}
-		if err != nil {
-			return err
-		}
-		end, err := unix.Seek(int(src.Fd()), begin, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(dst, begin), io.NewSectionReader(src, begin, end-begin)); err != nil {
-			return err
-		}
-		at = end
-	}
-	return nil
-}
-
-// diskError makes a full disk a problem with a way out.
-func diskError(path string, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return problem.New(problem.Unavailable, "disk.full", "no space for %s", path).WithCause(err).
-			WithHint("make room on that disk, or delete VMs that are not needed")
+		return full(path).WithCause(err)
+	}
+	if errors.Is(err, unix.EFBIG) {
+		return problem.New(problem.Invalid, "disk.too_large", "the file system of %s holds no file as large", path).WithCause(err).
+			WithHint("choose a smaller size")
 	}
 	if errors.Is(err, fs.ErrExist) {
 		return problem.New(problem.Conflict, "disk.exists", "%s exists already", path).WithHint("remove it first")
