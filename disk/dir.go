@@ -54,12 +54,17 @@ func (d *Dir) pathError(op, name string, err error) error {
 	return &fs.PathError{Op: op, Path: d.Path(name), Err: err}
 }
 
-// Sub opens a directory in d.
+// Sub opens a directory in d. What is none, or a link to one, is a problem of code
+// disk.not_directory.
 func (d *Dir) Sub(name string) (*Dir, error) {
 	if err := one(name); err != nil {
 		return nil, err
 	}
 	fd, err := unix.Openat(int(d.f.Fd()), name, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, problem.New(problem.Internal, "disk.not_directory", "%s is not a directory", d.Path(name)).WithCause(err).
+			WithHint("a link or a file was put there by somebody else: find out who, then remove it")
+	}
 	if err != nil {
 		return nil, d.pathError("open", name, err)
 	}

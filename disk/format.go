@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -43,6 +42,7 @@ func format(ctx context.Context, mkfs string, f *os.File, label string, options 
 		// A small journal, or nothing would be left for files.
 		args = append(args, "-J", "size=4")
 	}
+	args = append(args, FileArg)
 	ctx, cancel := context.WithTimeout(ctx, mkfsTimeout)
 	defer cancel()
 	_, words, err := RunOn(ctx, f, mkfs, args...)
@@ -55,7 +55,3 @@ func format(ctx context.Context, mkfs string, f *os.File, label string, options 
 	return problem.New(problem.Unavailable, "disk.mkfs", "mkfs.ext4 failed: %s", words).WithCause(err).
 		WithHint("see whether the disk of %s has room and is writable", f.Name())
 }
-
-// path of the file that a program got as its descriptor 3: what is at the name of
-// the file meanwhile does not matter.
-var inheritedPath = "/proc/self/fd/" + strconv.Itoa(3)

@@ -37,8 +37,12 @@ func FindTool(name string) (string, error) {
 		WithHint("install it: apt-get install e2fsprogs")
 }
 
-// RunOn runs a program on the regular file f, which it gets as its last argument,
-// and waits for its end. code is its exit code, -1 without one; words are the first
+// FileArg among the arguments of a program that [RunOn] runs is the file that it works
+// on: what is at the name of the file meanwhile does not matter.
+const FileArg = "/proc/self/fd/3"
+
+// RunOn runs a program on the regular file f, its argument [FileArg], and waits for its
+// end. code is its exit code, -1 without one; words are the first
 // KiB of what it said. The file is reached by descriptor alone, cannot grow beyond the
 // size that it has, and the program does not outlive this process.
 func RunOn(ctx context.Context, f *os.File, program string, args ...string) (code int, words string, err error) {
@@ -50,7 +54,7 @@ func RunOn(ctx context.Context, f *os.File, program string, args ...string) (cod
 	// here until the end.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cmd := exec.CommandContext(ctx, program, append(args, inheritedPath)...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.ExtraFiles = []*os.File{f}
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

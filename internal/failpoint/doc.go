@@ -8,7 +8,7 @@
 // removes: the product has no such points.
 package failpoint
 
-// Points are the names of all points, in the order of a VM's life. A test that
+// Points are the names of all points of a VM's life, in its order. A test that
 // walks the list fails when one of them is never reached.
 var Points = []string{
 	"agent.record.before",
@@ -28,6 +28,34 @@ var Points = []string{
 	"agent.remove.before",
 	"agent.remove.half",
 	"agent.remove.after",
+}
+
+// VolumePoints are those of package disk/volume, in the order of its steps.
+var VolumePoints = []string{
+	"volume.ensure.made",
+	"volume.ensure.formatted",
+	"volume.ensure.done",
+	"volume.attach.done",
+	"volume.grow.cut",
+	"volume.resize.copied",
+	"volume.resize.checked",
+	"volume.resize.resized",
+	"volume.resize.done",
+	"volume.snapshot.copied",
+	"volume.snapshot.done",
+	"volume.restore.copied",
+	"volume.restore.done",
+	"volume.clone.copied",
+	"volume.clone.renewed",
+	"volume.clone.done",
+	"volume.receive.opened",
+	"volume.receive.synced",
+	"volume.receive.marked",
+	"volume.receive.verified",
+	"volume.receive.done",
+	"volume.delete_snapshot.done",
+	"volume.delete.renamed",
+	"volume.delete.done",
 }
 
 // Env names the variable that arms a point: "NAME", or "NAME:N" for its Nth

@@ -19,7 +19,7 @@ var (
 
 // Hit marks a point and ends the process there if it is armed.
 func Hit(name string) {
-	if !slices.Contains(Points, name) {
+	if !slices.Contains(Points, name) && !slices.Contains(VolumePoints, name) {
 		panic("failpoint: " + name + " is not in the list of points")
 	}
 	want, nth, _ := strings.Cut(armed, ":")

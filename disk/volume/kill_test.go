@@ -1,0 +1,3 @@
+package volume
+
+func victim() bool { return false }
