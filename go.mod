@@ -36,8 +36,11 @@ require (
 require github.com/anishathalye/porcupine v1.3.1
 
 require (
+	github.com/docker/cli v29.7.2+incompatible // indirect
+	github.com/docker/docker-credential-helpers v0.9.3 // indirect
 	github.com/google/go-containerregistry v0.22.1
 	github.com/opencontainers/go-digest v1.0.0 // indirect
+	gotest.tools/v3 v3.5.2 // indirect
 )
 
 require (

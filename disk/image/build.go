@@ -48,6 +48,9 @@ func build(ctx context.Context, dir, key string, layers []layer, charge func(int
 	a := &applier{tree: newTree(c.drop), contents: c}
 	for n, l := range layers {
 		if err := a.apply(ctx, l); err != nil {
+			if ctx.Err() != nil {
+				return disk{}, err // of whatever ended it
+			}
 			return disk{}, fmt.Errorf("%s: %w", l.describe(n+1, len(layers)), err)
 		}
 		progress(n + 1)
