@@ -1,0 +1,261 @@
+package vmnet
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// nftTimeout bounds one run of nft: a thousand times what a hundred VMs need.
+const nftTimeout = 30 * time.Second
+
+// String gives the tables as a person reads them, without what changes nothing.
+func (ts tables) String() string {
+	var b strings.Builder
+	for _, t := range ts {
+		fmt.Fprintf(&b, "table %s %s\n", t.family, t.name)
+		for _, s := range t.sets {
+			word := "set"
+			if s.isMap {
+				word = "map"
+			}
+			fmt.Fprintf(&b, "  %s %s: %s\n", word, s.name, s.kind)
+			for _, e := range s.sorted() {
+				fmt.Fprintf(&b, "    %s\n", e)
+			}
+		}
+		for _, c := range t.chains {
+			fmt.Fprintf(&b, "  chain %s", c.name)
+			if c.hook != "" {
+				fmt.Fprintf(&b, " %s", c.hook)
+			}
+			b.WriteByte('\n')
+			for _, r := range c.rules {
+				fmt.Fprintf(&b, "    %s\n", r)
+			}
+		}
+	}
+	return b.String()
+}
+
+// script gives the one transaction that makes the tables what they shall be,
+// where had is what nft lists of them now. Base chains and sets stay, and with
+// them the packets that are in flight.
+func (ts tables) script(had map[string]listing) string {
+	var b strings.Builder
+	for _, t := range ts {
+		id := t.family + " " + t.name
+		old, there := had[id]
+		if !there {
+			fmt.Fprintf(&b, "add table %s { comment %q ; }\n", id, t.comment)
+		}
+		fmt.Fprintf(&b, "flush table %s\n", id)
+		for _, s := range old.sets {
+			word := "set"
+			if s.isMap {
+				word = "map"
+			}
+			fmt.Fprintf(&b, "flush %s %s %s\n", word, id, s.name)
+			if !slices.ContainsFunc(t.sets, func(want set) bool { return want.name == s.name && want.isMap == s.isMap }) {
+				fmt.Fprintf(&b, "delete %s %s %s\n", word, id, s.name)
+			}
+		}
+		for _, name := range old.chains {
+			if !slices.ContainsFunc(t.chains, func(want chain) bool { return want.name == name }) {
+				fmt.Fprintf(&b, "delete chain %s %s\n", id, name)
+			}
+		}
+		t.add(&b, id)
+	}
+	return b.String()
+}
+
+// add writes what the table has, into one that is empty.
+func (t table) add(b *strings.Builder, id string) {
+	for _, c := range t.chains {
+		fmt.Fprintf(b, "add chain %s %s", id, c.name)
+		if c.hook != "" {
+			fmt.Fprintf(b, " { %s }", c.hook)
+		}
+		b.WriteByte('\n')
+	}
+	for _, s := range t.sets {
+		word := "set"
+		if s.isMap {
+			word = "map"
+		}
+		fmt.Fprintf(b, "add %s %s %s { type %s ; }\n", word, id, s.name, s.kind)
+		if elements := s.sorted(); len(elements) > 0 {
+			fmt.Fprintf(b, "add element %s %s { %s }\n", id, s.name, strings.Join(elements, ", "))
+		}
+	}
+	for _, c := range t.chains {
+		for _, r := range c.rules {
+			fmt.Fprintf(b, "add rule %s %s %s\n", id, c.name, r)
+		}
+	}
+}
+
+// sum tells one set of tables from another.
+func (ts tables) sum() string {
+	sum := sha256.Sum256([]byte(ts.script(nil)))
+	return hex.EncodeToString(sum[:])
+}
+
+// listing is a table as nft lists it.
+type listing struct {
+	text   string
+	owner  string
+	sets   []set // names only
+	chains []string
+}
+
+var listed = regexp.MustCompile(`(?m)^\t(chain|set|map) (\S+) \{$`)
+
+func parseListing(text string) listing {
+	l := listing{text: text}
+	for _, m := range listed.FindAllStringSubmatch(text, -1) {
+		if m[1] == "chain" {
+			l.chains = append(l.chains, m[2])
+		} else {
+			l.sets = append(l.sets, set{name: m[2], isMap: m[1] == "map"})
+		}
+	}
+	if m := regexp.MustCompile(`(?m)^\tcomment "blixard owner=([^"]*)"$`).FindStringSubmatch(text); m != nil {
+		l.owner = m[1]
+	}
+	return l
+}
+
+// nft runs the program with a script on its standard input.
+func nft(ctx context.Context, stdin string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, nftTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "nft", args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("nft %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(complaint.String()))
+	}
+	return out.String(), nil
+}
+
+// listTables gives the tables of that name that are there, by family and name.
+func listTables(ctx context.Context, name string) (map[string]listing, error) {
+	all, err := nft(ctx, "", "list", "tables")
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]listing{}
+	for _, family := range []string{"bridge", "inet"} {
+		id := family + " " + name
+		if !slices.Contains(strings.Split(all, "\n"), "table "+id) {
+			continue
+		}
+		text, err := nft(ctx, "", "-s", "list", "table", family, name)
+		if err != nil {
+			return nil, err
+		}
+		found[id] = parseListing(text)
+	}
+	return found, nil
+}
+
+// applyTables makes the tables of a name what they shall be, in one transaction.
+// A table of another kind of blixard may have sets that can't become these; then
+// both are made anew, still in one transaction.
+func applyTables(ctx context.Context, want tables, had map[string]listing) error {
+	if _, err := nft(ctx, want.script(had), "-f", "-"); err == nil {
+		return nil
+	} else if len(had) == 0 {
+		return problem.New(problem.Internal, "network.rules_refused", "the kernel refuses the rules").WithCause(err)
+	}
+	var b strings.Builder
+	for id := range had {
+		fmt.Fprintf(&b, "delete table %s\n", id)
+	}
+	if _, err := nft(ctx, b.String()+want.script(nil), "-f", "-"); err != nil {
+		return problem.New(problem.Internal, "network.rules_refused", "the kernel refuses the rules").WithCause(err)
+	}
+	return nil
+}
+
+// deleteTables removes tables with all that is in them.
+func deleteTables(ctx context.Context, had map[string]listing) error {
+	if len(had) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	for id := range had {
+		fmt.Fprintf(&b, "delete table %s\n", id)
+	}
+	_, err := nft(ctx, b.String(), "-f", "-")
+	return err
+}
+
+// tableDrifts says what of a table is other than it was when it was made.
+func tableDrifts(id, was, is string) []string {
+	var drifts []string
+	missing, added := linesOf(was), linesOf(is)
+	for _, l := range difference(missing, added) {
+		drifts = append(drifts, fmt.Sprintf("nftables %s: %s: %q is missing", id, l.block, l.text))
+	}
+	for _, l := range difference(added, missing) {
+		drifts = append(drifts, fmt.Sprintf("nftables %s: %s: %q was added", id, l.block, l.text))
+	}
+	if len(drifts) == 0 && was != is {
+		drifts = append(drifts, fmt.Sprintf("nftables %s: the order of the rules changed", id))
+	}
+	return drifts
+}
+
+// ruleLine is a line of a listing with the chain or set it is in.
+type ruleLine struct{ block, text string }
+
+func linesOf(text string) []ruleLine {
+	var lines []ruleLine
+	block, elements := "", false
+	for _, l := range strings.Split(text, "\n") {
+		switch trimmed := strings.TrimSpace(l); {
+		case trimmed == "" || trimmed == "}":
+		case strings.HasSuffix(trimmed, "{") && !strings.Contains(trimmed, "elements"):
+			block = strings.TrimSuffix(trimmed, " {")
+		case strings.HasPrefix(trimmed, "elements = {") || elements:
+			elements = !strings.HasSuffix(trimmed, "}")
+			trimmed = strings.TrimSuffix(strings.TrimPrefix(trimmed, "elements = {"), "}")
+			for _, e := range strings.Split(trimmed, ",") {
+				if e = strings.TrimSpace(e); e != "" {
+					lines = append(lines, ruleLine{block, e})
+				}
+			}
+		default:
+			lines = append(lines, ruleLine{block, trimmed})
+		}
+	}
+	return lines
+}
+
+// difference gives the lines of a that b has not, or not as often.
+func difference(a, b []ruleLine) []ruleLine {
+	count := map[ruleLine]int{}
+	for _, l := range b {
+		count[l]++
+	}
+	var only []ruleLine
+	for _, l := range a {
+		if count[l]--; count[l] < 0 {
+			only = append(only, l)
+		}
+	}
+	return only
+}

@@ -1,0 +1,277 @@
+package vmnet
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+)
+
+// tables are the owner's tables of nftables.
+type tables []table
+
+// table of a family.
+type table struct {
+	family, name, comment string
+	sets                  []set
+	chains                []chain
+}
+
+// set or map; kind is the type of its elements as nftables writes it.
+type set struct {
+	name, kind string
+	isMap      bool
+	elements   []string
+}
+
+// chain with its rules; hook is empty for chains that are jumped to.
+type chain struct {
+	name, hook string
+	rules      []string
+}
+
+const (
+	// rateBurstSeconds of the bound on what a VM sends may go out at once, and at
+	// least rateBurstMinBytes: four times the largest packet that a NIC with
+	// segmentation offload hands over.
+	rateBurstSeconds  = 0.02
+	rateBurstMinBytes = 4 << 16
+	// bytesPerMbit: a million bits.
+	bytesPerMbit = 125_000
+)
+
+// tables gives the rules for what is planned.
+func (p planner) tables(out planned, host hostFacts, underlay netip.Addr) tables {
+	comment := "blixard owner=" + p.owner
+	return tables{
+		{family: "bridge", name: p.table(), comment: comment, sets: bridgeSets(out), chains: bridgeChains(out)},
+		{family: "inet", name: p.table(), comment: comment, sets: inetSets(out), chains: p.inetChains(out, host, underlay)},
+	}
+}
+
+func nicChain(l nicPlan) string { return "nic" + l.tap[strings.LastIndexByte(l.tap, '-'):] }
+func ndChain(l nicPlan) string  { return "nd" + l.tap[strings.LastIndexByte(l.tap, '-'):] }
+
+// bridgeSets are who may be what behind each port of our bridges.
+func bridgeSets(out planned) []set {
+	origin := set{name: "origin", kind: "ifname : verdict", isMap: true}
+	nd := set{name: "nd", kind: "ifname : verdict", isMap: true}
+	ports, isolated, overlays := set{name: "ports", kind: "ifname"}, set{name: "isolated", kind: "ifname"}, set{name: "overlays", kind: "ifname"}
+	gateways := set{name: "gateways", kind: "ether_addr"}
+	macs := set{name: "macs", kind: "ifname . ether_addr"}
+	addresses4 := set{name: "addresses4", kind: "ifname . ether_addr . ipv4_addr"}
+	addresses6 := set{name: "addresses6", kind: "ifname . ether_addr . ipv6_addr"}
+	member := func(port string, e Endpoint) {
+		macs.add("%q . %s", port, e.MAC)
+		if e.IPv4.IsValid() {
+			addresses4.add("%q . %s . %s", port, e.MAC, e.IPv4)
+		}
+		if e.IPv6.IsValid() {
+			addresses6.add("%q . %s . %s", port, e.MAC, e.IPv6)
+			addresses6.add("%q . %s . %s", port, e.MAC, linkLocal(e.MAC))
+		}
+	}
+	for _, np := range out.networks {
+		gateways.add("%s", np.gatewayMAC)
+		if np.overlay != "" {
+			ports.add("%q", np.overlay)
+			overlays.add("%q", np.overlay)
+			origin.add("%q : goto overlay", np.overlay)
+			if np.rules.GetIsolated() {
+				isolated.add("%q", np.overlay)
+			}
+			for _, e := range np.remote {
+				member(np.overlay, e)
+			}
+		}
+		for _, l := range np.local {
+			to := "guest"
+			if np.rules.GetRateMbit() > 0 {
+				to = nicChain(l)
+			}
+			ports.add("%q", l.tap)
+			origin.add("%q : goto %s", l.tap, to)
+			if np.rules.GetIsolated() {
+				isolated.add("%q", l.tap)
+			}
+			if l.IPv6.IsValid() {
+				nd.add("%q : goto %s", l.tap, ndChain(l))
+			}
+			member(l.tap, l.Endpoint)
+		}
+	}
+	return []set{origin, nd, ports, isolated, overlays, gateways, macs, addresses4, addresses6}
+}
+
+// bridgeChains say what frames pass. What a guest sends is refused unless a rule
+// knows it: by its MAC and IP, in ARP, in neighbour discovery, and with nothing
+// that a rule can't see through.
+func bridgeChains(out planned) []chain {
+	const own4, own6 = "iifname . ether saddr . ip saddr @addresses4", "iifname . ether saddr . ip6 saddr @addresses6"
+	chains := []chain{
+		{name: "guest", rules: []string{
+			"iifname . ether saddr != @macs drop",
+			"ether type vmap { arp : goto guest_arp, ip : goto guest_ip, ip6 : goto guest_ip6 }",
+			"drop",
+		}},
+		{name: "guest_arp", rules: []string{
+			"arp htype != 1 drop", "arp ptype != ip drop", "arp hlen != 6 drop", "arp plen != 4 drop",
+			"arp operation != { request, reply } drop",
+			"iifname . arp saddr ether . arp saddr ip @addresses4 accept",
+			"arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @addresses4 accept",
+			"drop",
+		}},
+		{name: "guest_ip", rules: []string{
+			"udp sport 67 drop",
+			"ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+			own4 + " accept",
+			"drop",
+		}},
+		{name: "guest_ip6", rules: []string{
+			"udp sport 547 drop",
+			"icmpv6 type { mld-listener-query, nd-router-advert, nd-redirect } drop",
+			// Listeners' reports come behind a hop-by-hop header; at the start of a NIC's
+			// life without an address.
+			"ip6 nexthdr 0 icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } ip6 saddr :: accept",
+			"ip6 nexthdr 0 icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } " + own6 + " accept",
+			"ip6 nexthdr icmpv6 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } iifname vmap @nd",
+			"ip6 nexthdr icmpv6 icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply } " + own6 + " accept",
+			// TCP, UDP, SCTP, DCCP, UDP-Lite, and what carries other protocols.
+			"ip6 nexthdr { 4, 6, 17, 33, 41, 47, 50, 132, 136 } " + own6 + " accept",
+			// Fragments: the first one's protocol must be plain to see; neighbour discovery
+			// is never in fragments.
+			"ip6 nexthdr 44 frag nexthdr { 6, 17 } " + own6 + " accept",
+			"ip6 nexthdr 44 frag nexthdr icmpv6 frag frag-off 0 icmpv6 type { echo-request, echo-reply } " + own6 + " accept",
+			"ip6 nexthdr 44 frag nexthdr icmpv6 frag frag-off != 0 " + own6 + " accept",
+			"drop",
+		}},
+		{name: "overlay", rules: []string{
+			"ether daddr @gateways drop",
+			"ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 drop",
+			"iifname . ether saddr != @macs drop",
+			"udp sport { 67, 547 } drop",
+			"icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } drop",
+			"ether type ip " + own4 + " accept",
+			"ether type ip6 " + own6 + " accept",
+			"drop",
+		}},
+		{name: "to_overlay", rules: []string{
+			"ether saddr @gateways drop",
+			"oifname . ether daddr != @macs drop",
+			"icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } drop",
+			"udp dport { 67, 547 } drop",
+			"ether type { ip, ip6 } accept",
+			"drop",
+		}},
+	}
+	for _, np := range out.networks {
+		for _, l := range np.local {
+			if rate := np.rules.GetRateMbit(); rate > 0 {
+				bytes := uint64(rate) * bytesPerMbit
+				burst := max(uint64(float64(bytes)*rateBurstSeconds), rateBurstMinBytes)
+				chains = append(chains, chain{name: nicChain(l), rules: []string{
+					fmt.Sprintf("limit rate over %d bytes/second burst %d bytes drop", bytes, burst),
+					"goto guest",
+				}})
+			}
+			if l.IPv6.IsValid() {
+				chains = append(chains, chain{name: ndChain(l), rules: discovery(l.Endpoint)})
+			}
+		}
+	}
+	return append(
+		chains,
+		chain{name: "prerouting", hook: "type filter hook prerouting priority -300; policy accept;", rules: []string{
+			"iifname vmap @origin",
+		}},
+		chain{name: "forward", hook: "type filter hook forward priority -200; policy accept;", rules: []string{
+			// A port that somebody else put on one of our bridges reaches no guest.
+			"oifname @ports iifname != @ports drop",
+			"iifname @ports oifname != @ports drop",
+			"iifname @isolated oifname @isolated drop",
+			"iifname @ports udp dport { 67, 547 } drop",
+			"iifname @ports icmpv6 type nd-router-solicit drop",
+			"oifname @overlays goto to_overlay",
+		}},
+		chain{name: "output", hook: "type filter hook output priority -200; policy accept;", rules: []string{
+			// The gateway is on every node: nobody else's guests hear this one's.
+			"oifname @overlays drop",
+		}},
+	)
+}
+
+// discovery are the neighbour solicitations, advertisements and router
+// solicitations that a NIC may send: of its own addresses, and with one option at
+// most, which tells its own MAC (or, before it has an address, a nonce). Lengths
+// are checked, since a second option might say something else.
+func discovery(e Endpoint) []string {
+	hw, _ := net.ParseMAC(e.MAC) // checked by the plan
+	leased, local := e.IPv6.As16(), linkLocal(e.MAC).As16()
+	source := fmt.Sprintf("ip6 saddr { %s, %s }", e.IPv6, linkLocal(e.MAC))
+	target := fmt.Sprintf("@th,64,128 { %s, %s }", hexOf(leased[:]), hexOf(local[:]))
+	option := func(at int, kind byte) string {
+		return fmt.Sprintf("@th,%d,64 %s", at, hexOf(append([]byte{kind, 1}, hw...)))
+	}
+	return []string{
+		"icmpv6 type nd-neighbor-solicit ip6 saddr :: ip6 length 24 " + target + " accept",
+		"icmpv6 type nd-neighbor-solicit ip6 saddr :: ip6 length 32 @th,192,16 0x0e01 " + target + " accept",
+		"icmpv6 type nd-neighbor-solicit ip6 length 24 " + source + " accept",
+		"icmpv6 type nd-neighbor-solicit ip6 length 32 " + option(192, 1) + " " + source + " accept",
+		"icmpv6 type nd-neighbor-advert ip6 length 24 " + source + " " + target + " accept",
+		"icmpv6 type nd-neighbor-advert ip6 length 32 " + option(192, 2) + " " + source + " " + target + " accept",
+		"icmpv6 type nd-router-solicit ip6 length 8 ip6 saddr :: accept",
+		"icmpv6 type nd-router-solicit ip6 length 8 " + source + " accept",
+		"icmpv6 type nd-router-solicit ip6 length 16 " + option(64, 1) + " " + source + " accept",
+		"drop",
+	}
+}
+
+func (s *set) add(format string, args ...any) {
+	s.elements = append(s.elements, fmt.Sprintf(format, args...))
+}
+
+// sorted gives the elements in order, each once.
+func (s set) sorted() []string {
+	return slices.Compact(slices.Sorted(slices.Values(s.elements)))
+}
+
+// family gives the word for addresses of a prefix.
+func family(is6 bool) string {
+	if is6 {
+		return "ip6"
+	}
+	return "ip"
+}
+
+// ruleMatches gives the matches of a network's rule, one for each family that it
+// speaks of; other is "saddr" or "daddr", where the other side's address is.
+func ruleMatches(r *blixardv1.NetworkRule, other string) []string {
+	match := ""
+	if prefix, err := netip.ParsePrefix(r.GetCidr()); err == nil {
+		match = fmt.Sprintf("%s %s %s ", family(prefix.Addr().Is6()), other, prefix.Masked())
+	} else if r.GetCidr() != "" {
+		return nil // it can't match; the API refuses it
+	}
+	first, last := r.GetPortFirst(), max(r.GetPortFirst(), r.GetPortLast())
+	if first == 0 && r.GetPortLast() > 0 {
+		first = 1
+	}
+	ports := ""
+	if last > 0 {
+		ports = fmt.Sprintf(" th dport %d-%d", first, last)
+		if first == last {
+			ports = fmt.Sprintf(" th dport %d", first)
+		}
+	}
+	protocol := ""
+	switch {
+	case r.GetProtocol() != blixardv1.Protocol_unspecified:
+		protocol = "meta l4proto " + r.GetProtocol().String()
+	case ports != "":
+		protocol = "meta l4proto { tcp, udp }"
+	}
+	return []string{strings.TrimSpace(match + protocol + ports)}
+}
