@@ -360,7 +360,8 @@ type SpawnRequest struct {
 	// the descriptors behind those of the listeners, in this order. They must exist.
 	Taps []string `protobuf:"bytes,12,rep,name=taps,proto3" json:"taps,omitempty"`
 	// files are opened by the supervisor and handed over as the descriptors behind
-	// those of the taps, in this order: regular files only.
+	// those of the taps, in this order: regular files only. Behind them is the
+	// console's terminal once more, which is standard input and output, too.
 	Files []*SpawnFile `protobuf:"bytes,13,rep,name=files,proto3" json:"files,omitempty"`
 	// jail confines the process; unset leaves it as it is.
 	Jail          *Jail `protobuf:"bytes,14,opt,name=jail,proto3" json:"jail,omitempty"`
@@ -560,7 +561,10 @@ type Jail struct {
 	PidsMax         uint32 `protobuf:"varint,4,opt,name=pids_max,json=pidsMax,proto3" json:"pids_max,omitempty"`
 	CpuQuotaPercent uint32 `protobuf:"varint,5,opt,name=cpu_quota_percent,json=cpuQuotaPercent,proto3" json:"cpu_quota_percent,omitempty"`
 	// read_paths may be read beside the program and its libraries.
-	ReadPaths     []string `protobuf:"bytes,6,rep,name=read_paths,json=readPaths,proto3" json:"read_paths,omitempty"`
+	ReadPaths []string `protobuf:"bytes,6,rep,name=read_paths,json=readPaths,proto3" json:"read_paths,omitempty"`
+	// host_network leaves the process in the host's network, which a user-mode
+	// network needs; unset means an empty network of its own.
+	HostNetwork   bool `protobuf:"varint,7,opt,name=host_network,json=hostNetwork,proto3" json:"host_network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -635,6 +639,13 @@ func (x *Jail) GetReadPaths() []string {
 		return x.ReadPaths
 	}
 	return nil
+}
+
+func (x *Jail) GetHostNetwork() bool {
+	if x != nil {
+		return x.HostNetwork
+	}
+	return false
 }
 
 type SpawnResponse struct {
@@ -1583,7 +1594,7 @@ const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"<\n" +
 	"\tSpawnFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1b\n" +
-	"\tread_only\x18\x02 \x01(\bR\breadOnly\"\xb3\x01\n" +
+	"\tread_only\x18\x02 \x01(\bR\breadOnly\"\xd6\x01\n" +
 	"\x04Jail\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12!\n" +
@@ -1591,7 +1602,8 @@ const file_blixard_v1_supervisor_proto_rawDesc = "" +
 	"\bpids_max\x18\x04 \x01(\rR\apidsMax\x12*\n" +
 	"\x11cpu_quota_percent\x18\x05 \x01(\rR\x0fcpuQuotaPercent\x12\x1d\n" +
 	"\n" +
-	"read_paths\x18\x06 \x03(\tR\treadPaths\"b\n" +
+	"read_paths\x18\x06 \x03(\tR\treadPaths\x12!\n" +
+	"\fhost_network\x18\a \x01(\bR\vhostNetwork\"b\n" +
 	"\rSpawnResponse\x127\n" +
 	"\aprocess\x18\x01 \x01(\v2\x1d.blixard.v1.SupervisedProcessR\aprocess\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\"\x16\n" +
