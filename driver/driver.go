@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/netip"
 	"time"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -29,9 +30,53 @@ type Info struct {
 
 // Drive is a disk of a VM. Its format is always raw and never guessed.
 type Drive struct {
-	// Path of a regular file.
+	// Path of a regular file; its last element must not be a symlink. The file is
+	// opened by the Spawner, and the VMM gets the descriptor alone.
 	Path     string
 	ReadOnly bool
+	// Serial by which the guest finds the disk in whatever order it sees them, at
+	// most 20 bytes of letters, digits, '-', '_' and '.'; empty means none.
+	Serial string
+}
+
+// NIC is a network device of a VM. Exactly one of Tap and User is set.
+type NIC struct {
+	// MAC is the guest's address, such as 02:00:00:00:00:01: one of a single
+	// device, not of a group.
+	MAC string
+	// Tap is the name of a persistent tap device on the host. The Spawner opens
+	// it, and the VMM gets the descriptor alone.
+	Tap string
+	// User is a network of the VMM's own, which opens sockets on the host for its
+	// guest and needs no privileges.
+	User *UserNet
+	// MTU in bytes that the guest is told; 0 means nothing is told.
+	MTU uint32
+}
+
+// UserNet is QEMU's user-mode network: the VMM itself is router, DHCP server and
+// DNS forwarder of its one guest. The zero value gives 10.0.2.0/24 without
+// forwards. Through the router's address a guest reaches what listens on the
+// host's loopback, unless Isolated is set.
+type UserNet struct {
+	// Network, IPv4 of 8 to 30 bits; the zero value means 10.0.2.0/24.
+	Network netip.Prefix
+	// Router, DNS and Guest are addresses in Network; zero values mean its
+	// second, third and fifteenth. Guest is what DHCP gives.
+	Router, DNS, Guest netip.Addr
+	// Isolated guests reach nothing but their forwards.
+	Isolated bool
+	Forwards []Forward
+}
+
+// Forward is a port of the host that leads to one of the guest.
+type Forward struct {
+	// Protocol is tcp or udp.
+	Protocol string
+	// HostAddress to listen on; the zero value means 127.0.0.1.
+	HostAddress netip.Addr
+	HostPort    uint16
+	GuestPort   uint16
 }
 
 // Config is all that a driver needs to start a VM. It is not changed after Start.
@@ -56,6 +101,7 @@ type Config struct {
 	// devices.
 	ACPI   bool
 	Drives []Drive
+	NICs   []NIC
 	// Console is the guest's console device: ttyS0 or hvc0.
 	Console string
 	// LogPath, LogBytesMax and LogFilesMax bound the console's log.
@@ -64,6 +110,10 @@ type Config struct {
 	LogFilesMax uint32
 	// Metadata is given back by List.
 	Metadata map[string]string
+	// Jail confines the VMM; nil leaves it as it is. What it leaves out, the driver
+	// fills in: room for the guest's memory and its own, threads and processors for
+	// its devices, and the files that the VMM's program needs.
+	Jail *blixardv1.Jail
 }
 
 // Lane is one of the two supervisors of a node.
@@ -135,6 +185,24 @@ type VM interface {
 	// Responsive asks the VMM for its state over the control connection and so
 	// tells a hung VMM from a working one.
 	Responsive(ctx context.Context) error
+	// Pause stops the guest's processors, Resume lets them go on. Both are
+	// idempotent and return when it is done.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// AttachDrive adds a disk behind the ones that are there, DetachDrive takes the
+	// one of an index away; the others keep theirs. Both fail with a problem of kind
+	// Unavailable and code driver.no_hotplug where the machine has none: then the
+	// change takes a new start.
+	AttachDrive(ctx context.Context, d Drive) error
+	DetachDrive(ctx context.Context, index int) error
+	// ResizeDrive makes the disk of an index, counted as in Config.Drives, and its
+	// file larger; the guest is told. The size it has already is no error. It fails
+	// with a problem of kind Invalid for a smaller size (driver.shrink), one that is
+	// not a multiple of 512 (driver.size), a disk that is not there or is read-only
+	// (driver.drive).
+	ResizeDrive(ctx context.Context, index int, bytes uint64) error
+	// Statistics tells what the disks have done since the start.
+	Statistics(ctx context.Context) (Statistics, error)
 	// Terminate sends SIGTERM, Kill SIGKILL to the VMM process. Both are no
 	// error when it has already ended.
 	Terminate(ctx context.Context) error
@@ -148,6 +216,18 @@ type VM interface {
 	// dropped, oldest first) and closed by Close or the end of the process.
 	Events() <-chan Event
 	io.Closer
+}
+
+// Statistics of a VM since its start.
+type Statistics struct {
+	// Drives in the order of Config.Drives.
+	Drives []DriveStatistics
+}
+
+// DriveStatistics counts what a guest did with a disk.
+type DriveStatistics struct {
+	ReadBytes, WrittenBytes uint64
+	Reads, Writes, Flushes  uint64
 }
 
 // Spawner owns VMM processes. The supervisor's client is the one in production.

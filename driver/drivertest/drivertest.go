@@ -57,6 +57,10 @@ func TinyKernel(t testing.TB, dir string) string {
 	if err := os.WriteFile(path, tinyKernel, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// A jailed VMM reads it as a user of its own.
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	return path
 }
 

@@ -26,6 +26,8 @@ type Behaviour struct {
 	NoPowerButton, IgnorePowerButton bool
 	// IgnoreTerminate: the VMM does not end upon SIGTERM.
 	IgnoreTerminate bool
+	// NoHotplug: no disk can be attached or detached.
+	NoHotplug bool
 	// Hung: the VMM answers nothing until it is killed.
 	Hung bool
 	// Booted is called once, when the machine has started and before Start returns.
@@ -169,6 +171,9 @@ func (d *fakeDriver) Start(ctx context.Context, cfg driver.Config) (driver.VM, e
 	m := &Machine{
 		host: h, cfg: cfg, behaviour: b, pid: h.pid, started: h.cfg.Now(),
 		done: make(chan struct{}), handles: map[*handle]bool{}, channel: make(chan struct{}, 1),
+	}
+	for _, disk := range cfg.Drives {
+		m.drives = append(m.drives, &disk)
 	}
 	h.machines[key{cfg.Lane, cfg.ProcessID}] = m
 	h.mu.Unlock()

@@ -3,6 +3,7 @@ package fake
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -34,6 +35,41 @@ type Machine struct {
 	exit      *driver.Exit // nil while it runs
 	handles   map[*handle]bool
 	conns     []net.Conn
+	paused    bool
+	// drives by their index, nil for one that was taken away; sizes of those that
+	// were resized.
+	drives []*driver.Drive
+	sizes  map[int]uint64
+}
+
+// Paused tells whether the guest is stopped.
+func (m *Machine) Paused() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.paused
+}
+
+// Drives gives the disks by their index; one that was taken away is nil.
+func (m *Machine) Drives() []*driver.Drive {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.drives)
+}
+
+// DriveBytes gives the size that a disk was given while the machine ran, and 0
+// when none was.
+func (m *Machine) DriveBytes(index int) uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sizes[index]
+}
+
+// driveLocked finds a disk. m.mu must be held.
+func (m *Machine) driveLocked(index int) (*driver.Drive, error) {
+	if index < 0 || index >= len(m.drives) || m.drives[index] == nil {
+		return nil, problem.New(problem.Invalid, "driver.drive", "the VM has no disk %d", index)
+	}
+	return m.drives[index], nil
 }
 
 // Config the machine was started with.
@@ -260,6 +296,98 @@ func (h *handle) PowerButton(ctx context.Context) error {
 		h.m.Shutdown()
 	}
 	return ctx.Err()
+}
+
+// Pause stops the guest.
+func (h *handle) Pause(ctx context.Context) error { return h.pause(ctx, true, driver.EventStopped) }
+
+// Resume lets the guest go on.
+func (h *handle) Resume(ctx context.Context) error { return h.pause(ctx, false, driver.EventResumed) }
+
+func (h *handle) pause(ctx context.Context, to bool, kind driver.EventKind) error {
+	if err := h.Responsive(ctx); err != nil {
+		return err
+	}
+	m := h.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.exit != nil {
+		return errEnded
+	}
+	if m.paused != to {
+		m.paused = to
+		m.emitLocked(driver.Event{Kind: kind, Time: m.host.cfg.Now()})
+	}
+	return nil
+}
+
+// AttachDrive adds a disk, unless the behaviour says that there is no hotplug.
+func (h *handle) AttachDrive(ctx context.Context, d driver.Drive) error {
+	return h.plug(ctx, func(m *Machine) error {
+		m.drives = append(m.drives, &d)
+		return nil
+	})
+}
+
+// DetachDrive takes a disk away.
+func (h *handle) DetachDrive(ctx context.Context, index int) error {
+	return h.plug(ctx, func(m *Machine) error {
+		if _, err := m.driveLocked(index); err != nil {
+			return err
+		}
+		m.drives[index] = nil
+		return nil
+	})
+}
+
+func (h *handle) plug(ctx context.Context, change func(*Machine) error) error {
+	if err := h.Responsive(ctx); err != nil {
+		return err
+	}
+	h.m.mu.Lock()
+	defer h.m.mu.Unlock()
+	if h.m.behaviour.NoHotplug {
+		return problem.New(problem.Unavailable, "driver.no_hotplug", "the machine takes no disk while it runs, and gives none back").
+			WithHint("restart the VM")
+	}
+	return change(h.m)
+}
+
+// ResizeDrive notes a new size, for [Machine.DriveBytes].
+func (h *handle) ResizeDrive(ctx context.Context, index int, bytes uint64) error {
+	if bytes == 0 || bytes%512 != 0 {
+		return problem.New(problem.Invalid, "driver.size", "%d bytes is not a multiple of 512", bytes)
+	}
+	if err := h.Responsive(ctx); err != nil {
+		return err
+	}
+	m := h.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d, err := m.driveLocked(index)
+	switch {
+	case err != nil:
+		return err
+	case d.ReadOnly:
+		return problem.New(problem.Invalid, "driver.drive", "disk %d can't be written", index)
+	case bytes < m.sizes[index]:
+		return problem.New(problem.Invalid, "driver.shrink", "disk %d has %d bytes, it can't be made smaller", index, m.sizes[index])
+	}
+	if m.sizes == nil {
+		m.sizes = map[int]uint64{}
+	}
+	m.sizes[index] = bytes
+	return nil
+}
+
+// Statistics gives zeros for each disk: nothing is read or written.
+func (h *handle) Statistics(ctx context.Context) (driver.Statistics, error) {
+	if err := h.Responsive(ctx); err != nil {
+		return driver.Statistics{}, err
+	}
+	h.m.mu.Lock()
+	defer h.m.mu.Unlock()
+	return driver.Statistics{Drives: make([]driver.DriveStatistics, len(h.m.drives))}, nil
 }
 
 // Terminate sends SIGTERM.

@@ -3,6 +3,7 @@ package qemu
 import (
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -17,39 +18,35 @@ const (
 	qmpSocket   = "qmp.sock"
 )
 
-// Descriptors of the sockets in QEMU, as the Spawner hands them over.
-const (
-	agentFD = 3
-	qmpFD   = 4
-)
-
 // Limits of a machine.
 const (
 	vcpusMax     = 64
 	memoryMiBMin = 16
 	memoryMiBMax = 1 << 20
-	// drivesMax leaves room for other devices on the 8 transports that a microvm
-	// has at least.
-	drivesMax = 6
+	// A microvm has that many transports, each for one device of virtio: the pins of
+	// its second interrupt controller, or of the free part of the first one, as there
+	// is no second without ACPI.
+	devicesMaxACPI = 24
+	devicesMax     = 8
 	// cmdlineBytesMax is the kernel's own limit (COMMAND_LINE_SIZE of x86) less what
 	// QEMU adds for the devices.
 	cmdlineBytesMax = 2048 - 8*48
 )
 
-// consolePath is the pty that the Spawner gave as standard input. It is opened as
-// a "pipe" and not as "stdio", because that one sets the terminal to turn each
-// newline into two bytes.
-const consolePath = "/proc/self/fd/0"
+// serialPattern of a disk: virtio-blk has room for 20 bytes.
+var serialPattern = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,20}$`)
 
 // sandbox confines QEMU by seccomp: no new privileges, no child processes, no
 // change of its own limits.
 const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
-// argv builds QEMU's command. It is pure: what files are is looked at elsewhere.
+// argv builds QEMU's command. It is pure: what files are is looked at elsewhere,
+// and their names are not in it.
 func argv(program, accelerator string, cfg driver.Config) ([]string, error) {
 	if err := check(cfg); err != nil {
 		return nil, err
 	}
+	fds := describe(cfg)
 	cpu := "max"
 	if accelerator == driver.AcceleratorKVM {
 		cpu = "host"
@@ -63,23 +60,26 @@ func argv(program, accelerator string, cfg driver.Config) ([]string, error) {
 		"-cpu", cpu,
 		"-smp", "cpus=" + strconv.FormatUint(uint64(cfg.VCPUs), 10),
 		"-m", "size=" + strconv.FormatUint(uint64(cfg.MemoryMiB), 10) + "M",
-		"-kernel", cfg.Kernel,
+		"-kernel", fdPath(fds.file(0)),
 		"-append", cfg.Cmdline,
 	}
+	disks := 1
 	if cfg.Initramfs != "" {
-		a = append(a, "-initrd", cfg.Initramfs)
+		a = append(a, "-initrd", fdPath(fds.file(1)))
+		disks = 2
 	}
+	a = append(a, console(fds.console())...)
 	a = append(a,
 		"-chardev", "socket,id=qmp,server=on,wait=off,fd="+strconv.Itoa(qmpFD),
 		"-mon", "chardev=qmp,mode=control",
-		"-chardev", "pipe,id=console,path="+consolePath,
 	)
 	if cfg.Console == consoleSerial {
 		a = append(a, "-serial", "chardev:console")
 	}
 	for i, d := range cfg.Drives {
-		a = append(a, drive(i, d)...)
+		a = append(a, drive(i, d, fds.file(disks+i))...)
 	}
+	a = append(a, nics(cfg.NICs)...)
 	a = append(a,
 		"-device", "virtio-serial-device,max_ports=3",
 		"-chardev", "socket,id=agent,server=on,wait=off,fd="+strconv.Itoa(agentFD),
@@ -117,15 +117,31 @@ func onOff(b bool) string {
 	return "off"
 }
 
-// drive attaches a raw disk. Its format is never guessed, and a lock keeps a
-// second writer off.
-func drive(i int, d driver.Drive) []string {
-	id := "disk" + strconv.Itoa(i)
-	return []string{
-		"-blockdev", "driver=raw,node-name=" + id + ",read-only=" + onOff(d.ReadOnly) +
-			",discard=unmap,file.driver=file,file.locking=on,file.filename=" + escape(d.Path),
-		"-device", "virtio-blk-device,drive=" + id,
+// console is the terminal behind the files. It is opened as a "pipe" and not as
+// "stdio", because that one sets the terminal to turn each newline into two
+// bytes.
+func console(fd int) []string {
+	set, name := fdSet(fd)
+	return append(set, "-chardev", "pipe,id=console,path="+name)
+}
+
+// driveNode names the disk of an index.
+func driveNode(i int) string { return "disk" + strconv.Itoa(i) }
+
+// drive attaches a raw disk. Its format is never guessed, and a lock of the opened
+// file keeps a second writer off.
+func drive(i int, d driver.Drive, fd int) []string {
+	id := driveNode(i)
+	set, name := fdSet(fd)
+	device := "virtio-blk-device,drive=" + id
+	if d.Serial != "" {
+		device += ",serial=" + d.Serial
 	}
+	return append(set,
+		"-blockdev", "driver=raw,node-name="+id+",read-only="+onOff(d.ReadOnly)+
+			",discard=unmap,file.driver=file,file.locking=on,file.filename="+name,
+		"-device", device,
+	)
 }
 
 // escape makes a value of a comma-separated option.
@@ -144,8 +160,6 @@ func check(cfg driver.Config) error {
 		return invalid("driver.vcpus", "%d virtual CPUs, 1 to %d are possible", cfg.VCPUs, vcpusMax)
 	case cfg.MemoryMiB < memoryMiBMin || cfg.MemoryMiB > memoryMiBMax:
 		return invalid("driver.memory", "%d MiB of memory, %d to %d are possible", cfg.MemoryMiB, memoryMiBMin, memoryMiBMax)
-	case len(cfg.Drives) > drivesMax:
-		return invalid("driver.drives", "%d disks, at most %d are possible", len(cfg.Drives), drivesMax)
 	case cfg.Console != consoleSerial && cfg.Console != consoleVirtio:
 		return invalid("driver.console", "console %q, %s and %s are possible", cfg.Console, consoleSerial, consoleVirtio)
 	case len(cfg.Cmdline) > cmdlineBytesMax:
@@ -155,6 +169,12 @@ func check(cfg driver.Config) error {
 		return err
 	}
 	if err := plain("kernel command line", cfg.Cmdline); err != nil {
+		return err
+	}
+	if err := checkDevices(cfg); err != nil {
+		return err
+	}
+	if err := checkJail(cfg); err != nil {
 		return err
 	}
 	paths := map[string]string{"directory": cfg.Dir, "kernel": cfg.Kernel}
@@ -171,6 +191,34 @@ func check(cfg driver.Config) error {
 		if !filepath.IsAbs(p) {
 			return invalid("driver.path", "%s %q is not an absolute path", what, p)
 		}
+	}
+	return nil
+}
+
+// checkDevices refuses more devices than the machine has places for.
+func checkDevices(cfg driver.Config) error {
+	if err := checkNICs(cfg.NICs); err != nil {
+		return err
+	}
+	most, why := devicesMax, "a machine without ACPI"
+	if cfg.ACPI {
+		most, why = devicesMaxACPI, "a machine"
+	}
+	// One is the guest's channel and console.
+	if n := 1 + len(cfg.Drives) + len(cfg.NICs); n > most {
+		return problem.New(problem.Invalid, "driver.devices",
+			"%d devices (%d disks, %d network devices, 1 for the guest's channel), %s has room for %d",
+			n, len(cfg.Drives), len(cfg.NICs), why, most).WithHint("give the VM fewer volumes or networks")
+	}
+	seen := map[string]bool{}
+	for i, d := range cfg.Drives {
+		if !serialPattern.MatchString(d.Serial) {
+			return invalid("driver.serial", "disk %d: the serial %q does not match %s", i, d.Serial, serialPattern)
+		}
+		if d.Serial != "" && seen[d.Serial] {
+			return invalid("driver.serial", "disk %d: the serial %q is there twice", i, d.Serial)
+		}
+		seen[d.Serial] = true
 	}
 	return nil
 }

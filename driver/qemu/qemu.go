@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -32,8 +33,9 @@ const (
 
 // Metadata that the driver adds to a process, for Adopt.
 const (
-	metadataDir  = "driver.dir"
-	metadataACPI = "driver.acpi"
+	metadataDir    = "driver.dir"
+	metadataACPI   = "driver.acpi"
+	metadataDrives = "driver.drives"
 )
 
 // Config of the driver.
@@ -62,7 +64,9 @@ type QEMU struct {
 // probed is a probe's answer.
 type probed struct {
 	program string
-	info    driver.Info
+	// dataPaths are what QEMU reads beside its libraries.
+	dataPaths []string
+	info      driver.Info
 }
 
 var _ driver.Driver = (*QEMU)(nil)
@@ -110,7 +114,11 @@ func (d *QEMU) probe(ctx context.Context) (*probed, error) {
 	if err != nil {
 		return nil, err
 	}
-	p = &probed{program: program, info: driver.Info{Name: Name, Version: v.String(), OverheadMiB: overheadTCGMiB}}
+	data, err := dataPaths(ctx, program)
+	if err != nil {
+		return nil, err
+	}
+	p = &probed{program: program, dataPaths: data, info: driver.Info{Name: Name, Version: v.String(), OverheadMiB: overheadTCGMiB}}
 	p.info.Accelerator, p.info.AcceleratorReason = accelerator(ctx, program, d.cfg.KVMDevice)
 	if err := ctx.Err(); err != nil {
 		return nil, err // the reason may be the caller's haste
@@ -138,7 +146,7 @@ func (d *QEMU) Start(ctx context.Context, cfg driver.Config) (driver.VM, error) 
 		return nil, err
 	}
 	began := boottime.Now()
-	r, err := d.cfg.Spawner.Spawn(ctx, cfg.Lane, request(cfg, args))
+	r, err := d.cfg.Spawner.Spawn(ctx, cfg.Lane, request(cfg, p, args))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", cfg.ProcessID, err), d.undoUnsure(ctx, cfg, began, err))
 	}
@@ -153,16 +161,19 @@ func (d *QEMU) Start(ctx context.Context, cfg driver.Config) (driver.VM, error) 
 }
 
 // request is what the supervisor is asked to start.
-func request(cfg driver.Config, args []string) *blixardv1.SpawnRequest {
-	meta := map[string]string{metadataDir: cfg.Dir, metadataACPI: onOff(cfg.ACPI)}
+func request(cfg driver.Config, p *probed, args []string) *blixardv1.SpawnRequest {
+	meta := map[string]string{
+		metadataDir: cfg.Dir, metadataACPI: onOff(cfg.ACPI), metadataDrives: strconv.Itoa(len(cfg.Drives)),
+	}
 	for k, v := range cfg.Metadata {
 		meta[k] = v
 	}
+	fds := describe(cfg)
 	return &blixardv1.SpawnRequest{
 		ProcessId: cfg.ProcessID, AllocationId: cfg.AllocationID, Epoch: cfg.Epoch,
 		Argv: args, Env: []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, WorkingDir: cfg.Dir,
-		Listeners: []string{agentSocket, qmpSocket},
-		LogPath:   cfg.LogPath, LogBytesMax: cfg.LogBytesMax, LogFilesMax: cfg.LogFilesMax,
+		Listeners: []string{agentSocket, qmpSocket}, Taps: fds.taps, Files: fds.files, Jail: confine(cfg, p),
+		LogPath: cfg.LogPath, LogBytesMax: cfg.LogBytesMax, LogFilesMax: cfg.LogFilesMax,
 		Metadata: meta,
 	}
 }
@@ -266,7 +277,7 @@ func openRegular(what, path string, readOnly bool) (*os.File, error) {
 	if readOnly {
 		flags = os.O_RDONLY
 	}
-	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, problem.New(problem.NotFound, "driver.file_missing", "%s: there is no file %s", what, path)
 	}

@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/driver/drivertest"
 	"github.com/blixard/blixard/internal/problem"
@@ -80,7 +82,7 @@ func endSupervisor(t testing.TB, dir string) {
 }
 
 // tinyHarness runs the suite over the tiny guest.
-func tinyHarness(acpi bool) drivertest.Harness {
+func tinyHarness(acpi, jailed bool) drivertest.Harness {
 	dirs, n := map[driver.Driver]string{}, 0
 	h := drivertest.Harness{}
 	h.New = func(t *testing.T) (driver.Driver, driver.Spawner) {
@@ -102,10 +104,14 @@ func tinyHarness(acpi bool) drivertest.Harness {
 		if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		var jail *blixardv1.Jail
+		if jailed {
+			jail = testJail()
+		}
 		return driver.Config{
 			ProcessID: fmt.Sprintf("alloc-%d.1", n), AllocationID: fmt.Sprintf("alloc-%d", n), Epoch: 7,
 			Lane: driver.LaneShared, Dir: dir, VCPUs: 1, MemoryMiB: 32, Kernel: drivertest.TinyKernel(t, dir),
-			ACPI: acpi, Console: "ttyS0", Drives: []driver.Drive{{Path: disk}},
+			ACPI: acpi, Console: "ttyS0", Jail: jail, Drives: []driver.Drive{{Path: disk}},
 			LogPath: filepath.Join(dir, "console.log"), Metadata: map[string]string{"vm": "tiny"},
 		}
 	}
@@ -165,4 +171,17 @@ func expectConsole(t *testing.T, c *supervisor.Client, cfg driver.Config, say, w
 	}
 }
 
-func TestConformanceTiny(t *testing.T) { drivertest.Run(t, tinyHarness(false)) }
+// users counts the users of jails, of which each VM has its own.
+var users atomic.Uint32
+
+const firstUser = 700_000
+
+func testJail() *blixardv1.Jail {
+	id := firstUser + users.Add(1)
+	return &blixardv1.Jail{Uid: id, Gid: id}
+}
+
+func TestConformanceTiny(t *testing.T) { drivertest.Run(t, tinyHarness(false, false)) }
+
+// TestConformanceJailed: a jail takes nothing from a driver.
+func TestConformanceJailed(t *testing.T) { drivertest.Run(t, tinyHarness(false, true)) }

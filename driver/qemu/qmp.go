@@ -236,9 +236,9 @@ func (q *qmpConn) pass(m qmpMessage) {
 // close ends the connection; read returns soon after.
 func (q *qmpConn) close() error { return q.conn.Close() }
 
-// call executes a command; out, if not nil, takes its result. It is bounded by
-// the context.
-func (q *qmpConn) call(ctx context.Context, name string, out any) error {
+// call executes a command with its arguments, if not nil; out, if not nil, takes
+// its result. It is bounded by the context.
+func (q *qmpConn) call(ctx context.Context, name string, args, out any) error {
 	q.mu.Lock()
 	q.next++
 	id, answer := q.next, make(chan qmpMessage, 1)
@@ -249,7 +249,7 @@ func (q *qmpConn) call(ctx context.Context, name string, out any) error {
 		defer q.mu.Unlock()
 		delete(q.pending, id)
 	}()
-	if err := q.write(ctx, name, id); err != nil {
+	if err := q.write(ctx, name, args, id); err != nil {
 		return q.broken(name, err)
 	}
 	select {
@@ -285,11 +285,12 @@ func (q *qmpConn) broken(name string, err error) error {
 
 // write sends a command within the context's deadline; a socket that takes
 // nothing has a hung QEMU behind it.
-func (q *qmpConn) write(ctx context.Context, name string, id uint64) error {
+func (q *qmpConn) write(ctx context.Context, name string, args any, id uint64) error {
 	b, err := json.Marshal(struct {
-		Execute string `json:"execute"`
-		ID      uint64 `json:"id"`
-	}{name, id})
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+		ID        uint64 `json:"id"`
+	}{name, args, id})
 	if err != nil {
 		return err
 	}

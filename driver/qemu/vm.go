@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -40,7 +41,9 @@ type vm struct {
 	process *blixardv1.SupervisedProcess
 	dir     string
 	acpi    bool
-	log     *slog.Logger
+	// drives the VM was started with; -1 when an older program started it.
+	drives int
+	log    *slog.Logger
 
 	// ctx ends with Close; loops are the goroutines that it ends. running ends with
 	// ctx and with the process.
@@ -69,8 +72,11 @@ var _ driver.VM = (*vm)(nil)
 func newVM(s driver.Spawner, lane driver.Lane, p *blixardv1.SupervisedProcess, log *slog.Logger) *vm {
 	v := &vm{
 		spawner: s, lane: lane, process: p,
-		dir: p.GetMetadata()[metadataDir], acpi: p.GetMetadata()[metadataACPI] == onOff(true), log: log,
+		dir: p.GetMetadata()[metadataDir], acpi: p.GetMetadata()[metadataACPI] == onOff(true), drives: -1, log: log,
 		ended: make(chan struct{}), qmpSet: make(chan struct{}), events: make(chan driver.Event, eventsMax),
+	}
+	if n, err := strconv.Atoi(p.GetMetadata()[metadataDrives]); err == nil {
+		v.drives = n
 	}
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	v.running, v.stopped = context.WithCancel(v.ctx)
@@ -252,7 +258,7 @@ func (v *vm) PowerButton(ctx context.Context) error {
 		return problem.New(problem.Unavailable, "driver.no_power_button", "the machine has no power button, since its kernel boots without ACPI").
 			WithHint("use the guest's agent, or end the VMM")
 	}
-	return v.execute(ctx, "system_powerdown", nil)
+	return v.execute(ctx, "system_powerdown", nil, nil)
 }
 
 // Responsive implements driver.VM.
@@ -260,7 +266,7 @@ func (v *vm) Responsive(ctx context.Context) error {
 	var status struct {
 		Status string `json:"status"`
 	}
-	if err := v.execute(ctx, "query-status", &status); err != nil {
+	if err := v.execute(ctx, "query-status", nil, &status); err != nil {
 		return err
 	}
 	if status.Status == "" {
@@ -269,14 +275,14 @@ func (v *vm) Responsive(ctx context.Context) error {
 	return nil
 }
 
-func (v *vm) execute(ctx context.Context, name string, out any) error {
+func (v *vm) execute(ctx context.Context, name string, args, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	q, err := v.connection(ctx)
 	if err != nil {
 		return err
 	}
-	return q.call(ctx, name, out)
+	return q.call(ctx, name, args, out)
 }
 
 // Terminate implements driver.VM.
