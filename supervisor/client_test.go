@@ -370,9 +370,9 @@ func TestChildSeesNothingOfTheSupervisor(t *testing.T) {
 		got = append(got, f[1]+" "+f[2])
 	}
 	slave := strings.TrimPrefix(got[0], "0 ")
-	want := []string{"0 " + slave, "1 " + slave, "2 pipe", "3 socket", "4 socket"}
+	want := []string{"0 " + slave, "1 " + slave, "2 pipe", "3 socket", "4 socket", "5 " + slave}
 	// ls itself holds the directory.
-	if len(got) != 6 || !slices.Equal(got[:5], want) || !strings.HasPrefix(slave, "/dev/pts/") || !strings.HasPrefix(got[5], "5 /proc/") {
+	if len(got) != 7 || !slices.Equal(got[:6], want) || !strings.HasPrefix(slave, "/dev/pts/") || !strings.HasPrefix(got[6], "6 /proc/") {
 		t.Fatalf("descriptors %q in\n%s", got, listing)
 	}
 	var left []string

@@ -5,9 +5,14 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/jail"
 )
 
 // listenBacklog of a VMM's sockets: one client is served, some may queue.
@@ -26,6 +31,8 @@ var errStopped = errors.New("the supervisor is stopping")
 type forker struct {
 	calls chan func()
 	done  chan struct{}
+	// threads of jailed processes.
+	threads sync.WaitGroup
 }
 
 func newForker() (*forker, error) {
@@ -56,6 +63,7 @@ func (f *forker) loop(ready chan<- error) {
 func (f *forker) stop() {
 	close(f.calls)
 	<-f.done
+	f.threads.Wait()
 }
 
 // command is a process to start.
@@ -63,6 +71,10 @@ type command struct {
 	argv, env []string
 	dir       string
 	listeners []string
+	taps      []string
+	files     []*blixardv1.SpawnFile
+	// jail is nil for a process that is not confined.
+	jail *confinement
 }
 
 // child is a process that was started.
@@ -70,14 +82,23 @@ type child struct {
 	pid, pidfd int
 	// pty is the master side, stderr the read end.
 	pty, stderr *os.File
+	// files it was given, and what its jail lacks.
+	files   []jail.File
+	notices []string
 }
 
 func (c child) close() error {
 	return errors.Join(c.pty.Close(), c.stderr.Close(), unix.Close(c.pidfd))
 }
 
-// start starts a process. On an error nothing of it is left behind.
-func (f *forker) start(cmd command) (child, error) {
+// start starts a process. The caller calls release when it has ended. On an error
+// nothing of it is left but, possibly, its sockets.
+func (f *forker) start(cmd command) (c child, release func(), err error) {
+	if cmd.jail != nil {
+		ended := make(chan struct{})
+		c, err := f.jailed(cmd, ended)
+		return c, sync.OnceFunc(func() { close(ended) }), err
+	}
 	type answer struct {
 		c   child
 		err error
@@ -90,13 +111,13 @@ func (f *forker) start(cmd command) (child, error) {
 	select {
 	case f.calls <- call:
 		a := <-got
-		return a.c, a.err
+		return a.c, func() {}, a.err
 	case <-f.done:
-		return child{}, errStopped
+		return child{}, func() {}, errStopped
 	}
 }
 
-// start runs on the forker's thread.
+// start runs on the forker's thread, or on that of one jailed process.
 func start(cmd command) (child, error) {
 	dir, err := unix.Open(cmd.dir, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0)
 	if err != nil {
@@ -114,15 +135,25 @@ func start(cmd command) (child, error) {
 	}
 	// The process has its own copies.
 	defer func() { _ = closeAll(socks) }()
-	c, err := fork(cmd, socks)
+	o, err := openAll(cmd, firstFD+len(socks))
 	if err != nil {
 		return child{}, errors.Join(err, removeSockets(dir, cmd.listeners))
+	}
+	defer func() { _ = closeAll(o.fds) }()
+	c, err := fork(cmd, socks, o)
+	if err != nil {
+		// A confined thread can't remove them any more; the caller does.
+		return child{}, err
 	}
 	return c, nil
 }
 
-// fork starts the process in the present directory.
-func fork(cmd command, socks []int) (child, error) {
+// firstFD of a process behind the standard ones.
+const firstFD = 3
+
+// fork starts the process in the present directory. On an error its sockets are
+// left.
+func fork(cmd command, socks []int, o opened) (child, error) {
 	pty, slave, err := openPTY()
 	if err != nil {
 		return child{}, fmt.Errorf("console: %w", err)
@@ -139,8 +170,15 @@ func fork(cmd command, socks []int) (child, error) {
 	stderr := os.NewFile(uintptr(pipe[0]), "stderr")
 	pidfd := -1
 	files := []uintptr{uintptr(slave), uintptr(slave), uintptr(pipe[1])}
-	for _, s := range socks {
-		files = append(files, uintptr(s))
+	for _, fd := range slices.Concat(socks, o.fds, []int{slave}) {
+		files = append(files, uintptr(fd))
+	}
+	var user *syscall.Credential
+	var notices []string
+	if cmd.jail != nil {
+		if user, notices, err = cmd.jail.enter(cmd, o.files); err != nil {
+			return child{}, errors.Join(err, pty.Close(), stderr.Close())
+		}
 	}
 	env := cmd.env
 	if env == nil {
@@ -149,12 +187,14 @@ func fork(cmd command, socks []int) (child, error) {
 	pid, err := syscall.ForkExec(cmd.argv[0], cmd.argv, &syscall.ProcAttr{
 		Env:   env,
 		Files: files,
-		Sys:   &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL, PidFD: &pidfd},
+		// The order of it is the kernel's and Go's: the user is changed before
+		// PDEATHSIG is set, which a change of the user would clear.
+		Sys: &syscall.SysProcAttr{Setsid: true, Credential: user, Pdeathsig: syscall.SIGKILL, PidFD: &pidfd},
 	})
 	if err != nil {
 		return child{}, errors.Join(fmt.Errorf("start %s: %w", cmd.argv[0], err), pty.Close(), stderr.Close())
 	}
-	return child{pid: pid, pidfd: pidfd, pty: pty, stderr: stderr}, nil
+	return child{pid: pid, pidfd: pidfd, pty: pty, stderr: stderr, files: o.files, notices: notices}, nil
 }
 
 // listenAll makes sockets in the present directory, which is dir. On an error

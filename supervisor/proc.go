@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/cgroup"
 	"github.com/blixard/blixard/internal/process"
 )
 
@@ -37,6 +38,11 @@ type proc struct {
 	// dir and sockets are what to remove at the end.
 	dir     string
 	sockets []string
+	// uid of a jailed process, group its control group, or nil; release lets the
+	// thread go that forked it.
+	uid     uint32
+	group   *cgroup.Group
+	release func()
 	log     *slog.Logger
 	// done is closed when exit is set and everything of the process is freed but
 	// its ring.
@@ -100,8 +106,12 @@ func (p *proc) follow(pumps *sync.WaitGroup) {
 		break
 	}
 	at := time.Now()
+	p.release()
 	err := errors.Join(p.stderr.finish(), p.console.finish(), p.handle.Close(), removeIn(p.dir, p.sockets))
 	pumps.Wait()
+	if p.group != nil {
+		err = errors.Join(err, p.group.Remove())
+	}
 	if err != nil {
 		p.log.Error("cleaning up after a process failed", "err", err)
 	}

@@ -106,7 +106,7 @@ func serve(ctx context.Context, cfg Config) (err error) {
 	defer func() { err = errors.Join(err, lock.Close()) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s, err := newServer(cfg.Lane, cfg.Version, log, cancel)
+	s, err := newServer(cfg.Lane, p.dir, cfg.Version, log, cancel)
 	if err != nil {
 		return err
 	}

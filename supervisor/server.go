@@ -2,6 +2,8 @@ package supervisor
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"os"
@@ -16,6 +18,8 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/internal/boottime"
+	"github.com/blixard/blixard/internal/cgroup"
+	"github.com/blixard/blixard/internal/jail"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/process"
 )
@@ -36,6 +40,9 @@ type server struct {
 	log     *slog.Logger
 	fork    *forker
 	fence   *Fence
+	// groups bound jailed processes, libraries are those of their programs.
+	groups    *cgroup.Tree
+	libraries jail.Libraries
 	// rate of each console.
 	bytesPerSecond, bytesBurst int
 	// shutdown is called when the daemon asks for the end.
@@ -52,7 +59,15 @@ type server struct {
 	stopping bool
 }
 
-func newServer(lane driver.Lane, version string, log *slog.Logger, shutdown func()) (*server, error) {
+// newServer makes the server of a lane whose files are in dir.
+func newServer(lane driver.Lane, dir, version string, log *slog.Logger, shutdown func()) (*server, error) {
+	groups, err := cgroup.Open(groupScope(lane, dir))
+	if err != nil {
+		return nil, err
+	}
+	if err := groups.Sweep(); err != nil {
+		log.Warn("control groups of an earlier life can't be removed", "err", err)
+	}
 	fk, err := newForker()
 	if err != nil {
 		return nil, err
@@ -63,10 +78,17 @@ func newServer(lane driver.Lane, version string, log *slog.Logger, shutdown func
 		return nil, err
 	}
 	return &server{
-		lane: lane, version: version, started: time.Now(), log: log, fork: fk, fence: fc,
+		lane: lane, version: version, started: time.Now(), log: log, fork: fk, fence: fc, groups: groups,
 		bytesPerSecond: consoleBytesPerSecond, bytesBurst: consoleBytesBurst,
 		shutdown: shutdown, procs: make(map[string]*proc),
 	}, nil
+}
+
+// groupScope names the control groups of one supervisor. Hosts of tests have
+// several of one lane.
+func groupScope(lane driver.Lane, dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return string(lane) + "-" + hex.EncodeToString(sum[:4])
 }
 
 // GetInfo implements the service.
@@ -106,34 +128,62 @@ func (s *server) Spawn(_ context.Context, r *blixardv1.SpawnRequest) (*blixardv1
 }
 
 // spawn starts a process and its goroutines. On an error nothing is left.
-func (s *server) spawn(r *blixardv1.SpawnRequest) (*proc, error) {
+func (s *server) spawn(r *blixardv1.SpawnRequest) (_ *proc, err error) {
 	id := r.GetProcessId()
-	fail := func(err error) error {
-		return problem.New(problem.Internal, "supervisor.spawn_failed", "start process %s", id).WithCause(err).
-			WithHint("see that the program and the directory exist and that the host has room")
-	}
+	var undo []func() error
+	defer func() {
+		if err != nil {
+			for _, u := range slices.Backward(undo) {
+				err = errors.Join(err, u())
+			}
+			if problem.From(err).Kind == problem.Internal {
+				err = spawnFailed(id, err)
+			}
+		}
+	}()
 	out, err := openLog(r.GetLogPath(), r.GetLogBytesMax(), r.GetLogFilesMax(), time.Now)
 	if err != nil {
-		return nil, fail(err)
+		return nil, err
+	}
+	undo = append(undo, out.discard)
+	confined, group, notices, err := s.prepare(r)
+	if err != nil {
+		return nil, err
+	}
+	if group != nil {
+		undo = append(undo, group.Remove)
 	}
 	// stopping is looked at and the process is entered under one lock, so that
 	// stop sees either none or all of it.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
-		return nil, errors.Join(fail(errStopped), out.discard())
+		return nil, errStopped
 	}
-	c, err := s.fork.start(command{argv: r.GetArgv(), env: r.GetEnv(), dir: r.GetWorkingDir(), listeners: r.GetListeners()})
+	c, release, err := s.fork.start(command{
+		argv: r.GetArgv(), env: r.GetEnv(), dir: r.GetWorkingDir(), listeners: r.GetListeners(),
+		taps: r.GetTaps(), files: r.GetFiles(), jail: confined,
+	})
+	undo = append(undo, func() error { return removeIn(r.GetWorkingDir(), r.GetListeners()) })
 	if err != nil {
-		return nil, fail(errors.Join(err, out.discard()))
+		return nil, err
 	}
-	p, err := s.adopt(r, c, out)
+	undo = append(undo, func() error { defer release(); return abandon(c) })
+	more, err := bound(c.pid, confined, group)
 	if err != nil {
-		return nil, fail(errors.Join(err, abandon(c), out.discard(), removeIn(r.GetWorkingDir(), r.GetListeners())))
+		return nil, err
+	}
+	notices = slices.Concat(notices, c.notices, more)
+	p, err := s.adopt(r, c, out, group, release, notices)
+	if err != nil {
+		return nil, err
 	}
 	s.procs[id] = p
 	s.dropOldestLocked()
-	p.log.Info("process started", "pid", c.pid, "program", r.GetArgv()[0])
+	p.log.Info("process started", "pid", c.pid, "program", r.GetArgv()[0], "files", p.seen.GetMetadata()[MetadataFiles])
+	if len(notices) > 0 {
+		p.log.Warn("the process is not confined in full", "missing", strings.Join(notices, "; "))
+	}
 	return p, nil
 }
 
@@ -145,7 +195,7 @@ func abandon(c child) error {
 }
 
 // adopt makes the record of a started child and follows it.
-func (s *server) adopt(r *blixardv1.SpawnRequest, c child, out *logFile) (*proc, error) {
+func (s *server) adopt(r *blixardv1.SpawnRequest, c child, out *logFile, group *cgroup.Group, release func(), notices []string) (*proc, error) {
 	ident, err := process.Identify(c.pid)
 	if err != nil {
 		return nil, err
@@ -159,12 +209,13 @@ func (s *server) adopt(r *blixardv1.SpawnRequest, c child, out *logFile) (*proc,
 		seen: &blixardv1.SupervisedProcess{
 			ProcessId: r.GetProcessId(), AllocationId: r.GetAllocationId(), Epoch: r.GetEpoch(),
 			Pid: uint32(ident.PID), StartTime: ident.StartTime, BootId: ident.BootID,
-			StartedAt: timestamppb.Now(), Metadata: r.GetMetadata(),
+			StartedAt: timestamppb.Now(), Metadata: describe(r.GetMetadata(), c, r.GetJail() != nil, notices),
 		},
 		handle:  h,
 		console: newConsole(c.pty, out, newLimiter(s.bytesPerSecond, s.bytesBurst, time.Now), log),
 		stderr:  newStderrTail(c.stderr, r.GetLogPath()+".vmm", log),
 		dir:     r.GetWorkingDir(), sockets: slices.Clone(r.GetListeners()),
+		uid: r.GetJail().GetUid(), group: group, release: release,
 		log: log, done: make(chan struct{}),
 	}
 	var pumps sync.WaitGroup
@@ -349,5 +400,6 @@ func (s *server) close() error {
 	s.endProcesses(0)
 	s.following.Wait()
 	s.fork.stop()
+	s.groups.Close()
 	return s.fence.Close()
 }
