@@ -111,6 +111,15 @@ func (p *localPlatform) buildRoot(cfg *wire.BootConfig) error {
 // setClock leaves the host's own clock alone.
 func (p *localPlatform) setClock(us int64) int64 { return setClock(us, false) }
 
+func (p *localPlatform) mount(*wire.Mount, func(func() error) error) error { return errNoVolumes }
+func (p *localPlatform) unmount(string, func(func() error) error) error    { return errNoVolumes }
+func (p *localPlatform) grow(string, func(func() error) error) (uint64, error) {
+	return 0, errNoVolumes
+}
+
+// errNoVolumes answers what only a machine of its own can do.
+var errNoVolumes = &wire.Problem{Kind: wire.KindInvalid, Code: "guest.volume", Message: "this guest is no machine and has no volumes"}
+
 func (p *localPlatform) settled()          {}
 func (p *localPlatform) killAll()          { p.reap.killChildren() }
 func (p *localPlatform) cleanDisks() error { return nil }

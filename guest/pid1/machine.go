@@ -30,6 +30,11 @@ type platform interface {
 	// setClock takes the host's time, in microseconds since 1970, if the machine's is further off than
 	// ClockSkew, and says by how much that was ahead.
 	setClock(us int64) int64
+	// mount, unmount and grow change the volumes of a running machine; beside runs what they do to files
+	// where the commands are.
+	mount(v *wire.Mount, beside func(func() error) error) error
+	unmount(path string, beside func(func() error) error) error
+	grow(path string, beside func(func() error) error) (size uint64, err error)
 	// settled is called once the command runs: time for what need not come before.
 	settled()
 	// killAll ends every other process and waits for that.
@@ -58,7 +63,9 @@ type machine struct {
 	con   *console
 	since clock
 
-	calls sync.WaitGroup // attaches and execs that still have something to say
+	calls   sync.WaitGroup // attaches and execs that still have something to say
+	workers sync.WaitGroup // copies, which have files open
+	over    chan struct{}  // closed under mu when no more of them may begin
 
 	mu          sync.Mutex
 	status      wire.Status
@@ -79,7 +86,7 @@ func newMachine(p platform, r *reaper, con *console, since clock, first wire.Sta
 	return &machine{
 		plat: p, reap: r, out: newOutput(), con: con, since: since, status: first,
 		changed: make(chan struct{}), configured: make(chan struct{}),
-		endChanged: make(chan struct{}, 1), acked: make(chan struct{}), releaseHold: func() {},
+		endChanged: make(chan struct{}, 1), over: make(chan struct{}), acked: make(chan struct{}), releaseHold: func() {},
 	}
 }
 
@@ -186,7 +193,11 @@ func checkMount(m *wire.Mount) error {
 // live goes through a whole boot and returns when the machine was told to restart.
 func (m *machine) live() {
 	exit := m.boot()
+	m.mu.Lock()
+	close(m.over)
+	m.mu.Unlock()
 	m.plat.killAll()
+	waitFor(&m.workers, callsLimit)
 	m.finishOutput()
 	if err := m.plat.cleanDisks(); err != nil {
 		m.con.say("disks may not be clean: %v", err)

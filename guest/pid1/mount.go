@@ -132,8 +132,8 @@ type root struct {
 	data  int  // the writable disk's mount
 	old   int  // the initramfs
 	disks bool // data is a drive
-	// volumes are those mounted in this process's own view.
-	volumes []volume
+	// kept are the volumes mounted in this process's own view.
+	kept []volume
 }
 
 // buildRoot mounts the image, lays the writable disk or memory over it, and makes that the root of

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -121,7 +122,10 @@ type kernel struct {
 	reap   *reaper
 	loaded chan struct{} // closed when the modules are in
 	more   chan struct{} // closed when all is there that needs no configuration
-	root   *root
+
+	mu   sync.Mutex // of the root's volumes; root and init are set before any command runs
+	root *root
+	init bool
 }
 
 func (k *kernel) loadModules() {
@@ -155,6 +159,7 @@ func (k *kernel) buildRoot(cfg *wire.BootConfig) error {
 			return os.NewSyscallError("sethostname", err)
 		}
 	}
+	k.init = cfg.Init
 	var err error
 	if k.root, err = buildRoot(cfg); err != nil {
 		return err

@@ -133,10 +133,7 @@ func (s *server) dispatch(c *call, req *wire.Request) error {
 	case req.Method == wire.MethodAttach && req.Attach != nil:
 		return s.attach(c, req.Attach)
 	}
-	return &wire.Problem{
-		Kind: wire.KindInvalid, Code: "guest.method", Message: "this guest has no call " + wire.CleanText(string(req.Method), wire.MaxIDLen),
-		Hint: "restart the VM, so that it boots with this node's guest bundle",
-	}
+	return s.more(c, req)
 }
 
 // ackExit answers before the machine may end, since the answer ends with it.

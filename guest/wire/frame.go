@@ -127,6 +127,17 @@ func WriteFrame(w io.Writer, t FrameType, payload []byte) error {
 	return err
 }
 
+// Fill reads until buf is full or r gives an error, which it returns as it is: unlike that of io.ReadFull, an
+// io.ErrUnexpectedEOF is always r's own.
+func Fill(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var more int
+		more, err = r.Read(buf[n:])
+		n += more
+	}
+	return n, err
+}
+
 // ResizePayload and ParseResize are the payload of FrameResize.
 func ResizePayload(s WindowSize) []byte {
 	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, s.Columns), s.Rows)
