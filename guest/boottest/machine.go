@@ -169,6 +169,7 @@ type Machine struct {
 	Started time.Time
 	token   guest.Token
 	agent   string // path of the agent's socket
+	qmp     string // path of the monitor's socket
 	cmd     *exec.Cmd
 	pty     *os.File
 	ended   chan struct{} // closed when QEMU has ended and its console was read
@@ -220,11 +221,11 @@ func Run(t testing.TB, argv []string, token guest.Token) *Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &Machine{t: t, token: token, agent: filepath.Join(dir, "agent"), ended: make(chan struct{}), more: make(chan struct{})}
+	m := &Machine{t: t, token: token, agent: filepath.Join(dir, "agent"), qmp: filepath.Join(dir, "qmp"), ended: make(chan struct{}), more: make(chan struct{})}
 	m.cmd = exec.Command(argv[0], argv[1:]...)
 	var errs bytes.Buffer
 	m.cmd.Stdout, m.cmd.Stderr = &errs, &errs
-	agent, qmp := listen(t, m.agent), listen(t, filepath.Join(dir, "qmp"))
+	agent, qmp := listen(t, m.agent), listen(t, m.qmp)
 	m.cmd.ExtraFiles = []*os.File{agent, qmp}
 	var slave *os.File
 	m.pty, slave = openPTY(t)
