@@ -88,11 +88,6 @@ func (s *Store) Resize(ctx context.Context, id string, sizeBytes uint64) error {
 
 // resizeFile works on the copy.
 func (s *Store) resizeFile(ctx context.Context, id string, f *os.File, has, size uint64) error {
-	if size > has {
-		if err := f.Truncate(int64(size)); err != nil {
-			return err
-		}
-	}
 	if err := repair(ctx, f, true); err != nil {
 		return err
 	}
@@ -110,21 +105,46 @@ func (s *Store) resizeFile(ctx context.Context, id string, f *os.File, has, size
 			return tooSmall(id, size, least)
 		}
 	}
-	_, words, err := tool(ctx, f, "resize2fs", disk.FileArg, strconv.FormatUint(size>>10, 10)+"K")
-	if err != nil {
-		if strings.Contains(words, "smaller than minimum") || size < has && strings.Contains(words, "No space left on device") {
-			return tooSmall(id, size, size+smallStep)
+	// resize2fs 1.47 breaks off in the middle when a file system of one block group
+	// grows beyond the room that it has for group descriptors; not so from two groups.
+	group := super.blockBytes * super.blockBytes * 8
+	if super.bytes() <= group && size > 2*group {
+		if err := resizeFS(ctx, id, f, 2*group, has); err != nil {
+			return err
 		}
-		return toolProblem(err, "volume.resize", "resize the file system", words)
+	}
+	if err := resizeFS(ctx, id, f, size, has); err != nil {
+		return err
 	}
 	s.at("volume.resize.resized")
 	if super, isExt, err = readSuper(f); err != nil {
 		return err
 	}
 	if !isExt || super.bytes() > size {
-		return problem.New(problem.Internal, "volume.resize", "resize2fs made a file system of %d bytes, not %d: %s", super.bytes(), size, words)
+		return problem.New(problem.Internal, "volume.resize", "resize2fs made a file system of %d bytes, not %d", super.bytes(), size)
 	}
 	return f.Truncate(int64(size))
+}
+
+// resizeFS runs resize2fs for a file system that had a disk of that many bytes.
+func resizeFS(ctx context.Context, id string, f *os.File, size, has uint64) error {
+	// resize2fs cuts a file that is larger than what it is told, and may not make it
+	// larger.
+	st, err := disk.StatFile(f)
+	if err == nil && uint64(st.Size) < size {
+		err = f.Truncate(int64(size))
+	}
+	if err != nil {
+		return err
+	}
+	_, words, err := tool(ctx, f, "resize2fs", disk.FileArg, strconv.FormatUint(size>>10, 10)+"K")
+	switch {
+	case err == nil:
+		return nil
+	case size < has && (strings.Contains(words, "smaller than minimum") || strings.Contains(words, "No space left on device")):
+		return tooSmall(id, size, size+smallStep)
+	}
+	return toolProblem(err, "volume.resize", "resize the file system", words)
 }
 
 // smallStep is what one tries next when resize2fs finds no room where it had said

@@ -217,7 +217,7 @@ func TestResize(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789abcdef"), 8*mib/16)
 	put(t, path, "f", content)
 	must(t, s.Attach(ctx, "a", 4))
-	for _, size := range []uint64{64, 200, 1 << 10, 1 << 14, 100, 50, 32, 1 << 20, 40} {
+	for _, size := range []uint64{64, 200, 1 << 10, 1 << 14, 120, 50, 36, 1 << 17, 200} {
 		size *= mib
 		must(t, s.Resize(ctx, "a", size))
 		fsck(t, path)
