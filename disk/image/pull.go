@@ -95,7 +95,7 @@ type pull struct {
 	name  string
 	close func()
 	// registries to ask, the one that answered first in front.
-	registries []*registry
+	registries []*repository
 
 	digest   string
 	manifest *manifest
@@ -121,7 +121,7 @@ func (s *Store) newPull(ref name.Reference, o PullOptions) (*pull, error) {
 			}
 		}
 		policy.name(host)
-		p.registries = append(p.registries, &registry{host: reg, repo: ref.Context().RepositoryStr(), auth: auth, base: bounded{t}, wait: s.wait})
+		p.registries = append(p.registries, &repository{host: reg, repo: ref.Context().RepositoryStr(), auth: auth, base: bounded{t}, wait: s.wait})
 	}
 	return p, nil
 }
@@ -133,7 +133,7 @@ func (p *pull) resolve(ctx context.Context, ref name.Reference) error {
 	for n, r := range p.registries {
 		err := p.resolveAt(ctx, r, ref)
 		if err == nil {
-			p.registries = append([]*registry{r}, append(p.registries[:n:n], p.registries[n+1:]...)...)
+			p.registries = append([]*repository{r}, append(p.registries[:n:n], p.registries[n+1:]...)...)
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -147,7 +147,7 @@ func (p *pull) resolve(ctx context.Context, ref name.Reference) error {
 	return first
 }
 
-func (p *pull) resolveAt(ctx context.Context, r *registry, ref name.Reference) error {
+func (p *pull) resolveAt(ctx context.Context, r *repository, ref name.Reference) error {
 	want := ""
 	if d, ok := ref.(name.Digest); ok {
 		want = d.DigestStr()
@@ -180,7 +180,7 @@ func (p *pull) resolveAt(ctx context.Context, r *registry, ref name.Reference) e
 	return err
 }
 
-func fetchManifest(ctx context.Context, r *registry, identifier, want string) (*manifest, string, error) {
+func fetchManifest(ctx context.Context, r *repository, identifier, want string) (*manifest, string, error) {
 	raw, contentType, err := r.document(ctx, "manifests/"+identifier, acceptManifests, manifestBytesMax)
 	if err != nil {
 		return nil, "", err
@@ -366,4 +366,3 @@ func (b *bringing) sources() []layer {
 	}
 	return all
 }
-

@@ -20,8 +20,8 @@ import (
 	"github.com/blixard/blixard/internal/problem"
 )
 
-// registry is a repository at one registry or mirror.
-type registry struct {
+// repository is one at one registry or mirror.
+type repository struct {
 	host name.Registry
 	repo string
 	auth authn.Authenticator
@@ -33,7 +33,7 @@ type registry struct {
 }
 
 // connect finds out how to authenticate, once.
-func (r *registry) connect(ctx context.Context) (*http.Client, error) {
+func (r *repository) connect(ctx context.Context) (*http.Client, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.client != nil {
@@ -48,7 +48,7 @@ func (r *registry) connect(ctx context.Context) (*http.Client, error) {
 }
 
 // get asks for a path of the repository.
-func (r *registry) get(ctx context.Context, path string, header http.Header) (*http.Response, error) {
+func (r *repository) get(ctx context.Context, path string, header http.Header) (*http.Response, error) {
 	client, err := r.connect(ctx)
 	if err != nil {
 		return nil, r.explain(ctx, err)
@@ -72,7 +72,7 @@ func (r *registry) get(ctx context.Context, path string, header http.Header) (*h
 
 // explain makes an error of the registry a problem. It is permanent unless another
 // attempt may help.
-func (r *registry) explain(ctx context.Context, err error) error {
+func (r *repository) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -130,7 +130,7 @@ func retry(ctx context.Context, wait time.Duration, f func() error) error {
 }
 
 // document gets a small file whole, with its type and its digest.
-func (r *registry) document(ctx context.Context, path, accept string, bytesMax int64) (raw []byte, contentType string, err error) {
+func (r *repository) document(ctx context.Context, path, accept string, bytesMax int64) (raw []byte, contentType string, err error) {
 	err = retry(ctx, r.wait, func() error {
 		ctx, cancel := context.WithTimeout(ctx, headerTimeout+stallTimeout)
 		defer cancel()
@@ -168,7 +168,7 @@ func wrongDigest(what string, raw []byte, want string) error {
 }
 
 // blob gets a layer from an offset on.
-func (r *registry) blob(ctx context.Context, digest string, offset int64) (io.ReadCloser, int64, error) {
+func (r *repository) blob(ctx context.Context, digest string, offset int64) (io.ReadCloser, int64, error) {
 	header := http.Header{}
 	if offset > 0 {
 		header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
