@@ -124,6 +124,26 @@ func (s *blobs) removeLocked(name string) error {
 	return nil
 }
 
+// take moves a whole blob away, durably, and no longer counts it.
+func (s *blobs) take(digest, path, to string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path, to); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.file(strings.TrimPrefix(digest, "sha256:"))
+	s.budget.give(b.bytes)
+	b.bytes = 0
+	return nil
+}
+
 // download is one blob to be brought in.
 type download struct {
 	digest string

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/bits"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,8 +50,8 @@ type contents struct {
 
 	// next block that was never used; block 0 is the superblock's.
 	next uint32
-	// free rows of blocks by the power of two below their length, the last freed
-	// first.
+	// free rows of blocks by the power of two that their lengths reach, the last
+	// freed at the end.
 	free [33][]run
 
 	// pending is written at offset at.
@@ -69,17 +70,23 @@ func newContents(f, tails *os.File, charge func(int64) error) *contents {
 	return &contents{f: f, tails: tails, charge: charge, next: 1, buffer: make([]byte, 1<<chunkBitsMin), zero: make([]byte, 1<<chunkBitsMin), pending: make([]byte, 0, pendingBytes)}
 }
 
-// reuse gives a row of blocks that a file had, if there is one long enough.
+// rowsTried of the right order of size are looked at: a file that is replaced by one
+// of about its size finds a row among them.
+const rowsTried = 64
+
+// reuse gives a row of blocks that a file had, if one is found that is long enough.
 func (c *contents) reuse(blocks uint32) (uint32, bool) {
-	for k := bits.Len32(blocks - 1); k < len(c.free); k++ { // 2^k >= blocks
-		n := len(c.free[k])
-		if n == 0 {
-			continue
+	for k := bits.Len32(blocks) - 1; k < len(c.free); k++ { // 2^k <= length of its rows
+		rows := c.free[k]
+		for n := len(rows) - 1; n >= max(0, len(rows)-rowsTried); n-- {
+			r := rows[n]
+			if r.blocks < blocks {
+				continue
+			}
+			c.free[k] = slices.Delete(rows, n, n+1)
+			c.release(run{r.block + blocks, r.blocks - blocks})
+			return r.block, true
 		}
-		r := c.free[k][n-1]
-		c.free[k] = c.free[k][:n-1]
-		c.release(run{r.block + blocks, r.blocks - blocks})
-		return r.block, true
 	}
 	return 0, false
 }

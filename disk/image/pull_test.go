@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"os"
 	"slices"
 	"testing"
@@ -96,5 +95,4 @@ func TestPull(t *testing.T) {
 	if _, _, err := reopen(t, s.c).Get(digest); err != nil {
 		t.Error(err)
 	}
-	_ = bytes.MinRead
 }
