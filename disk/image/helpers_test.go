@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"io/fs"
@@ -330,4 +331,20 @@ func left(t testing.TB, s *Store) []string {
 		}
 	}
 	return all
+}
+
+// tlsHub is a registry by HTTPS whose certificate nobody knows.
+type tlsHub struct {
+	host string
+	pem  []byte
+}
+
+func newTLSHub(t testing.TB, h *hub) *tlsHub {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(h.Config.Handler)
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}
+	return &tlsHub{strings.TrimPrefix(srv.URL, "https://"), pem.EncodeToMemory(block)}
 }

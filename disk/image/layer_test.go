@@ -457,7 +457,7 @@ func TestBuildEndsWithItsContext(t *testing.T) {
 	}
 	// In the middle of a file that never ends.
 	ctx, cancel = context.WithCancelCause(t.Context())
-	head := layerTar(t, file("a", random(1 << 20)))
+	head := layerTar(t, file("a", random(1<<20)))
 	endless := func(context.Context) (io.ReadCloser, error) {
 		return io.NopCloser(io.MultiReader(bytes.NewReader(head[:600_000]), readerFunc(func(p []byte) (int, error) { cancel(why); return len(p), nil }))), nil
 	}

@@ -307,7 +307,7 @@ func (b *bringing) download(ctx context.Context, n int) (string, error) {
 		path, err := b.s.blobs.get(ctx, download{
 			digest: d.Digest, size: d.Size, wait: b.s.wait, stall: b.s.stall,
 			fetch: func(ctx context.Context, offset int64) (io.ReadCloser, int64, error) {
-				return r.blob(ctx, d.Digest, offset)
+				return r.blob(ctx, d.Digest, d.Size, offset)
 			},
 			progress: func(done int64) { b.downloaded(n, done) },
 		})

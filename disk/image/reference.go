@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -29,8 +30,17 @@ func parseReference(text string) (name.Reference, error) {
 	if err != nil {
 		return nil, badName(text, "it is no reference").WithCause(err)
 	}
+	if !hostPattern.MatchString(ref.Context().RegistryStr()) || !repositoryPattern.MatchString(ref.Context().RepositoryStr()) {
+		return nil, badName(text, "it is no reference")
+	}
 	return ref, nil
 }
+
+// What the library leaves open: dots that lead to another repository, for one.
+var (
+	hostPattern       = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$`)
+	repositoryPattern = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+)
 
 func badName(text, why string) *problem.Error {
 	return problem.New(problem.Invalid, "image.name", "the name of an image %q: %s", clip(text), why).

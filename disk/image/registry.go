@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,8 +54,8 @@ func (r *repository) get(ctx context.Context, path string, header http.Header) (
 	if err != nil {
 		return nil, r.explain(ctx, err)
 	}
-	url := r.host.Scheme() + "://" + r.host.RegistryStr() + "/v2/" + r.repo + "/" + path
-	req, err := http.NewRequestWithContext(context.WithValue(ctx, bulk{}, true), http.MethodGet, url, nil)
+	address := r.host.Scheme() + "://" + r.host.RegistryStr() + "/v2/" + r.repo + "/" + path
+	req, err := http.NewRequestWithContext(context.WithValue(ctx, bulk{}, true), http.MethodGet, address, nil)
 	if err != nil {
 		return nil, permanent{err}
 	}
@@ -69,6 +70,9 @@ func (r *repository) get(ctx context.Context, path string, header http.Header) (
 	}
 	return resp, nil
 }
+
+// errRange is the answer of a registry that does not send a part of a file.
+var errRange = errors.New("no such range")
 
 // explain makes an error of the registry a problem. It is permanent unless another
 // attempt may help.
@@ -87,6 +91,10 @@ func (r *repository) explain(ctx context.Context, err error) error {
 	}
 	var answer *transport.Error
 	if !errors.As(err, &answer) {
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // the address may hold a signature
+		}
 		return unreachable("the registry %s is not reached", host).WithCause(err)
 	}
 	switch answer.StatusCode {
@@ -101,6 +109,9 @@ func (r *repository) explain(ctx context.Context, err error) error {
 			WithHint("wait, or give credentials, or name a mirror in the node's configuration")
 	}
 	u := unreachable("the registry %s answers with status %d", host, answer.StatusCode)
+	if answer.StatusCode == http.StatusRequestedRangeNotSatisfiable {
+		u = u.WithCause(errRange)
+	}
 	if answer.StatusCode < 500 {
 		return permanent{u}
 	}
@@ -167,13 +178,17 @@ func wrongDigest(what string, raw []byte, want string) error {
 	return nil
 }
 
-// blob gets a layer from an offset on.
-func (r *repository) blob(ctx context.Context, digest string, offset int64) (io.ReadCloser, int64, error) {
+// blob gets a layer of that size from an offset on. A registry that cannot do so
+// gives it from its beginning.
+func (r *repository) blob(ctx context.Context, digest string, size, offset int64) (io.ReadCloser, int64, error) {
 	header := http.Header{}
 	if offset > 0 {
-		header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
+		header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, size-1))
 	}
 	resp, err := r.get(ctx, "blobs/"+digest, header)
+	if offset > 0 && errors.Is(err, errRange) {
+		resp, err = r.get(ctx, "blobs/"+digest, http.Header{})
+	}
 	if err != nil {
 		return nil, 0, err
 	}
