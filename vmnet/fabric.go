@@ -14,8 +14,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/vmnet/dns"
 )
 
 // Config says what a Fabric needs.
@@ -72,7 +74,13 @@ type Fabric struct {
 	// taps that were made, by name.
 	taps     map[string]TapOptions
 	problems map[string]error
+	// services by the id of their network.
+	services map[string]*service
 	closed   bool
+
+	resolvers *dns.Resolvers
+	// gateways of all networks: no resolver is asked that is one.
+	gateways atomic.Pointer[map[netip.Addr]bool]
 }
 
 // Open makes a Fabric. It changes nothing of the kernel.
@@ -98,7 +106,9 @@ func Open(c Config) (*Fabric, error) {
 		held:     map[string]io.Closer{},
 		taps:     map[string]TapOptions{},
 		problems: map[string]error{},
+		services: map[string]*service{},
 	}
+	f.resolvers = &dns.Resolvers{File: c.ResolvConf, Own: f.ownGateway}
 	var err error
 	if f.record, err = readRecord(f.recordFile()); err != nil {
 		return nil, err
@@ -219,7 +229,7 @@ func (f *Fabric) convergeLocked(ctx context.Context, problems map[string]error) 
 		return errors.Join(append(errs, err)...)
 	}
 	run(false)
-	errs = append(errs, ctx.Err(), f.releaseLocked(f.desired.Ports), f.restoreLocked(plan))
+	errs = append(errs, f.serveLocked(plan, problems), ctx.Err(), f.releaseLocked(f.desired.Ports), f.restoreLocked(plan))
 	if err := errors.Join(errs...); err != nil {
 		return problem.New(problem.Internal, "network.change_failed", "change the kernel's networks").WithCause(err)
 	}
@@ -440,7 +450,7 @@ func (f *Fabric) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true
-	return f.releaseLocked(nil)
+	return errors.Join(f.stopLocked(), f.releaseLocked(nil))
 }
 
 // Destroy removes everything of this owner from the kernel and closes the Fabric.
@@ -450,7 +460,7 @@ func (f *Fabric) Destroy(ctx context.Context) error {
 	f.desired = &Desired{}
 	err := f.convergeLocked(ctx, map[string]error{})
 	f.closed = true
-	return errors.Join(err, f.releaseLocked(nil))
+	return errors.Join(err, f.stopLocked(), f.releaseLocked(nil))
 }
 
 func isOurTable(name string) bool { return strings.HasPrefix(name, "blixard-") }
