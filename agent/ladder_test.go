@@ -17,11 +17,12 @@ import (
 
 // stubVM ends at the rung it is told to.
 type stubVM struct {
-	endsAt string
-	button bool
-	tried  []string
-	once   sync.Once
-	ended  chan struct{}
+	driver.VM // nil: what follows is all that a ladder asks for
+	endsAt    string
+	button    bool
+	tried     []string
+	once      sync.Once
+	ended     chan struct{}
 }
 
 func newStubVM(endsAt string, button bool) *stubVM {

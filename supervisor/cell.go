@@ -85,25 +85,47 @@ func startIn(cmd command) (child, error) {
 	return start(cmd)
 }
 
-// enter confines the thread. It gives the credentials of what is forked then.
-func (c *confinement) enter(cmd command, files []jail.File) (*syscall.Credential, []string, error) {
+// config is the jail of a command with its opened files.
+func (c *confinement) config(cmd command, files []jail.File) jail.Config {
 	var readable []jail.File
 	for i, f := range files {
 		if cmd.files[i].GetReadOnly() {
 			readable = append(readable, f)
 		}
 	}
-	notices, err := jail.Enter(jail.Config{
+	return jail.Config{
 		Program: cmd.argv[0], Libraries: c.libraries, ReadPaths: c.GetReadPaths(), Files: readable,
 		UID: c.GetUid(), GID: c.GetGid(), HostNetwork: c.GetHostNetwork(),
-	})
+	}
+}
+
+// confined forks by a function from this thread, which is confined before for
+// good, and bounds what was forked. On an error nothing runs.
+func (c *confinement) confined(cfg jail.Config, fork func(*syscall.Credential) (int, error)) (int, []string, error) {
+	notices, err := jail.Enter(cfg)
 	if err != nil {
-		return nil, nil, &jailError{err}
+		return 0, nil, &jailError{err}
 	}
-	if os.Geteuid() != 0 {
-		return nil, notices, nil
+	var user *syscall.Credential
+	if os.Geteuid() == 0 {
+		user = &syscall.Credential{Uid: c.GetUid(), Gid: c.GetGid()}
 	}
-	return &syscall.Credential{Uid: c.GetUid(), Gid: c.GetGid()}, notices, nil
+	pid, err := fork(user)
+	if err != nil {
+		return 0, nil, err
+	}
+	more, err := jail.Limit(pid, cfg, c.GetPidsMax())
+	if err != nil {
+		return 0, nil, errors.Join(&jailError{err}, end(pid))
+	}
+	return pid, append(notices, more...), nil
+}
+
+// end kills and reaps a child that nobody follows.
+func end(pid int) error {
+	err := unix.Kill(pid, unix.SIGKILL)
+	_, werr := unix.Wait4(pid, nil, 0, nil)
+	return errors.Join(err, werr)
 }
 
 // jailError is a jail that could not be made.
@@ -149,7 +171,7 @@ func bound(pid int, c *confinement, g *cgroup.Group) ([]string, error) {
 	if err := g.Add(pid); err != nil {
 		return nil, &jailError{&jail.StepError{Step: "cgroup", Err: err}}
 	}
-	notices, err := jail.Limit(pid, c.GetPidsMax())
+	notices, err := jail.Expose(pid)
 	if err != nil {
 		return nil, &jailError{err}
 	}
@@ -192,6 +214,9 @@ func spawnFailed(id string, err error) error {
 	}
 	if errors.Is(err, errNoTap) {
 		return problem.New(problem.NotFound, "supervisor.tap", "start process %s", id).WithCause(err)
+	}
+	if errors.Is(err, errTapBusy) {
+		return problem.New(problem.Conflict, "supervisor.tap_busy", "start process %s", id).WithCause(err)
 	}
 	return problem.New(problem.Internal, "supervisor.spawn_failed", "start process %s", id).WithCause(err).
 		WithHint("see that the program and the directory exist and that the host has room")

@@ -173,28 +173,36 @@ func fork(cmd command, socks []int, o opened) (child, error) {
 	for _, fd := range slices.Concat(socks, o.fds, []int{slave}) {
 		files = append(files, uintptr(fd))
 	}
-	var user *syscall.Credential
-	var notices []string
-	if cmd.jail != nil {
-		if user, notices, err = cmd.jail.enter(cmd, o.files); err != nil {
-			return child{}, errors.Join(err, pty.Close(), stderr.Close())
-		}
-	}
 	env := cmd.env
 	if env == nil {
 		env = []string{} // nil would mean the supervisor's own
 	}
-	pid, err := syscall.ForkExec(cmd.argv[0], cmd.argv, &syscall.ProcAttr{
-		Env:   env,
-		Files: files,
-		// The order of it is the kernel's and Go's: the user is changed before
-		// PDEATHSIG is set, which a change of the user would clear.
-		Sys: &syscall.SysProcAttr{Setsid: true, Credential: user, Pdeathsig: syscall.SIGKILL, PidFD: &pidfd},
-	})
-	if err != nil {
-		return child{}, errors.Join(fmt.Errorf("start %s: %w", cmd.argv[0], err), pty.Close(), stderr.Close())
+	forkAs := func(user *syscall.Credential) (int, error) {
+		pid, err := syscall.ForkExec(cmd.argv[0], cmd.argv, &syscall.ProcAttr{
+			Env:   env,
+			Files: files,
+			// The user is changed before PDEATHSIG is set, which the change would clear.
+			Sys: &syscall.SysProcAttr{Setsid: true, Credential: user, Pdeathsig: syscall.SIGKILL, PidFD: &pidfd},
+		})
+		if err != nil {
+			return 0, fmt.Errorf("start %s: %w", cmd.argv[0], err)
+		}
+		return pid, nil
 	}
-	return child{pid: pid, pidfd: pidfd, pty: pty, stderr: stderr, files: o.files, notices: notices}, nil
+	c := child{pty: pty, stderr: stderr, files: o.files}
+	if cmd.jail != nil {
+		c.pid, c.notices, err = cmd.jail.confined(cmd.jail.config(cmd, o.files), forkAs)
+	} else {
+		c.pid, err = forkAs(nil)
+	}
+	if err != nil {
+		if pidfd >= 0 {
+			err = errors.Join(err, unix.Close(pidfd))
+		}
+		return child{}, errors.Join(err, pty.Close(), stderr.Close())
+	}
+	c.pidfd = pidfd
+	return c, nil
 }
 
 // listenAll makes sockets in the present directory, which is dir. On an error

@@ -84,7 +84,10 @@ func openTap(name string) (int, error) {
 	return fd, nil
 }
 
-var errNoTap = errors.New("there is no persistent tap device of that name")
+var (
+	errNoTap   = errors.New("there is no persistent tap device of that name")
+	errTapBusy = errors.New("another process has it open")
+)
 
 func attachTap(fd int, name string) error {
 	ifr, err := unix.NewIfreq(name)
@@ -95,7 +98,11 @@ func attachTap(fd int, name string) error {
 		return err
 	}
 	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+	err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+	if errors.Is(err, unix.EBUSY) {
+		return errTapBusy
+	}
+	if err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
 	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, ifr); err != nil {

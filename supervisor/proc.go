@@ -110,6 +110,7 @@ func (p *proc) follow(pumps *sync.WaitGroup) {
 	err := errors.Join(p.stderr.finish(), p.console.finish(), p.handle.Close(), removeIn(p.dir, p.sockets))
 	pumps.Wait()
 	if p.group != nil {
+		p.stderr.note(p.group)
 		err = errors.Join(err, p.group.Remove())
 	}
 	if err != nil {

@@ -36,6 +36,9 @@ const (
 	memoryLimitBytes = 64 << 20
 	// threads that run Go code at a time.
 	threads = 2
+	// threadsOwn of the supervisor: those that wait in system calls are many only when
+	// disks hang.
+	threadsOwn = 2048
 	// streamsMax bounds calls at a time: a Wait for each process and some more.
 	streamsMax = 2*processesMax + 1024
 	// ioBytes of the buffers of a connection: messages are small.
@@ -62,6 +65,8 @@ type Config struct {
 func Run(ctx context.Context, cfg Config) error {
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimitBytes)
+	// A jailed process has a thread here.
+	debug.SetMaxThreads(processesMax + threadsOwn)
 	runtime.GOMAXPROCS(min(threads, runtime.NumCPU()))
 	// A VMM's core would hold its guest's memory.
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {

@@ -189,9 +189,7 @@ func (s *server) spawn(r *blixardv1.SpawnRequest) (_ *proc, err error) {
 
 // abandon ends a child that can't be followed.
 func abandon(c child) error {
-	err := unix.Kill(c.pid, unix.SIGKILL)
-	_, werr := unix.Wait4(c.pid, nil, 0, nil)
-	return errors.Join(err, werr, c.close())
+	return errors.Join(end(c.pid), c.close())
 }
 
 // adopt makes the record of a started child and follows it.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/blixard/blixard/internal/cgroup"
 )
 
 // stderrTail reads what a process writes to its standard error: the end of it is
@@ -106,4 +108,11 @@ func (s *stderrTail) text() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.ToValidUTF8(string(s.tail), "\uFFFD")
+}
+
+// note adds why the kernel ended a process that could not say so itself.
+func (s *stderrTail) note(g *cgroup.Group) {
+	if g.OOMKills() > 0 {
+		s.keep([]byte("killed by the kernel, because it used more memory than its jail allows\n"))
+	}
 }

@@ -218,7 +218,8 @@ func set(dir string, files []setting) error {
 	return nil
 }
 
-// Add moves a process into the group.
+// Add moves a process and all its threads into the group. What it has forked
+// before stays outside, as does the memory it has by then.
 func (g *Group) Add(pid int) error {
 	for _, dir := range g.dirs {
 		if err := write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
@@ -226,6 +227,26 @@ func (g *Group) Add(pid int) error {
 		}
 	}
 	return nil
+}
+
+// OOMKills tells how many processes the kernel killed because the group had no
+// memory left.
+func (g *Group) OOMKills() uint64 {
+	for _, dir := range g.dirs {
+		for _, name := range []string{"memory.oom_control", "memory.events"} {
+			text, err := readFile(filepath.Join(dir, name))
+			if err != nil {
+				continue // of another controller or version
+			}
+			for line := range strings.Lines(text) {
+				if f := strings.Fields(line); len(f) == 2 && f[0] == "oom_kill" {
+					n, _ := strconv.ParseUint(f[1], 10, 64)
+					return n
+				}
+			}
+		}
+	}
+	return 0
 }
 
 // Paths gives the directories of the group.
@@ -305,7 +326,7 @@ func kill(dir string) error {
 	}
 	for _, s := range strings.Fields(list) {
 		pid, err := strconv.Atoi(s)
-		if err != nil || pid <= 1 { // 0 is a process of another namespace
+		if err != nil || pid <= 1 || pid == os.Getpid() { // 0 is a process of another namespace
 			continue
 		}
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -142,15 +142,19 @@ const (
 	oomScore = 500
 )
 
-// Limit bounds a process that was forked in a jail by what belongs to processes
-// and not to threads. processesMax of its user, 0 for no bound, counts only with a
-// user of its own. It gives what could not be done.
-func Limit(pid int, processesMax uint32) (notices []string, err error) {
-	limits := []struct {
-		resource int
-		name     string
-		max      uint64
-	}{
+// rlimit is a bound of a process.
+type rlimit struct {
+	resource int
+	name     string
+	max      uint64
+}
+
+// Limit bounds a process that the calling thread, confined by Enter, has forked,
+// by what belongs to processes and not to threads. Its user may have processesMax
+// processes and threads, 0 for no bound, which counts only with a user of its own.
+// It gives what could not be done.
+func Limit(pid int, c Config, processesMax uint32) (notices []string, err error) {
+	limits := []rlimit{
 		{unix.RLIMIT_CORE, "core", 0},
 		{unix.RLIMIT_NOFILE, "nofile", filesMax},
 		{unix.RLIMIT_MEMLOCK, "memlock", 0},
@@ -158,12 +162,21 @@ func Limit(pid int, processesMax uint32) (notices []string, err error) {
 		{unix.RLIMIT_NICE, "nice", 0},
 		{unix.RLIMIT_RTPRIO, "rtprio", 0},
 	}
-	if processesMax > 0 && os.Geteuid() == 0 {
-		limits = append(limits, struct {
-			resource int
-			name     string
-			max      uint64
-		}{unix.RLIMIT_NPROC, "nproc", uint64(processesMax)})
+	root := os.Geteuid() == 0
+	if root && processesMax > 0 {
+		limits = append(limits, rlimit{unix.RLIMIT_NPROC, "nproc", uint64(processesMax)})
+	}
+	if root {
+		// The kernel asks for CAP_SYS_RESOURCE, which root often lacks, or for the same
+		// real user. The effective one stays.
+		if err := step("limit-user", realUser(c.UID, c.GID)); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if rerr := step("limit-user", realUser(0, 0)); err == nil {
+				err = rerr
+			}
+		}()
 	}
 	for _, l := range limits {
 		err := unix.Prlimit(pid, l.resource, &unix.Rlimit{Cur: l.max, Max: l.max}, nil)
@@ -175,9 +188,28 @@ func Limit(pid int, processesMax uint32) (notices []string, err error) {
 			return nil, step("limit-"+l.name, err)
 		}
 	}
+	return notices, nil
+}
+
+// realUser changes the calling thread alone, as the functions of the library do
+// not.
+func realUser(uid, gid uint32) error {
+	const keep = ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(gid), keep, keep); errno != 0 {
+		return errno
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), keep, keep); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Expose makes the kernel end a process before any daemon, when the host has no
+// memory left. Any thread of the caller may do it. It gives what could not be done.
+func Expose(pid int) (notices []string, err error) {
 	err = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(oomScore)), 0)
 	if errors.Is(err, fs.ErrPermission) {
-		return append(notices, "oom_score_adj: "+err.Error()), nil
+		return []string{"oom_score_adj: " + err.Error()}, nil
 	}
-	return notices, step("oom-score", err)
+	return nil, step("oom-score", err)
 }

@@ -115,6 +115,8 @@ func pivot(root int) error {
 // tree is a root directory that is being built.
 type tree struct {
 	root int
+	// made are the files and directories in it, with a "/" at the end for directories
+	// whose content is shown.
 	made map[string]bool
 	// bound devices need their mount to allow them.
 	bound []string
@@ -158,7 +160,7 @@ func withoutDevices(paths []string) []string {
 // bind shows what is at from in the old root at to in the new one. The last
 // element of from may be a symlink.
 func (t *tree) bind(from, to string) error {
-	if t.covered(to) {
+	if t.made[to] || t.covered(to) {
 		return nil
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -272,7 +274,15 @@ func (t *tree) create(path string, make func(name string) error) error {
 	if err := make(relative(path)); err != nil {
 		return fmt.Errorf("make %s: %w", path, err)
 	}
+	t.note(path)
 	return nil
+}
+
+func (t *tree) note(path string) {
+	if t.made == nil {
+		t.made = map[string]bool{}
+	}
+	t.made[path] = true
 }
 
 func (t *tree) mkdir(path string) error {
@@ -285,20 +295,14 @@ func (t *tree) mkdir(path string) error {
 	if err := unix.Mkdirat(t.root, relative(path), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make %s: %w", path, err)
 	}
-	if t.made == nil {
-		t.made = map[string]bool{}
-	}
-	t.made[path] = true
+	t.note(path)
 	return nil
 }
 
 // cover notes a directory whose content is shown.
 func (t *tree) cover(path string) {
-	if t.made == nil {
-		t.made = map[string]bool{}
-	}
-	t.made[path] = true
-	t.made[path+"/"] = true
+	t.note(path)
+	t.note(path + "/")
 }
 
 // covered tells whether a path is in a directory that is shown.
