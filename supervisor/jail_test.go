@@ -21,6 +21,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/driver"
+	"github.com/blixard/blixard/driver/drivertest"
 	"github.com/blixard/blixard/internal/boottime"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/process"
@@ -647,7 +648,7 @@ func TestTaps(t *testing.T) {
 	if _, err := c.Spawn(t.Context(), driver.LaneShared, r); !problem.HasCode(err, "supervisor.spawn_failed") {
 		t.Fatalf("%v", err)
 	}
-	name := makeTap(t)
+	name := drivertest.Tap(t)
 	r.Taps = []string{name}
 	resp, err := c.Spawn(t.Context(), driver.LaneShared, r)
 	if err != nil {
@@ -675,40 +676,4 @@ func TestTaps(t *testing.T) {
 func isTun(path string) bool {
 	to, err := os.Readlink(path)
 	return err == nil && strings.HasSuffix(to, "net/tun")
-}
-
-// makeTap makes a persistent tap device for the length of a test.
-func makeTap(t *testing.T) string {
-	t.Helper()
-	name := fmt.Sprintf("blixt%d", os.Getpid()%1_000_000)
-	set := func(persist int) error {
-		fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		ifr, err := unix.NewIfreq(name)
-		if err != nil {
-			return err
-		}
-		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-			return err
-		}
-		return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, persist)
-	}
-	if err := set(1); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		// The process that has it open may be ending.
-		for range 1000 {
-			if err := set(0); err == nil {
-				return
-			}
-			<-time.After(10 * time.Millisecond)
-		}
-		t.Errorf("the tap %s is left", name)
-	})
-	return name
 }

@@ -34,6 +34,11 @@ type Harness struct {
 	End func(t *testing.T, cfg driver.Config, s driver.Spawner, vm driver.VM)
 	// Echoes is whether the guest sends back what comes over its channel.
 	Echoes bool
+	// Hotplug is whether disks can be attached and detached.
+	Hotplug bool
+	// DriveBytes gives the size of a disk of a running VM. The disks of Config are one
+	// that can be written, of at most 1 MiB, and one that can't.
+	DriveBytes func(t *testing.T, cfg driver.Config, s driver.Spawner, index int) uint64
 	// PowerButton is whether the machine has one and the guest ends upon it.
 	PowerButton bool
 	// Broken are changes of a configuration that make the start fail, each with the
@@ -86,6 +91,11 @@ func Run(t *testing.T, h Harness) {
 		"failed starts":     testFailedStarts,
 		"canceled contexts": testCanceled,
 		"close":             testClose,
+		"pause":             testPause,
+		"hotplug":           testHotplug,
+		"resize":            testResize,
+		"statistics":        testStatistics,
+		"control at end":    testControlAfterEnd,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, h) })
 	}

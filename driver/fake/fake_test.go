@@ -33,7 +33,7 @@ var errBroken = problem.New(problem.Internal, "driver.broken", "the start fails"
 
 func harness(change func(*fake.Behaviour)) drivertest.Harness {
 	hosts, n := map[driver.Driver]*fake.Host{}, 0
-	h := drivertest.Harness{Echoes: true, PowerButton: true}
+	h := drivertest.Harness{Echoes: true, PowerButton: true, Hotplug: true}
 	h.New = func(t *testing.T) (driver.Driver, driver.Spawner) {
 		b := echo(t)
 		change(&b)
@@ -55,11 +55,15 @@ func harness(change func(*fake.Behaviour)) drivertest.Harness {
 		return driver.Config{
 			ProcessID: fmt.Sprintf("alloc-%d.1", n), AllocationID: fmt.Sprintf("alloc-%d", n), Epoch: 7, Lane: driver.LaneShared,
 			Dir: t.TempDir(), VCPUs: 1, MemoryMiB: 32, Kernel: "kernel", Metadata: map[string]string{"vm": "a"},
+			Drives: []driver.Drive{{Path: "disk"}, {Path: "image", ReadOnly: true}},
 		}
 	}
 	h.Up = func(*testing.T, driver.Config, driver.Spawner, driver.VM) {}
 	h.End = func(_ *testing.T, cfg driver.Config, s driver.Spawner, _ driver.VM) {
 		s.(*fake.Host).Machine(cfg.Lane, cfg.ProcessID).Shutdown()
+	}
+	h.DriveBytes = func(_ *testing.T, cfg driver.Config, s driver.Spawner, i int) uint64 {
+		return s.(*fake.Host).Machine(cfg.Lane, cfg.ProcessID).DriveBytes(i)
 	}
 	h.Broken = []drivertest.Broken{
 		{Name: "no processor", Kind: problem.Invalid, Break: func(c *driver.Config) { c.VCPUs = 0 }},
@@ -76,9 +80,9 @@ func TestConformance(t *testing.T) {
 	drivertest.Run(t, harness(func(*fake.Behaviour) {}))
 }
 
-func TestConformanceWithoutPowerButton(t *testing.T) {
-	h := harness(func(b *fake.Behaviour) { b.NoPowerButton = true })
-	h.PowerButton = false
+func TestConformanceOfLess(t *testing.T) {
+	h := harness(func(b *fake.Behaviour) { b.NoPowerButton, b.NoHotplug = true, true })
+	h.PowerButton, h.Hotplug = false, false
 	drivertest.Run(t, h)
 }
 

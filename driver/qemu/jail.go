@@ -88,12 +88,14 @@ func dataPaths(ctx context.Context, program string) ([]string, error) {
 		return nil, odd.WithCause(errors.New("no path in its answer"))
 	}
 	root := filepath.Dir(filepath.Dir(program))
-	for _, pattern := range []string{"lib/*/qemu", "lib/qemu", "lib64/qemu"} {
-		found, err := filepath.Glob(filepath.Join(root, pattern))
+	for _, pattern := range []string{"lib/*/qemu/*.so", "lib/qemu/*.so", "lib64/qemu/*.so"} {
+		modules, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			return nil, odd.WithCause(err)
 		}
-		paths = append(paths, found...)
+		for _, m := range modules {
+			paths = append(paths, filepath.Dir(m))
+		}
 	}
 	slices.Sort(paths)
 	return slices.DeleteFunc(slices.Compact(paths), missing), nil

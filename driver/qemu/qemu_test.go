@@ -104,6 +104,10 @@ func tinyHarness(acpi, jailed bool) drivertest.Harness {
 		if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		image := filepath.Join(dir, "image")
+		if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
 		var jail *blixardv1.Jail
 		if jailed {
 			jail = testJail()
@@ -111,7 +115,7 @@ func tinyHarness(acpi, jailed bool) drivertest.Harness {
 		return driver.Config{
 			ProcessID: fmt.Sprintf("alloc-%d.1", n), AllocationID: fmt.Sprintf("alloc-%d", n), Epoch: 7,
 			Lane: driver.LaneShared, Dir: dir, VCPUs: 1, MemoryMiB: 32, Kernel: drivertest.TinyKernel(t, dir),
-			ACPI: acpi, Console: "ttyS0", Jail: jail, Drives: []driver.Drive{{Path: disk}},
+			ACPI: acpi, Console: "ttyS0", Jail: jail, Drives: []driver.Drive{{Path: disk, Serial: "root"}, {Path: image, ReadOnly: true}},
 			LogPath: filepath.Join(dir, "console.log"), Metadata: map[string]string{"vm": "tiny"},
 		}
 	}
@@ -123,6 +127,13 @@ func tinyHarness(acpi, jailed bool) drivertest.Harness {
 		// The session lasts until the machine has ended.
 		expectConsole(t, s.(*supervisor.Client), cfg, "r", drivertest.TinyHello+"xyz"+toTheEnd)
 	}
+	h.DriveBytes = func(t *testing.T, cfg driver.Config, _ driver.Spawner, i int) uint64 {
+		st, err := os.Stat(cfg.Drives[i].Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return uint64(st.Size())
+	}
 	h.Broken = []drivertest.Broken{
 		{Name: "kernel missing", Kind: problem.NotFound, Break: func(c *driver.Config) { c.Kernel += "x" }},
 		{Name: "kernel is no kernel", Kind: problem.Invalid, Break: func(c *driver.Config) { c.Kernel = c.Drives[0].Path }},
@@ -133,9 +144,23 @@ func tinyHarness(acpi, jailed bool) drivertest.Harness {
 		{Name: "no processor", Kind: problem.Invalid, Break: func(c *driver.Config) { c.VCPUs = 0 }},
 		{Name: "log can't be made", Kind: problem.Internal, Break: func(c *driver.Config) { c.LogPath = c.Dir + "/x/y/log" }},
 		// QEMU itself finds this one, after it was started.
-		{Name: "disk in use", Kind: problem.Unavailable, Break: func(c *driver.Config) { c.Drives = append(c.Drives, c.Drives[0]) }},
+		{Name: "disk in use", Kind: problem.Unavailable, Break: func(c *driver.Config) { c.Drives = append(c.Drives, driver.Drive{Path: c.Drives[0].Path}) }},
+		{Name: "kernel is a symlink", Kind: problem.Invalid, Break: func(c *driver.Config) { c.Kernel = linkTo(c.Dir, c.Kernel) }},
+		{Name: "disk is a symlink", Kind: problem.Invalid, Break: func(c *driver.Config) { c.Drives[0].Path = linkTo(c.Dir, c.Drives[0].Path) }},
+		{Name: "no such tap", Kind: problem.NotFound, Break: func(c *driver.Config) {
+			c.NICs = []driver.NIC{{MAC: "02:00:00:00:00:01", Tap: "blixard-none"}}
+		}},
 	}
 	return h
+}
+
+// linkTo makes a symlink, and gives a path that is not there when it can't.
+func linkTo(dir, to string) string {
+	link := filepath.Join(dir, "link")
+	if os.Symlink(to, link) != nil {
+		return "/nonexistent"
+	}
+	return link
 }
 
 // toTheEnd at the end of what is expected is the end of the console.
