@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -164,4 +165,30 @@ func greeter(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return port
+}
+
+// An image may be an erofs, compressed or not, with each kernel.
+func TestErofs(t *testing.T) {
+	b := boottest.Bundle(t)
+	content := t.TempDir()
+	if out, err := exec.Command("debugfs", "-R", "rdump / "+content, image(t, b)).CombinedOutput(); err != nil {
+		t.Fatalf("debugfs: %v\n%s", err, out)
+	}
+	for _, name := range []string{bundle.KernelOwn, bundle.KernelDebian} {
+		for compression, options := range map[string][]string{"plain": nil, "lz4": {"-zlz4hc"}} {
+			t.Run(name+"/"+compression, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "image")
+				if out, err := exec.Command("mkfs.erofs", append(options, path, content)...).CombinedOutput(); err != nil {
+					t.Fatalf("mkfs.erofs: %v\n%s", err, out)
+				}
+				m := boottest.Boot(t, boottest.Spec{Kernel: boottest.Kernel(t, b, name), MemoryMiB: 256, Image: path, Writable: writable(t)})
+				s := m.Connect()
+				cfg := config("sleep", "1000000")
+				cfg.Image.FSType = "erofs"
+				m.Ready(s, cfg)
+				check(t, m, s, [][2]string{{"echo more >>/etc/profile; tail -1 /etc/profile; ls -l /bin/sh | grep -o '/bin/sh.*'", "more\n/bin/sh -> /bin/busybox\n"}})
+				powerOff(t, m, s)
+			})
+		}
+	}
 }

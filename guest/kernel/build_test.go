@@ -228,7 +228,7 @@ func TestFetchStock(t *testing.T) {
 				t.Errorf("%s: %d bytes, %v", m.Name, len(raw), err)
 			}
 		}
-		want := []string{"virtio", "virtio_mmio", "virtio_console", "overlay", "failover", "net_failover", "virtio_net"}
+		want := []string{"virtio", "virtio_mmio", "virtio_console", "overlay", "lz4_decompress", "erofs", "failover", "net_failover", "virtio_net"}
 		if s.Version != kerneltest.StockVersion || s.Package == "" || !slices.Equal(names, want) {
 			t.Errorf("%+v", s)
 		}

@@ -3,6 +3,7 @@ package kernel
 import (
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -33,8 +34,9 @@ var stockKernelPackage = regexp.MustCompile(`^linux-image-\d[\w.+-]*-cloud-amd64
 
 // stockModules are the modules that a microVM needs from the stock kernel, in the order the guest
 // needs them: first what finds the devices, then the channel to the agent, disks, the overlay of its
-// root, and the network. Their dependencies come before them.
-var stockModules = []string{"virtio_mmio", "virtio_console", "virtio_blk", "overlay", "virtio_net"}
+// root, the file system of images beside the ext4 that is built in, and the network. Their dependencies
+// come before them.
+var stockModules = []string{"virtio_mmio", "virtio_console", "virtio_blk", "overlay", "erofs", "virtio_net"}
 
 // Stock is Debian's cloud kernel in the cache.
 type Stock struct {
@@ -72,7 +74,8 @@ func FetchStock(ctx context.Context, c Config) (Stock, error) {
 	if err != nil {
 		return Stock{}, err
 	}
-	dir := filepath.Join(c.CacheDir, "stock", fmt.Sprintf("%s_%s_%.16s", pkg.Name, pkg.Version, pkg.SHA256))
+	wanted := sha256.Sum256([]byte(strings.Join(stockModules, " ")))
+	dir := filepath.Join(c.CacheDir, "stock", fmt.Sprintf("%s_%s_%.16s_%x", pkg.Name, pkg.Version, pkg.SHA256, wanted[:4]))
 	release, err := filelock.Acquire(ctx, dir+".lock")
 	if err != nil {
 		return Stock{}, err

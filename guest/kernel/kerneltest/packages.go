@@ -46,6 +46,8 @@ func AddStock(t testing.TB, r *debiantest.Repository, s Stock) {
 		modules + "kernel/virtio/virtio_mmio.ko.xz":    Pack(t, "xz", Module("virtio_mmio", "virtio")),
 		modules + "kernel/char/virtio_console.ko.zst":  Pack(t, "zstd", Module("virtio_console", "virtio")),
 		modules + "kernel/fs/overlay.ko.gz":            Pack(t, "gzip", Module("overlay")),
+		modules + "kernel/fs/erofs.ko":                 Module("erofs", "lz4_decompress"),
+		modules + "kernel/lib/lz4_decompress.ko":       Module("lz4_decompress"),
 		modules + "kernel/net/failover.ko":             Module("failover"),
 		modules + "kernel/net/net-failover.ko":         Module("net_failover", "failover"),
 		modules + "kernel/net/virtio_net.ko":           Module("virtio_net", "net-failover", "virtio"),
