@@ -54,6 +54,54 @@ func (a *Agent) Drained(allocID string) {
 	}
 }
 
+// Hold keeps the processors of a running VM still until release is called, for what
+// must not see them write. A VM that ended meanwhile is no error.
+func (a *Agent) Hold(ctx context.Context, allocID string) (release func(), err error) {
+	f := a.follower(allocID)
+	if f == nil || f.paused.Load() {
+		return func() {}, nil
+	}
+	if err := f.vm.Pause(ctx); err != nil {
+		return nil, fmt.Errorf("hold vm %s: %w", f.name, err)
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), adoptTimeout)
+		defer cancel()
+		if err := f.vm.Resume(ctx); err != nil {
+			f.log.Error("a VM that was held can't be resumed", "err", err)
+			return
+		}
+		if s := f.session(); s != nil {
+			if _, err := s.SetTime(ctx); err != nil {
+				f.log.Warn("the guest's clock was not set after a pause", "err", err)
+			}
+		}
+	}, nil
+}
+
+// GrowVolume tells a running VM that the disk of its volume of that index has grown
+// to that many bytes, and lets its guest grow the file system.
+func (a *Agent) GrowVolume(ctx context.Context, allocID string, index int, bytes uint64) error {
+	f := a.follower(allocID)
+	if f == nil {
+		return nil // it grows with its next start
+	}
+	if err := f.vm.ResizeDrive(ctx, firstVolume+index, bytes); err != nil {
+		return err
+	}
+	s := f.session()
+	volumes := f.rec.GetAllocation().GetVolumes()
+	if s == nil || index >= len(volumes) {
+		return problem.New(problem.Unavailable, "guest.no_session", "the guest's agent does not answer")
+	}
+	_, err := s.Grow(ctx, volumes[index].GetPath())
+	return err
+}
+
+// firstVolume is the index of the first volume among a VM's drives, behind the image
+// and the writable disk.
+const firstVolume = 2
+
 // Locate gives the newest boot's process of an allocation of this node. A problem
 // of kind NotFound says that the node has nothing of it.
 func (a *Agent) Locate(allocID string) (Place, error) {

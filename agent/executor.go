@@ -21,7 +21,9 @@ import (
 
 // Deadlines of single steps. A step that runs into one is tried again.
 const (
-	prepareTimeout = 2 * time.Minute
+	// prepareTimeout lets an image of some GiB come over a slow line; a step that is
+	// not wanted any more is cancelled before.
+	prepareTimeout = 30 * time.Minute
 	startTimeout   = 30 * time.Second
 	adoptTimeout   = 10 * time.Second
 	removeTimeout  = 2 * time.Minute
@@ -42,15 +44,25 @@ func (a *Agent) carryOut(ctx context.Context, act Action) Done {
 	rec := act.Record
 	switch act.Kind {
 	case ActionPrepare:
-		done.Err = within(ctx, prepareTimeout, func(ctx context.Context) error { return a.prepare(ctx, rec) })
+		done.Err = within(ctx, prepareTimeout, func(ctx context.Context) error {
+			var err error
+			done.Image, err = a.prepare(ctx, rec)
+			return err
+		})
 	case ActionStart:
 		done.Err = within(ctx, prepareTimeout+startTimeout, func(ctx context.Context) error {
-			vm, err := a.start(ctx, rec)
-			if err == nil {
+			var vm driver.VM
+			var err error
+			if done.Image, err = a.prepare(ctx, rec); err != nil {
+				return err
+			}
+			if vm, err = a.start(ctx, rec, done.Image); err == nil {
 				done.Started, done.vm = vm.Process(), vm
 			}
 			return err
 		})
+	case ActionPause, ActionResume:
+		done.Err = within(ctx, adoptTimeout, func(ctx context.Context) error { return a.pauseVM(ctx, act) })
 	case ActionAdopt:
 		done.Err = within(ctx, adoptTimeout, func(ctx context.Context) error { return a.adopt(ctx, rec, &done) })
 	case ActionStop, ActionKill:
@@ -60,15 +72,14 @@ func (a *Agent) carryOut(ctx context.Context, act Action) Done {
 			a.unfollow(rec.GetAllocation().GetId())
 			err := a.cfg.Spawner.Forget(ctx, LaneOf(rec.GetAllocation().GetSpec()), ProcessID(rec))
 			failpoint.Hit("agent.forget.after")
-			if problem.Is(err, problem.NotFound) {
+			if err == nil || problem.Is(err, problem.NotFound) {
+				a.cfg.Volumes.Detach(rec.GetAllocation().GetId())
 				return nil
 			}
 			return err
 		})
 	case ActionRemove:
-		done.Err = within(ctx, removeTimeout, func(context.Context) error {
-			return a.journal.remove(rec.GetAllocation().GetId())
-		})
+		done.Err = within(ctx, removeTimeout, func(ctx context.Context) error { return a.remove(ctx, rec) })
 	}
 	return done
 }
@@ -79,43 +90,99 @@ func within(ctx context.Context, limit time.Duration, f func(context.Context) er
 	return f(ctx)
 }
 
-// prepare makes the directory and the writable disk; what is there stays.
-func (a *Agent) prepare(ctx context.Context, rec *blixardv1.AllocationRecord) error {
+// remove takes away all of an allocation but its volumes.
+func (a *Agent) remove(ctx context.Context, rec *blixardv1.AllocationRecord) error {
+	id := rec.GetAllocation().GetId()
+	a.cfg.Volumes.Detach(id)
+	if err := a.cfg.Networks.Detach(ctx, id); err != nil {
+		return fmt.Errorf("remove vm %s: %w", rec.GetAllocation().GetVmName(), err)
+	}
+	if err := a.journal.remove(id); err != nil {
+		return err
+	}
+	a.cfg.Images.Release(id)
+	return nil
+}
+
+// prepare makes the directory, the writable disk and the image's root disk; what is
+// there stays. An allocation that shall not run gets no image.
+func (a *Agent) prepare(ctx context.Context, rec *blixardv1.AllocationRecord) (*blixardv1.Image, error) {
 	alloc := rec.GetAllocation()
 	dir, err := a.journal.path(alloc.GetId())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
+		return nil, fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
 	}
 	failpoint.Hit("agent.prepare.before")
+	if alloc.GetDesired() != blixardv1.DesiredAllocation_run {
+		return rec.GetImage(), nil
+	}
+	img, err := a.prepareImage(ctx, rec)
+	if err != nil {
+		return nil, fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
+	}
+	// What can't become a guest is refused before anything is started.
+	if _, err := bootConfig(&blixardv1.AllocationRecord{Allocation: alloc, Image: img}); err != nil {
+		return nil, fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
+	}
 	path := filepath.Join(dir, rootDisk)
 	if _, err := os.Lstat(path); err == nil {
-		return nil
+		return img, nil
 	}
 	size := alloc.GetSpec().GetDiskBytes()
 	if size == 0 {
 		size = defaultDiskBytes
 	}
 	if err := a.cfg.Disks.CreateRoot(ctx, path, size); err != nil {
-		return fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
+		return nil, fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
 	}
 	failpoint.Hit("agent.prepare.after")
-	return nil
+	return img, nil
 }
 
-// start prepares what is missing and starts the VMM of the record's boot.
-func (a *Agent) start(ctx context.Context, rec *blixardv1.AllocationRecord) (driver.VM, error) {
-	if err := a.prepare(ctx, rec); err != nil {
-		return nil, err
+// prepareImage brings the image, telling the cluster now and then how far it is.
+func (a *Agent) prepareImage(ctx context.Context, rec *blixardv1.AllocationRecord) (*blixardv1.Image, error) {
+	id := rec.GetAllocation().GetId()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.mu.Lock()
+	a.preparing[id] = cancel
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		delete(a.preparing, id)
+		a.mu.Unlock()
+	}()
+	known := rec.GetImage()
+	if known.GetName() != rec.GetAllocation().GetSpec().GetImage() {
+		known = nil // the VM was updated to another
 	}
-	cfg, err := a.driverConfig(rec)
+	told := time.Now()
+	return a.cfg.Images.Ensure(ctx, rec.GetAllocation().GetSpec().GetImage(), known, id, func(text string) {
+		if now := time.Now(); now.Sub(told) >= progressEvery {
+			told = now
+			a.post(ctx, func(time.Time) { a.core.Preparing(id, text) })
+		}
+	})
+}
+
+// progressEvery is the least time between two words about a preparation: each is an
+// entry of the log.
+const progressEvery = 2 * time.Second
+
+// start starts the VMM of the record's boot, which was prepared.
+func (a *Agent) start(ctx context.Context, rec *blixardv1.AllocationRecord, img *blixardv1.Image) (driver.VM, error) {
+	cfg, err := a.driverConfig(rec, img)
 	if err != nil {
 		return nil, err
 	}
 	if err := a.cfg.Disks.Attach(cfg.Dir, cfg.Epoch); err != nil {
 		return nil, err
+	}
+	if err := a.attach(ctx, rec, &cfg); err != nil {
+		return nil, fmt.Errorf("start vm %s: %w", rec.GetAllocation().GetVmName(), err)
 	}
 	if cfg.Lane == driver.LaneExclusive {
 		// Without a lease that the kernel enforces, an exclusive VM must not run.
@@ -126,10 +193,58 @@ func (a *Agent) start(ctx context.Context, rec *blixardv1.AllocationRecord) (dri
 	failpoint.Hit("agent.start.before")
 	vm, err := a.cfg.Driver.Start(ctx, cfg)
 	if err != nil {
+		a.cfg.Volumes.Detach(cfg.AllocationID)
 		return nil, fmt.Errorf("start vm %s: %w", rec.GetAllocation().GetVmName(), err)
 	}
 	failpoint.Hit("agent.start.after")
 	return vm, nil
+}
+
+// attach gives a VM its volumes and NICs.
+func (a *Agent) attach(ctx context.Context, rec *blixardv1.AllocationRecord, cfg *driver.Config) error {
+	alloc := rec.GetAllocation()
+	paths, err := a.cfg.Volumes.Attach(ctx, alloc)
+	if err != nil {
+		return err
+	}
+	for k, path := range paths {
+		cfg.Drives = append(cfg.Drives, driver.Drive{Path: path, ReadOnly: alloc.GetVolumes()[k].GetReadOnly(), Serial: volumeSerial(k)})
+	}
+	cfg.NICs, err = a.cfg.Networks.Attach(ctx, alloc, rec.GetUid())
+	if err != nil {
+		a.cfg.Volumes.Detach(alloc.GetId())
+	}
+	for _, n := range cfg.NICs {
+		if n.User != nil && cfg.Jail != nil {
+			cfg.Jail.HostNetwork = true // its sockets are the hypervisor's
+		}
+	}
+	return err
+}
+
+// volumeSerial names the disk of a volume for the guest.
+func volumeSerial(index int) string { return "volume" + strconv.Itoa(index) }
+
+// pauseVM stops the processors of a VM, or lets them go on with the right time.
+func (a *Agent) pauseVM(ctx context.Context, act Action) error {
+	f := a.follower(act.Record.GetAllocation().GetId())
+	if f == nil {
+		return problem.New(problem.Unavailable, "vm.not_adopted", "the VM is not followed yet")
+	}
+	if act.Kind == ActionPause {
+		f.paused.Store(true)
+		return f.vm.Pause(ctx)
+	}
+	if err := f.vm.Resume(ctx); err != nil {
+		return err
+	}
+	f.paused.Store(false)
+	if s := f.session(); s != nil {
+		if _, err := s.SetTime(ctx); err != nil {
+			f.log.Warn("the guest's clock was not set after a pause", "err", err)
+		}
+	}
+	return nil
 }
 
 // metaKernel of a process is the name of the kernel it booted.
@@ -137,14 +252,14 @@ const metaKernel = "kernel"
 
 // driverConfig puts together what the driver needs, from the record and the
 // bundle alone.
-func (a *Agent) driverConfig(rec *blixardv1.AllocationRecord) (driver.Config, error) {
+func (a *Agent) driverConfig(rec *blixardv1.AllocationRecord, img *blixardv1.Image) (driver.Config, error) {
 	alloc := rec.GetAllocation()
 	spec := alloc.GetSpec()
 	k, err := a.cfg.Bundle.Kernel(spec.GetKernel())
 	if err != nil {
 		return driver.Config{}, err
 	}
-	img, err := a.cfg.Bundle.Image(spec.GetImage())
+	disk, err := a.cfg.Images.Disk(img)
 	if err != nil {
 		return driver.Config{}, err
 	}
@@ -169,11 +284,14 @@ func (a *Agent) driverConfig(rec *blixardv1.AllocationRecord) (driver.Config, er
 		Cmdline:      a.commandLine(k) + " " + token.KernelArg(),
 		ACPI:         k.ACPI,
 		Console:      k.Console,
-		Drives:       []driver.Drive{{Path: img.Path, ReadOnly: true}, {Path: filepath.Join(dir, rootDisk)}},
+		Drives:       []driver.Drive{{Path: disk, ReadOnly: true}, {Path: filepath.Join(dir, rootDisk)}},
 		LogPath:      filepath.Join(dir, consoleLog),
 		LogBytesMax:  a.cfg.LogBytesMax,
 		LogFilesMax:  a.cfg.LogFilesMax,
 		Metadata:     map[string]string{metaKernel: k.Name, "vm": alloc.GetVmName(), "boots": strconv.FormatUint(rec.GetBoots(), 10)},
+	}
+	if a.cfg.Confine {
+		cfg.Jail = &blixardv1.Jail{Uid: rec.GetUid(), Gid: rec.GetUid()}
 	}
 	return cfg, nil
 }
@@ -200,37 +318,6 @@ func tokenOf(rec *blixardv1.AllocationRecord) (guest.Token, error) {
 	}
 	copy(t[:], rec.GetChannel())
 	return t, nil
-}
-
-// bootConfig is what the guest is told to become.
-func bootConfig(rec *blixardv1.AllocationRecord, img bundle.Image) guest.BootConfig {
-	alloc := rec.GetAllocation()
-	spec := alloc.GetSpec()
-	command := spec.GetCommand()
-	if len(command) == 0 {
-		command = img.Command
-	}
-	cfg := guest.BootConfig{
-		Hostname:   spec.GetHostname(),
-		Argv:       append(append([]string{}, img.Entrypoint...), command...),
-		Env:        append([]string{}, img.Env...),
-		WorkDir:    spec.GetWorkingDir(),
-		TTY:        spec.GetTty(),
-		Stdin:      spec.GetStdin(),
-		HoldOutput: spec.GetHoldOutput(),
-		Image:      guest.Disk{Device: "/dev/vda", FSType: "ext4"},
-		Writable:   &guest.Disk{Device: "/dev/vdb", FSType: "ext4"},
-	}
-	if cfg.Hostname == "" {
-		cfg.Hostname = alloc.GetVmName()
-	}
-	if cfg.WorkDir == "" {
-		cfg.WorkDir = img.WorkingDir
-	}
-	for _, e := range spec.GetEnv() {
-		cfg.Env = append(cfg.Env, e.GetName()+"="+e.GetValue())
-	}
-	return cfg
 }
 
 func (a *Agent) adopt(ctx context.Context, rec *blixardv1.AllocationRecord, done *Done) error {
@@ -263,6 +350,12 @@ func (a *Agent) stop(ctx context.Context, act Action, done *Done) {
 	f.mu.Lock()
 	f.cancelStop = cancel
 	f.mu.Unlock()
+	if act.Record.GetStatus().GetPaused() {
+		// One that stands still hears nothing.
+		if err := f.vm.Resume(ctx); err != nil {
+			f.log.Warn("a paused VM can't be resumed to be stopped", "err", err)
+		}
+	}
 	polite := act.Kind == ActionStop && !act.Force && act.Timeout > 0
 	var g stopper
 	if polite {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -46,6 +47,9 @@ type follower struct {
 
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	// paused: its processors stand still, and it can't answer.
+	paused atomic.Bool
 
 	mu sync.Mutex
 	// current session, nil while there is none; changed is closed and made anew
@@ -102,6 +106,7 @@ func (a *Agent) follow(rec *blixardv1.AllocationRecord, vm driver.VM) {
 		log:     a.log.With("vm", rec.GetAllocation().GetVmName(), "alloc", id, "epoch", rec.GetAllocation().GetEpoch()),
 		changed: make(chan struct{}), drained: make(chan struct{}),
 	}
+	f.paused.Store(rec.GetStatus().GetPaused())
 	a.mu.Lock()
 	a.followers[id] = f
 	close(a.followersChanged)
@@ -110,6 +115,9 @@ func (a *Agent) follow(rec *blixardv1.AllocationRecord, vm driver.VM) {
 	f.wg.Go(func() { a.watchProcess(ctx, f) })
 	f.wg.Go(func() { a.watchGuest(ctx, f) })
 	f.wg.Go(func() { a.watchVMM(ctx, f) })
+	if check := rec.GetAllocation().GetSpec().GetHealth(); check != nil {
+		f.wg.Go(func() { a.watchHealth(ctx, f, check) })
+	}
 }
 
 func (a *Agent) follower(id string) *follower {
@@ -240,11 +248,12 @@ func (a *Agent) guestEvent(ctx context.Context, f *follower, s *guest.Session, e
 	st := ev.Status
 	switch st.Phase {
 	case guest.PhaseWaitingConfig:
-		img, err := a.cfg.Bundle.Image(f.rec.GetAllocation().GetSpec().GetImage())
+		cfg, err := a.guestConfig(ctx, f.rec)
 		if err != nil {
+			f.log.Warn("the guest can't be told what to become", "err", err)
 			return err
 		}
-		_, err = s.Configure(ctx, bootConfig(f.rec, img))
+		_, err = s.Configure(ctx, cfg)
 		return err
 	case guest.PhaseRunning, guest.PhaseStopping:
 		failpoint.Hit("agent.ready")

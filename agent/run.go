@@ -15,10 +15,43 @@ import (
 	"github.com/blixard/blixard/internal/boottime"
 )
 
-// Bundle gives what a guest boots from, checked.
+// Bundle gives the kernels that guests boot, checked.
 type Bundle interface {
 	Kernel(name string) (bundle.Kernel, error)
-	Image(name string) (bundle.Image, error)
+}
+
+// Images brings root disks to this node. Implementations are safe for concurrent use.
+type Images interface {
+	// Ensure gives the image that a name stands for, once its root disk is on this
+	// node, and keeps it there for owner. known, when set, is what the name stood for
+	// when the VM was first prepared, and is what is given. progress may be told what
+	// goes on.
+	Ensure(ctx context.Context, name string, known *blixardv1.Image, owner string, progress func(text string)) (*blixardv1.Image, error)
+	// Disk gives the path of an image's root disk, checked.
+	Disk(image *blixardv1.Image) (string, error)
+	// Release ends what Ensure kept for owner.
+	Release(owner string)
+}
+
+// Networks makes the NICs of VMs. Implementations are safe for concurrent use.
+type Networks interface {
+	// Attach makes the NICs of an allocation, for a VMM of that user. It is idempotent.
+	Attach(ctx context.Context, a *blixardv1.Allocation, uid uint32) ([]driver.NIC, error)
+	// Configure adds to cfg what the guest has to know of its networks.
+	Configure(a *blixardv1.Allocation, cfg *guest.BootConfig) error
+	// Detach takes the NICs of an allocation away. It is idempotent.
+	Detach(ctx context.Context, allocID string) error
+}
+
+// Volumes gives VMs their volumes. Implementations are safe for concurrent use.
+type Volumes interface {
+	// Attach makes what is missing, fences older placements off, and gives the paths in
+	// the order of the allocation. Until Detach nothing else may touch them.
+	Attach(ctx context.Context, a *blixardv1.Allocation) ([]string, error)
+	// Adopt tells that a VM runs that an earlier daemon started.
+	Adopt(a *blixardv1.Allocation)
+	// Detach gives the volumes of an allocation back. It is idempotent.
+	Detach(allocID string)
 }
 
 // Disks makes writable root disks.
@@ -39,12 +72,17 @@ type Leases interface {
 type Config struct {
 	NodeID string
 	// Dir holds one directory an allocation.
-	Dir         string
-	Driver      driver.Driver
-	Spawner     driver.Spawner
-	Leases      Leases
-	Bundle      Bundle
-	Disks       Disks
+	Dir      string
+	Driver   driver.Driver
+	Spawner  driver.Spawner
+	Leases   Leases
+	Bundle   Bundle
+	Disks    Disks
+	Images   Images
+	Networks Networks
+	Volumes  Volumes
+	// Confine puts each VMM into a jail of its own.
+	Confine     bool
 	Cluster     blixardv1.AgentServiceClient
 	Fingerprint *blixardv1.NodeFingerprint
 	NodeName    string
@@ -92,8 +130,10 @@ type Agent struct {
 	// life is the context of Run, for followers.
 	life context.Context
 
-	mu               sync.Mutex
-	followers        map[string]*follower
+	mu        sync.Mutex
+	followers map[string]*follower
+	// preparing are the cancel functions of what is being prepared.
+	preparing        map[string]context.CancelFunc
 	followersChanged chan struct{}
 	lease            Lease
 }
@@ -113,6 +153,7 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 		facts:            make(chan fact, eventsMax),
 		slots:            make(chan struct{}, actionsMax),
 		followers:        map[string]*follower{},
+		preparing:        map[string]context.CancelFunc{},
 		followersChanged: make(chan struct{}),
 	}
 	a.reports = newReporter(cfg.NodeID, cfg.Cluster, cfg.Logger)
@@ -152,7 +193,17 @@ func (a *Agent) recover(ctx context.Context) error {
 		}
 	}
 	for _, r := range records {
-		a.core.Recover(r, processes[ProcessID(r)])
+		p := processes[ProcessID(r)]
+		if p != nil && !p.GetExited() {
+			a.cfg.Volumes.Adopt(r.GetAllocation())
+		}
+		if r.GetImage() != nil {
+			// What it runs, or will run again, must not be swept before it is asked for.
+			if _, err := a.cfg.Images.Ensure(ctx, "", r.GetImage(), r.GetAllocation().GetId(), nil); err != nil {
+				a.log.Warn("the image of a VM is not here any more", "vm", r.GetAllocation().GetVmName(), "image", r.GetImage().GetName(), "err", err)
+			}
+		}
+		a.core.Recover(r, p)
 	}
 	return nil
 }
@@ -283,6 +334,11 @@ func (a *Agent) persist(ctx context.Context, records []*blixardv1.AllocationReco
 // begin carries an action out in the background and tells the core of its end.
 func (a *Agent) begin(ctx context.Context, act Action) {
 	if act.Kind == ActionCancel {
+		a.mu.Lock()
+		if cancel := a.preparing[act.Record.GetAllocation().GetId()]; cancel != nil {
+			cancel()
+		}
+		a.mu.Unlock()
 		if f := a.follower(act.Record.GetAllocation().GetId()); f != nil {
 			f.mu.Lock()
 			if f.cancelStop != nil {
@@ -313,7 +369,11 @@ func (a *Agent) begin(ctx context.Context, act Action) {
 		a.post(ctx, func(now time.Time) {
 			a.core.ActionDone(done, now)
 			if done.vm != nil {
-				a.follow(act.Record, done.vm)
+				rec := a.core.Record(act.Record.GetAllocation().GetId())
+				if rec.GetBoots() != act.Record.GetBoots() {
+					rec = act.Record
+				}
+				a.follow(rec, done.vm)
 			}
 		})
 	})

@@ -88,7 +88,7 @@ func unpackOne(root *os.Root, t *tar.Reader, h *tar.Header, p, name string) erro
 
 // ignoreMissing turns the error of a path that is not there into none.
 func ignoreMissing(err error) error {
-	if problem.Is(problem.From(err), problem.NotFound) && problem.HasCode(err, "guest.no_file") {
+	if problem.Is(problem.From(err), problem.NotFound) && problem.HasCode(err, "guest.copy") {
 		return nil
 	}
 	return err

@@ -74,6 +74,7 @@ type node struct {
 	server   *server.Server
 	client   *client.Client
 	agent    *agent.Agent
+	guests   *guests
 }
 
 // Run runs a node until ctx ends or the node can't go on. VMs go on running
@@ -158,7 +159,7 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 		Replica: n.replica, Leases: leases,
 		Consoles: n.super, Policy: auth.NewPolicy(n.cfg.AdminGroup), Logger: n.log,
 		Trust: n.trust, Nodes: n.nodes, Membership: membership{n}, Peer: n.peers.Service(),
-		Metrics: n.metricsHandler(registry),
+		Metrics: n.metricsHandler(registry), DefaultNetwork: n.cfg.Network.Default,
 	})
 	if err != nil {
 		return err
@@ -202,6 +203,7 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 	if err == nil {
 		if !witness {
 			part("agent", func() error { return n.agent.Run(life) })
+			part("guests", func() error { n.guests.run(life, n.replica); return nil })
 			n.awaitRegistered(ctx)
 		}
 		if n.opts.Ready != nil {
@@ -296,10 +298,15 @@ func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.In
 	if err != nil {
 		return err
 	}
+	if n.guests, err = n.openGuests(ctx, b); err != nil {
+		return err
+	}
+	fp.NetworkTypes, fp.NetworkReason, fp.Underlay = n.guests.networkTypes(), n.guests.networkReason, n.cfg.Network.Underlay
 	n.agent, err = agent.New(ctx, agent.Config{
 		NodeID: n.data.id.NodeID, NodeName: n.cfg.Node.Name, Incarnation: n.data.id.Incarnation,
 		Dir: n.data.join(vmsDir), Driver: drv, Spawner: n.super, Leases: deadlines{n.super}, Bundle: b,
-		Disks: disk.NewRoots(n.data.join(templatesDir)), Cluster: n.client.Agents(), Fingerprint: fp, Logger: n.log,
+		Disks: disk.NewRoots(n.data.join(templatesDir)), Images: n.guests.images, Networks: n.guests.networks, Volumes: n.guests.volumes,
+		Confine: true, Cluster: n.client.Agents(), Fingerprint: fp, Logger: n.log,
 		Limits:      agent.Limits{ReadyTimeout: n.cfg.Boot.ReadyTimeout, BootTries: n.cfg.Boot.Tries},
 		TSCKHz:      kernel.HostTSCKHz(),
 		LogBytesMax: uint64(n.cfg.Console.LogSize), LogFilesMax: n.cfg.Console.LogFiles,
@@ -307,7 +314,9 @@ func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.In
 	if err != nil {
 		return err
 	}
+	n.guests.volumes.setVMs(n.agent)
 	n.server.SetLocal(n.agent)
+	n.server.SetGuests(n.guests.served())
 	// The first VM shall not wait for its supervisor.
 	if _, err := n.super.Start(ctx, driver.LaneShared); err != nil {
 		return err
@@ -327,6 +336,9 @@ func (l deadlines) Renew(ctx context.Context, deadline boottime.Instant) error {
 // close frees what is held, in the opposite order of its making.
 func (n *node) close() error {
 	var errs []error
+	if n.guests != nil {
+		errs = append(errs, n.guests.close())
+	}
 	if n.client != nil {
 		errs = append(errs, n.client.Close())
 	}

@@ -61,6 +61,7 @@ func (s vmService) Exec(stream blixardv1.VMService_ExecServer) error {
 	}
 	req := guest.ExecRequest{
 		Argv: start.GetCommand(), WorkDir: start.GetWorkingDir(), TTY: start.GetTty(), Stdin: start.GetStdin(), Size: windowSize(start.GetSize()),
+		User: start.GetUser(),
 	}
 	for _, e := range start.GetEnv() {
 		req.Env = append(req.Env, e.GetName()+"="+e.GetValue())

@@ -256,10 +256,12 @@ func (s volumeService) RegisterVolume(ctx context.Context, req *blixardv1.Regist
 		}}
 	case *blixardv1.RegisterVolumeRequest_Clone:
 		cmd.Change = &blixardv1.Command_CreateVolume{CreateVolume: &blixardv1.CreateVolumeCommand{
-			Id: c.Clone.GetId(), Name: c.Clone.GetName(), SizeBytes: c.Clone.GetSizeBytes(), NodeId: req.GetNodeId(), Source: c.Clone.GetSource(),
+			Id: c.Clone.GetId(), Name: c.Clone.GetName(), SizeBytes: c.Clone.GetSizeBytes(), NodeId: req.GetNodeId(), Source: c.Clone.GetSource(), Made: true,
 		}}
 	case *blixardv1.RegisterVolumeRequest_SizeBytes:
 		cmd.Change = &blixardv1.Command_ResizeVolume{ResizeVolume: &blixardv1.ResizeVolumeCommand{Name: v.GetId(), SizeBytes: c.SizeBytes}}
+	case *blixardv1.RegisterVolumeRequest_Made:
+		cmd.Change = &blixardv1.Command_ResizeVolume{ResizeVolume: &blixardv1.ResizeVolumeCommand{Name: v.GetId(), Made: true}}
 	default:
 		return nil, problem.New(problem.Invalid, "volume.change", "the request tells of no change")
 	}

@@ -27,7 +27,7 @@ func copyVolume(v *blixardv1.Volume) *blixardv1.Volume {
 	return &blixardv1.Volume{
 		Id: v.Id, Name: v.Name, SizeBytes: v.SizeBytes, NodeId: v.NodeId, Node: v.Node, Epoch: v.Epoch, VmIds: v.VmIds,
 		Snapshots: v.Snapshots, Labels: v.Labels, Deleting: v.Deleting, CreateIndex: v.CreateIndex, ModifyIndex: v.ModifyIndex,
-		CreatedAt: v.CreatedAt, Source: v.Source,
+		CreatedAt: v.CreatedAt, Source: v.Source, Made: v.Made,
 	}
 }
 
@@ -77,7 +77,7 @@ func (b *batch) createVolume(c *blixardv1.CreateVolumeCommand) Result {
 		return refused(b.index, problem.New(problem.NoCapacity, "volume.too_many", "there are %d volumes", count).WithHint("delete those that are not used"))
 	}
 	v := &blixardv1.Volume{
-		Id: c.GetId(), Name: c.GetName(), SizeBytes: c.GetSizeBytes(), Labels: c.GetLabels(), Source: c.GetSource(),
+		Id: c.GetId(), Name: c.GetName(), SizeBytes: c.GetSizeBytes(), Labels: c.GetLabels(), Source: c.GetSource(), Made: c.GetMade(),
 		CreatedAt: b.time, CreateIndex: b.index,
 	}
 	if c.GetNodeId() != "" {
@@ -110,13 +110,18 @@ func (b *batch) resizeVolume(c *blixardv1.ResizeVolumeCommand) Result {
 	if why != nil {
 		return refused(b.index, why)
 	}
-	if old.GetSizeBytes() == c.GetSizeBytes() {
+	v := copyVolume(old)
+	if c.GetSizeBytes() != 0 {
+		v.SizeBytes = c.GetSizeBytes()
+	}
+	v.Made = v.Made || c.GetMade()
+	if v.GetSizeBytes() == old.GetSizeBytes() && v.GetMade() == old.GetMade() {
 		return Result{Index: b.index, Volume: old}
 	}
-	v := copyVolume(old)
-	v.SizeBytes = c.GetSizeBytes()
 	b.putVolume(v)
-	b.volumeEvent(v, "volume.resized", "the volume has another size")
+	if v.GetSizeBytes() != old.GetSizeBytes() {
+		b.volumeEvent(v, "volume.resized", "the volume has another size")
+	}
 	return Result{Index: b.index, Volume: v}
 }
 

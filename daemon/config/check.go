@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -48,6 +49,35 @@ func checkFailureDomain(c *Config) (reason, hint string) {
 		return "", ""
 	}
 	return "it is not a failure domain's name", "use 1 to 63 lower-case letters, digits and dashes, such as rack-1, or leave it empty"
+}
+
+func checkNetworkName(c *Config) (reason, hint string) {
+	if nodeNamePattern.MatchString(c.Network.Default) {
+		return "", ""
+	}
+	return "it is not a network's name", "use default, none, or the name of a network: lower-case letters, digits and dashes"
+}
+
+func checkUnderlay(c *Config) (reason, hint string) {
+	if c.Network.Underlay == "" {
+		return "", ""
+	}
+	if a, err := netip.ParseAddr(c.Network.Underlay); err != nil || a.IsUnspecified() || a.IsMulticast() {
+		return "it is not an address of a host", "write it as 192.0.2.10, or leave it empty"
+	}
+	return "", ""
+}
+
+func checkMirrors(c *Config) (reason, hint string) {
+	for one := range strings.SplitSeq(c.Image.Mirrors, ",") {
+		if one = strings.TrimSpace(one); one == "" {
+			continue
+		}
+		if registry, mirror, ok := strings.Cut(one, "="); !ok || registry == "" || mirror == "" {
+			return "\"" + one + "\" is not REGISTRY=MIRROR", "write docker.io=mirror.example.com, with commas between"
+		}
+	}
+	return "", ""
 }
 
 func checkGroup(c *Config) (reason, hint string) {

@@ -30,6 +30,59 @@ type Config struct {
 	Console Console
 	Boot    Boot
 	QEMU    QEMU
+	Network Network
+	Image   Image
+	Volume  Volume
+}
+
+// Network is how the node takes part in the networks of VMs.
+type Network struct {
+	// Default is the network of VMs that name none, or "none".
+	Default string
+	// Mode is auto, nat or user: with auto the node has nat where it may.
+	Mode string
+	// Underlay is the address by which the nodes' networks are joined; empty means the
+	// one that the other nodes are told.
+	Underlay string
+	// VXLANPort is the UDP port of the joining.
+	VXLANPort uint32
+}
+
+// Image is where images come from.
+type Image struct {
+	// Budget bounds what the root disks take on the node; 0 means no bound.
+	Budget units.Size
+	// Mirrors are REGISTRY=MIRROR with commas between, CAFiles paths with commas
+	// between, and DockerConfig a config.json with credentials.
+	Mirrors, CAFiles, DockerConfig string
+}
+
+// MirrorMap is Mirrors by registry.
+func (i Image) MirrorMap() map[string][]string {
+	mirrors := map[string][]string{}
+	for one := range strings.SplitSeq(i.Mirrors, ",") {
+		if registry, mirror, ok := strings.Cut(strings.TrimSpace(one), "="); ok {
+			mirrors[registry] = append(mirrors[registry], mirror)
+		}
+	}
+	return mirrors
+}
+
+// CAFileList is CAFiles one by one.
+func (i Image) CAFileList() []string {
+	var files []string
+	for one := range strings.SplitSeq(i.CAFiles, ",") {
+		if one = strings.TrimSpace(one); one != "" {
+			files = append(files, one)
+		}
+	}
+	return files
+}
+
+// Volume bounds the volumes of the node.
+type Volume struct {
+	// Quota of all volumes together; 0 means no bound.
+	Quota units.Size
 }
 
 // Node is what the node is called and what it keeps for its host.

@@ -232,6 +232,54 @@ var keys = []Key{
 		Doc:     "The QEMU program, as a path or as a name that is looked up in PATH.",
 		Default: fixed("qemu-system-x86_64"),
 	},
+	{
+		Name: "network.default", field: func(c *Config) any { return &c.Network.Default }, check: checkNetworkName,
+		Doc:     "Network of VMs that name none; it counts on the node that leads. The network \"default\" is made when a VM first needs it; \"none\" leaves such VMs without one.",
+		Default: fixed("default"),
+	},
+	{
+		Name: "network.mode", field: func(c *Config) any { return &c.Network.Mode }, check: oneOf(func(c *Config) string { return c.Network.Mode }, "auto", "nat", "user"),
+		Doc:     "What networks the node can do: nat needs the rights to make network devices and packet rules; with auto the node has them where it may. Networks of type user always work.",
+		Default: fixed("auto"),
+	},
+	{
+		Name: "network.underlay", field: func(c *Config) any { return &c.Network.Underlay }, check: checkUnderlay,
+		Doc:        "Address of this host by which the networks of the nodes are joined (VXLAN, UDP, not encrypted: it should be one that only the nodes reach).",
+		Default:    fixed(""),
+		DefaultDoc: "the address that the other nodes are told",
+	},
+	{
+		Name: "network.vxlan_port", field: func(c *Config) any { return &c.Network.VXLANPort },
+		check:   countRange("network.vxlan_port", func(c *Config) uint32 { return c.Network.VXLANPort }, 65535),
+		Doc:     "UDP port of the joining; the same on all nodes.",
+		Default: fixed("4789"),
+	},
+	{
+		Name: "image.budget", field: func(c *Config) any { return &c.Image.Budget },
+		Doc:     "What images may take on the node's disk in all; 0 means no bound.",
+		Default: fixed("0"),
+	},
+	{
+		Name: "image.mirrors", field: func(c *Config) any { return &c.Image.Mirrors }, check: checkMirrors,
+		Doc:     "Mirrors of registries, as REGISTRY=MIRROR with commas between; they are asked first, in that order.",
+		Default: fixed(""),
+	},
+	{
+		Name: "image.ca_files", field: func(c *Config) any { return &c.Image.CAFiles },
+		Doc:     "Files with authorities that sign registries, in PEM, with commas between, beside those of the host.",
+		Default: fixed(""),
+	},
+	{
+		Name: "image.docker_config", path: true, field: func(c *Config) any { return &c.Image.DockerConfig },
+		Doc:        "File config.json of docker with the credentials of registries.",
+		Default:    fixed(""),
+		DefaultDoc: "~/.docker/config.json of the daemon's user",
+	},
+	{
+		Name: "volume.quota", field: func(c *Config) any { return &c.Volume.Quota },
+		Doc:     "What volumes may take on the node's disk in all; 0 means no bound.",
+		Default: fixed("0"),
+	},
 }
 
 // Keys gives the table; the caller must not change it.

@@ -997,6 +997,7 @@ type CreateVolumeCommand struct {
 	NodeId        string            `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Source        string            `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	Made          bool              `protobuf:"varint,7,opt,name=made,proto3" json:"made,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1073,10 +1074,20 @@ func (x *CreateVolumeCommand) GetSource() string {
 	return ""
 }
 
+func (x *CreateVolumeCommand) GetMade() bool {
+	if x != nil {
+		return x.Made
+	}
+	return false
+}
+
 type ResizeVolumeCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	SizeBytes     uint64                 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// size_bytes from now on; 0 leaves it.
+	SizeBytes uint64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// made as in Volume; never taken back.
+	Made          bool `protobuf:"varint,3,opt,name=made,proto3" json:"made,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1123,6 +1134,13 @@ func (x *ResizeVolumeCommand) GetSizeBytes() uint64 {
 		return x.SizeBytes
 	}
 	return 0
+}
+
+func (x *ResizeVolumeCommand) GetMade() bool {
+	if x != nil {
+		return x.Made
+	}
+	return false
 }
 
 type DeleteVolumeCommand struct {
@@ -3464,7 +3482,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x10DropImageCommand\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\x12\x1f\n" +
 	"\vunused_only\x18\x02 \x01(\bR\n" +
-	"unusedOnly\"\x89\x02\n" +
+	"unusedOnly\"\x9d\x02\n" +
 	"\x13CreateVolumeCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -3472,14 +3490,16 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x17\n" +
 	"\anode_id\x18\x04 \x01(\tR\x06nodeId\x12C\n" +
 	"\x06labels\x18\x05 \x03(\v2+.blixard.v1.CreateVolumeCommand.LabelsEntryR\x06labels\x12\x16\n" +
-	"\x06source\x18\x06 \x01(\tR\x06source\x1a9\n" +
+	"\x06source\x18\x06 \x01(\tR\x06source\x12\x12\n" +
+	"\x04made\x18\a \x01(\bR\x04made\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\\\n" +
 	"\x13ResizeVolumeCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\")\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12\x12\n" +
+	"\x04made\x18\x03 \x01(\bR\x04made\")\n" +
 	"\x13DeleteVolumeCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"L\n" +
 	"\x14ReleaseVolumeCommand\x12\x1b\n" +

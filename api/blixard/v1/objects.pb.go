@@ -2829,6 +2829,9 @@ type NodeFingerprint struct {
 	NetworkTypes []string `protobuf:"bytes,12,rep,name=network_types,json=networkTypes,proto3" json:"network_types,omitempty"`
 	// network_reason says why it can't do nat.
 	NetworkReason string `protobuf:"bytes,13,opt,name=network_reason,json=networkReason,proto3" json:"network_reason,omitempty"`
+	// underlay is the node's address for the overlays between nodes; empty means that
+	// of its member.
+	Underlay      string `protobuf:"bytes,14,opt,name=underlay,proto3" json:"underlay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2950,6 +2953,13 @@ func (x *NodeFingerprint) GetNetworkTypes() []string {
 func (x *NodeFingerprint) GetNetworkReason() string {
 	if x != nil {
 		return x.NetworkReason
+	}
+	return ""
+}
+
+func (x *NodeFingerprint) GetUnderlay() string {
+	if x != nil {
+		return x.Underlay
 	}
 	return ""
 }
@@ -3363,7 +3373,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x04R\tmemoryMib\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\xe2\x03\n" +
+	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\xfe\x03\n" +
 	"\x0fNodeFingerprint\x121\n" +
 	"\bcapacity\x18\x01 \x01(\v2\x15.blixard.v1.ResourcesR\bcapacity\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12%\n" +
@@ -3378,7 +3388,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	" \x03(\tR\x06images\x12%\n" +
 	"\x0efailure_domain\x18\v \x01(\tR\rfailureDomain\x12#\n" +
 	"\rnetwork_types\x18\f \x03(\tR\fnetworkTypes\x12%\n" +
-	"\x0enetwork_reason\x18\r \x01(\tR\rnetworkReason\"\xb4\x02\n" +
+	"\x0enetwork_reason\x18\r \x01(\tR\rnetworkReason\x12\x1a\n" +
+	"\bunderlay\x18\x0e \x01(\tR\bunderlay\"\xb4\x02\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12.\n" +

@@ -44,7 +44,10 @@ type Volume struct {
 	ModifyIndex uint64                 `protobuf:"varint,12,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
 	CreatedAt   *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// source tells what it is a clone of.
-	Source        string `protobuf:"bytes,14,opt,name=source,proto3" json:"source,omitempty"`
+	Source string `protobuf:"bytes,14,opt,name=source,proto3" json:"source,omitempty"`
+	// made: its disk is on its node. One that is missing from then on is lost, and
+	// never made anew in silence.
+	Made          bool `protobuf:"varint,15,opt,name=made,proto3" json:"made,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -175,6 +178,13 @@ func (x *Volume) GetSource() string {
 		return x.Source
 	}
 	return ""
+}
+
+func (x *Volume) GetMade() bool {
+	if x != nil {
+		return x.Made
+	}
+	return false
 }
 
 // VolumeSnapshot is what was on a volume at a time.
@@ -1458,6 +1468,7 @@ type RegisterVolumeRequest struct {
 	//	*RegisterVolumeRequest_Moved
 	//	*RegisterVolumeRequest_Clone
 	//	*RegisterVolumeRequest_SizeBytes
+	//	*RegisterVolumeRequest_Made
 	Change        isRegisterVolumeRequest_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1575,6 +1586,15 @@ func (x *RegisterVolumeRequest) GetSizeBytes() uint64 {
 	return 0
 }
 
+func (x *RegisterVolumeRequest) GetMade() bool {
+	if x != nil {
+		if x, ok := x.Change.(*RegisterVolumeRequest_Made); ok {
+			return x.Made
+		}
+	}
+	return false
+}
+
 type isRegisterVolumeRequest_Change interface {
 	isRegisterVolumeRequest_Change()
 }
@@ -1609,6 +1629,11 @@ type RegisterVolumeRequest_SizeBytes struct {
 	SizeBytes uint64 `protobuf:"varint,9,opt,name=size_bytes,json=sizeBytes,proto3,oneof"`
 }
 
+type RegisterVolumeRequest_Made struct {
+	// made as in Volume.
+	Made bool `protobuf:"varint,10,opt,name=made,proto3,oneof"`
+}
+
 func (*RegisterVolumeRequest_Removed) isRegisterVolumeRequest_Change() {}
 
 func (*RegisterVolumeRequest_Snapshot) isRegisterVolumeRequest_Change() {}
@@ -1620,6 +1645,8 @@ func (*RegisterVolumeRequest_Moved) isRegisterVolumeRequest_Change() {}
 func (*RegisterVolumeRequest_Clone) isRegisterVolumeRequest_Change() {}
 
 func (*RegisterVolumeRequest_SizeBytes) isRegisterVolumeRequest_Change() {}
+
+func (*RegisterVolumeRequest_Made) isRegisterVolumeRequest_Change() {}
 
 // VolumeMove ends the copying of a volume to another node.
 type VolumeMove struct {
@@ -1724,7 +1751,7 @@ var File_blixard_v1_volumes_proto protoreflect.FileDescriptor
 const file_blixard_v1_volumes_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/volumes.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x04\n" +
+	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x04\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -1742,7 +1769,8 @@ const file_blixard_v1_volumes_proto_rawDesc = "" +
 	"\fmodify_index\x18\f \x01(\x04R\vmodifyIndex\x129\n" +
 	"\n" +
 	"created_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x16\n" +
-	"\x06source\x18\x0e \x01(\tR\x06source\x1a9\n" +
+	"\x06source\x18\x0e \x01(\tR\x06source\x12\x12\n" +
+	"\x04made\x18\x0f \x01(\bR\x04made\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8e\x01\n" +
@@ -1833,7 +1861,7 @@ const file_blixard_v1_volumes_proto_rawDesc = "" +
 	"\x04size\x18\x06 \x01(\x04R\x04size\"G\n" +
 	"\x15ReceiveVolumeResponse\x12\x12\n" +
 	"\x04have\x18\x01 \x01(\x04R\x04have\x12\x1a\n" +
-	"\bverified\x18\x02 \x01(\bR\bverified\"\x9f\x03\n" +
+	"\bverified\x18\x02 \x01(\bR\bverified\"\xb5\x03\n" +
 	"\x15RegisterVolumeRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\"\n" +
 	"\anode_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06nodeId\x12&\n" +
@@ -1844,7 +1872,9 @@ const file_blixard_v1_volumes_proto_rawDesc = "" +
 	"\x05moved\x18\a \x01(\v2\x16.blixard.v1.VolumeMoveH\x00R\x05moved\x12*\n" +
 	"\x05clone\x18\b \x01(\v2\x12.blixard.v1.VolumeH\x00R\x05clone\x12\x1f\n" +
 	"\n" +
-	"size_bytes\x18\t \x01(\x04H\x00R\tsizeBytesB\b\n" +
+	"size_bytes\x18\t \x01(\x04H\x00R\tsizeBytes\x12\x14\n" +
+	"\x04made\x18\n" +
+	" \x01(\bH\x00R\x04madeB\b\n" +
 	"\x06change\"@\n" +
 	"\n" +
 	"VolumeMove\x12\x1c\n" +
@@ -1977,6 +2007,7 @@ func file_blixard_v1_volumes_proto_init() {
 		(*RegisterVolumeRequest_Moved)(nil),
 		(*RegisterVolumeRequest_Clone)(nil),
 		(*RegisterVolumeRequest_SizeBytes)(nil),
+		(*RegisterVolumeRequest_Made)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
