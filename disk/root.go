@@ -182,10 +182,10 @@ func clone(ctx context.Context, from, to string) (err error) {
 }
 
 // Problem makes a full disk a problem with a way out: Unavailable disk.full. What is
-// a problem already, or the end of a context, stays one.
+// a problem already, or the end of a context, or no error, stays one.
 func Problem(path string, err error) error {
 	var known *problem.Error
-	if errors.As(err, &known) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if err == nil || errors.As(err, &known) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -172,10 +173,18 @@ func (s *Store) recoverVolume(d *disk.Dir) error {
 		return err
 	}
 	for _, name := range names {
-		if strings.HasSuffix(name, newSuffix) {
-			if err := d.Remove(name); err != nil {
-				return err
-			}
+		rest, isIncoming := strings.CutPrefix(name, incomingPrefix)
+		image, isImage := strings.CutSuffix(rest, imageSuffix)
+		marked, isMark := strings.CutSuffix(rest, markSuffix)
+		worthless := strings.HasSuffix(name, newSuffix) ||
+			// An incoming file and its mark are of worth only together.
+			isIncoming && isImage && !slices.Contains(names, incomingMark(image)) ||
+			isIncoming && isMark && !slices.Contains(names, incomingImage(marked))
+		if !worthless {
+			continue
+		}
+		if err := d.Remove(name); err != nil {
+			return err
 		}
 	}
 	return nil
