@@ -1,0 +1,68 @@
+//go:build linux
+
+package boottest_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/blixard/blixard/guest"
+	"github.com/blixard/blixard/guest/boottest"
+	"github.com/blixard/blixard/guest/bundle"
+)
+
+// BenchmarkEquipment boots with one more piece of equipment at a time: what init takes longer for each.
+func BenchmarkEquipment(b *testing.B) {
+	bu := boottest.Bundle(b)
+	spec := boottest.Spec{
+		Kernel: boottest.Kernel(b, bu, bundle.KernelOwn), MemoryMiB: 256, Image: image(b, bu), Writable: writable(b), Volumes: []string{volume(b)}, MAC: mac,
+	}
+	full := equipped("sleep", "1000000")
+	bare := config("sleep", "1000000")
+	bare.Hostname = ""
+	variants := []struct {
+		name string
+		cfg  guest.BootConfig
+	}{{"bare", bare}}
+	for _, piece := range []struct {
+		name string
+		add  func(*guest.BootConfig)
+	}{
+		{"nic", func(c *guest.BootConfig) { c.Interfaces = full.Interfaces }},
+		{"names", func(c *guest.BootConfig) { c.Hostname, c.DNS, c.Search = full.Hostname, full.DNS, full.Search }},
+		{"volume", func(c *guest.BootConfig) { c.Mounts = full.Mounts }},
+		{"files", func(c *guest.BootConfig) { c.Files = full.Files[:1] }},
+		{"secrets", func(c *guest.BootConfig) { c.Secrets = full.Secrets }},
+		{"keys", func(c *guest.BootConfig) { c.SSHKeys = full.SSHKeys }},
+	} {
+		cfg := bare
+		piece.add(&cfg)
+		variants = append(variants, struct {
+			name string
+			cfg  guest.BootConfig
+		}{piece.name, cfg})
+	}
+	variants = append(variants, struct {
+		name string
+		cfg  guest.BootConfig
+	}{"all", full})
+	for b.Loop() {
+		took := make([][]time.Duration, len(variants))
+		for range rounds {
+			for i, v := range variants {
+				s := spec
+				s.Writable = writable(b)
+				m := boottest.Boot(b, s)
+				st := m.Ready(m.Connect(), v.cfg)
+				m.Kill()
+				took[i] = append(took[i], time.Duration(st.ReadyUS)*time.Microsecond)
+			}
+		}
+		base := median(took[0])
+		b.ReportMetric(milliseconds(base), "bare-ms")
+		for i, v := range variants[1:] {
+			b.ReportMetric(milliseconds(median(took[i+1])-base), v.name+"-ms")
+		}
+		b.ReportMetric(0, "ns/op")
+	}
+}
