@@ -67,6 +67,8 @@ func setUpScript(env *testscript.Env) error {
 	env.Setenv("BLIXARD_CACHE_DIR", filepath.Join(env.WorkDir, "cache"))
 	// Ports that nobody has.
 	env.Setenv("BLIXARD_NODE_BIND", "127.0.0.1:0")
+	// Scripts about networks give each node a host of its own and set this anew.
+	env.Setenv("BLIXARD_NETWORK_DEFAULT", "none")
 	env.Vars = append(env.Vars, coverEnv()...)
 	env.Defer(func() { endProcesses(env.T(), env.WorkDir) })
 	return nil

@@ -44,6 +44,7 @@ func TestDefaults(t *testing.T) {
 		Console:         Console{LogSize: 4 * units.MiB, LogFiles: 3},
 		Boot:            Boot{ReadyTimeout: time.Minute, Tries: 3},
 		QEMU:            QEMU{Path: "qemu-system-x86_64"},
+		Network:         Network{Default: "default", Mode: "auto", VXLANPort: 4789},
 	}
 	if cfg != want {
 		t.Errorf("got %+v\nwant %+v", cfg, want)
