@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -77,6 +78,8 @@ func RunOn(ctx context.Context, f *os.File, program string, args ...string) (cod
 	if err != nil {
 		_ = cmd.Process.Kill()
 	}
+	// A disk that makes a program take all memory costs the program, not a VM.
+	_ = os.WriteFile("/proc/"+strconv.Itoa(cmd.Process.Pid)+"/oom_score_adj", []byte("1000"), 0)
 	err = errors.Join(err, cmd.Wait())
 	words = strings.Join(strings.Fields(out.String()), " ")
 	if e := context.Cause(ctx); e != nil && err != nil {

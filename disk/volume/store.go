@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -107,7 +108,8 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := dir.File().Chmod(0o700); err != nil {
 		return nil, disk.Problem(cfg.Dir, err)
 	}
-	root, err := os.OpenRoot(cfg.Dir)
+	// The same directory, whatever is at its path by now.
+	root, err := os.OpenRoot("/proc/self/fd/" + strconv.Itoa(int(dir.File().Fd())))
 	if err != nil {
 		return nil, disk.Problem(cfg.Dir, err)
 	}

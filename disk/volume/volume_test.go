@@ -522,3 +522,11 @@ func TestStepsOfAVolumeWait(t *testing.T) {
 		t.Fatalf("%d gates are left", len(s.gates))
 	}
 }
+
+// remove deletes a file of an image's file system, if it is there.
+func remove(t testing.TB, image, name string) {
+	t.Helper()
+	if out, err := exec.Command("/usr/sbin/debugfs", "-w", "-R", "rm "+name, image).CombinedOutput(); err != nil {
+		t.Fatalf("debugfs: %v\n%s", err, out)
+	}
+}
