@@ -106,8 +106,12 @@ func toolProblem(err error, code, what, words string) error {
 		return problem.New(problem.Unavailable, "disk.full", "no space to %s: %s", what, words).WithCause(err).
 			WithHint("make room on that disk, or delete VMs, volumes or snapshots that are not needed")
 	}
-	return problem.New(problem.Conflict, code, "cannot %s: %s", what, words).WithCause(err).
-		WithHint("attach the volume to a VM and repair it there: e2fsck -f; the volume is as it was")
+	p := problem.New(problem.Conflict, code, "cannot %s: %s", what, words).
+		WithHint("the volume is as it was: attach it to a VM and repair it there, with e2fsck -f")
+	if err != nil {
+		p = p.WithCause(err)
+	}
+	return p
 }
 
 // repair replays the journal and mends what can be mended without a choice. Problem:

@@ -145,7 +145,7 @@ func TestFileSystems(t *testing.T) {
 				return st.Bfree * uint64(st.Bsize)
 			}
 			path := ensure(t, s, "a", 256*mib)
-			content := make([]byte, 60*mib)
+			content := make([]byte, 32*mib)
 			for i := range content {
 				content[i] = byte(rand.Uint32())
 			}

@@ -260,7 +260,7 @@ func TestKillAtEveryPoint(t *testing.T) {
 
 // The same at any time, also in the middle of e2fsprogs.
 func TestKillAtAnyTime(t *testing.T) {
-	const rounds = 36
+	const rounds = 24
 	names := []string{"resize", "enlarge", "clone", "ensure", "restore", "receive"}
 	done := 0
 	for k := range rounds {

@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -93,8 +92,11 @@ func (s *Store) resizeFile(ctx context.Context, id string, f *os.File, has, size
 	}
 	s.at("volume.resize.checked")
 	super, isExt, err := readSuper(f)
-	if err != nil || !isExt {
-		return errors.Join(err, fmt.Errorf("volume %s: no superblock after a check", id))
+	if err != nil {
+		return err
+	}
+	if !isExt {
+		return toolProblem(nil, "volume.damaged", "check the file system", "it has no superblock any more")
 	}
 	if size < has {
 		least, err := leastBytes(ctx, f, super)

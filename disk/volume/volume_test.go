@@ -394,12 +394,9 @@ func TestCloneOfAGuestsOwnFileSystem(t *testing.T) {
 func TestDisksInUse(t *testing.T) {
 	s := newStore(t)
 	ctx := t.Context()
-	ensure(t, s, "a", MinBytes)
+	path := ensure(t, s, "a", MinBytes)
 	must(t, s.Snapshot(ctx, "a", "s", nil))
-	vm, err := s.File(ctx, "a", os.O_RDWR)
-	must(t, err)
-	l := unix.Flock_t{Type: unix.F_RDLCK, Start: 100, Len: 1} // as QEMU does
-	must(t, unix.FcntlFlock(vm.Fd(), unix.F_OFD_SETLK, &l))
+	vm := lockAsQEMU(t, path)
 	for name, step := range map[string]func() error{
 		"resize":  func() error { return s.Resize(ctx, "a", 2*MinBytes) },
 		"restore": func() error { return s.Restore(ctx, "a", "s") },
@@ -417,7 +414,7 @@ func TestDisksInUse(t *testing.T) {
 	}
 	must(t, vm.Close())
 	must(t, s.Delete(ctx, "a"))
-	_, err = s.File(ctx, "a", os.O_RDWR)
+	_, err := s.File(ctx, "a", os.O_RDWR)
 	wantCode(t, err, "volume.not_found")
 }
 
@@ -529,4 +526,15 @@ func remove(t testing.TB, image, name string) {
 	if out, err := exec.Command("/usr/sbin/debugfs", "-w", "-R", "rm "+name, image).CombinedOutput(); err != nil {
 		t.Fatalf("debugfs: %v\n%s", err, out)
 	}
+}
+
+// lockAsQEMU holds a disk open as QEMU does, until the test ends.
+func lockAsQEMU(t testing.TB, path string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	t.Cleanup(func() { _ = f.Close() })
+	l := unix.Flock_t{Type: unix.F_RDLCK, Start: 100, Len: 1}
+	must(t, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l))
+	return f
 }
