@@ -172,7 +172,7 @@ func (a *archive) spoolFile(ctx context.Context, n int, name string, size int64,
 		return hostError(err)
 	}
 	h := sha256.New()
-	_, err = io.Copy(io.MultiWriter(f, h), &tarContent{ctx, io.LimitReader(r, size)})
+	_, err = io.CopyN(io.MultiWriter(f, h), &tarContent{ctx, r}, size)
 	if err != nil && !problem.HasCode(err, "image.layer") {
 		err = hostError(err)
 	} else if err != nil {

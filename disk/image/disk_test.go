@@ -361,7 +361,7 @@ func TestQcow2Refused(t *testing.T) {
 		"backing file":        {tool("create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", "backed", "1M"), "image.qcow2_feature"},
 		"data file":           {tool("create", "-q", "-f", "qcow2", "-o", "data_file=data", "data.qcow2", "1M"), "image.qcow2_feature"},
 		"extended tables":     {tool("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", "extended", "1M"), "image.qcow2_feature"},
-		"encrypted":           {tool("create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "luks", "1M"), "image.qcow2_feature"},
+		"encrypted":           {changed(good, func(b []byte) { b[35] = 2 }), "image.qcow2_feature"},
 		"nothing":             {nil, "image.qcow2"},
 		"raw":                 {make([]byte, 1<<20), "image.qcow2"},
 		"vmdk":                {append([]byte("KDMV"), make([]byte, 1<<20)...), "image.qcow2"},

@@ -219,7 +219,7 @@ func newHub(t testing.TB) *hub {
 	t.Helper()
 	h := &hub{}
 	inner := registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)))
-	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
 		h.requests = append(h.requests, r.Method+" "+r.URL.Path+" "+r.Header.Get("Range"))
 		fault := h.fault
@@ -228,6 +228,8 @@ func newHub(t testing.TB) *hub {
 			inner.ServeHTTP(w, r)
 		}
 	}))
+	h.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
+	h.Start()
 	h.host = strings.TrimPrefix(h.URL, "http://")
 	t.Cleanup(h.Close)
 	return h
@@ -347,4 +349,19 @@ func newTLSHub(t testing.TB, h *hub) *tlsHub {
 	t.Cleanup(srv.Close)
 	block := &pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}
 	return &tlsHub{strings.TrimPrefix(srv.URL, "https://"), pem.EncodeToMemory(block)}
+}
+
+// eventually waits until something holds.
+func eventually(t testing.TB, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	end := time.After(20 * time.Second)
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatal("it did not come to hold")
+		}
+	}
 }
