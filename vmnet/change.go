@@ -38,7 +38,7 @@ func changes(want objects, have *kernel) []change {
 	}
 	for f := range sortedKeys(have.objects.forwarding) {
 		if _, wanted := want.forwarding[f]; !wanted && !gone(f.link) {
-			out = append(out, change{f.link, fmt.Sprintf("forwarding entry %s of %s should not be there", f.mac, f.link), true, func() error { return deleteForward(f, have.index) }})
+			out = append(out, change{f.link, fmt.Sprintf("forwarding entry %s of %s should not be there", f.mac, f.link), true, func() error { return deleteForward(f, have.objects.forwarding[f], have.index) }})
 		}
 	}
 	for a := range sortedKeys(have.objects.addresses) {
@@ -356,10 +356,9 @@ func setForward(f forward, node netip.Addr) error {
 	return nil
 }
 
-func deleteForward(f forward, known map[string]int) error {
-	entry, err := forwardEntry(f, netip.Addr{}, known)
+func deleteForward(f forward, node netip.Addr, known map[string]int) error {
+	entry, err := forwardEntry(f, node, known)
 	if err == nil {
-		entry.IP = nil
 		err = netlink.NeighDel(entry)
 	}
 	if err != nil && !errors.Is(err, unix.ENOENT) {

@@ -281,6 +281,9 @@ func newOutside(t testing.TB) {
 	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", "up0").Run() })
 	ip(t, "", "addr", "add", "192.0.2.1/24", "dev", "up0")
 	ip(t, "", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
+	if err := writeSysctl("net/ipv6/conf/up0/accept_dad", "0"); err != nil {
+		t.Fatal(err)
+	}
 	ip(t, "", "link", "set", "up0", "up")
 	ip(t, "outside", "addr", "add", "192.0.2.2/24", "dev", "eth0")
 	ip(t, "outside", "addr", "add", "2001:db8::2/64", "dev", "eth0", "nodad")

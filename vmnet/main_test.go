@@ -22,6 +22,9 @@ func TestMain(m *testing.M) {
 	case "host":
 		serveHost(os.Stdin, os.Stdout)
 		return
+	case "victim":
+		beVictim()
+		return
 	}
 	for _, step := range []func() error{
 		func() error { return unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "") },
