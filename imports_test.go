@@ -30,6 +30,8 @@ var bans = []struct {
 	{[]string{"daemon", "agent", "cli"}, []string{"driver/fake", "driver/drivertest"}, "a node runs real machines; the fake is for tests"},
 	{[]string{"peer"}, []string{"state", "wal", "replica", "server", "agent", "leader"}, "it carries messages and snapshots and knows nothing of what is in them"},
 	{[]string{"auth"}, []string{"server", "state", "replica", "agent", "client"}, "who calls and what they may is decided without asking what for"},
+	{[]string{"vmnet", "vmnet/dhcp", "vmnet/dns"}, []string{"agent", "state", "replica", "server", "leader", "scheduler", "driver", "supervisor", "daemon"}, "it is told what the node shall have and changes the kernel, whoever decided it"},
+	{[]string{"vmnet/dhcp", "vmnet/dns"}, []string{"vmnet"}, "they answer packets and know nothing of the kernel"},
 	{[]string{"supervisor"}, []string{"agent", "state", "replica", "server", "guest", "driver/qemu"}, "it outlives the daemon and must stay small and ignorant"},
 	{[]string{"guest", "guest/wire", "guest/pid1"}, []string{"agent", "state", "replica", "server", "driver", "supervisor"}, "the guest's protocol serves every hypervisor"},
 	{[]string{"cmd/blixard-guest"}, []string{"api/blixard/v1", "net/http", "google.golang.org/grpc", "google.golang.org/protobuf/proto"}, "init must be small and start fast"},

@@ -69,6 +69,10 @@ type Fabric struct {
 	desired *Desired
 	plan    planned
 	record  record
+	// listed are our tables of nftables when they were last read, and generation was
+	// the number of the newest change of any rules before.
+	listed     map[string]listing
+	generation uint32
 	// held are the published ports.
 	held map[string]io.Closer
 	// taps that were made, by name.
@@ -249,11 +253,27 @@ func (p planned) linkNames() map[string]string {
 	return names
 }
 
-// convergeRulesLocked changes the rules unless they are what they were made.
-func (f *Fabric) convergeRulesLocked(ctx context.Context, want tables) error {
+// tablesLocked gives what nftables has of our tables. Where nobody changed any rule
+// since they were last listed, that is what was listed then.
+func (f *Fabric) tablesLocked(ctx context.Context) (map[string]listing, error) {
+	now := generation()
+	if f.listed != nil && now != 0 && now == f.generation {
+		return f.listed, nil
+	}
 	had, err := listTables(ctx, f.planner.table())
 	if err != nil {
-		return problem.New(problem.Internal, "network.rules_unreadable", "read the rules").WithCause(err)
+		return nil, problem.New(problem.Internal, "network.rules_unreadable", "read the rules").WithCause(err)
+	}
+	// A change in between is found by the number, which is then another one.
+	f.listed, f.generation = had, now
+	return had, nil
+}
+
+// convergeRulesLocked changes the rules unless they are what they were made.
+func (f *Fabric) convergeRulesLocked(ctx context.Context, want tables) error {
+	had, err := f.tablesLocked(ctx)
+	if err != nil {
+		return err
 	}
 	for id, l := range had {
 		if l.owner != f.config.Owner {
@@ -261,22 +281,22 @@ func (f *Fabric) convergeRulesLocked(ctx context.Context, want tables) error {
 				WithHint("remove it with `nft delete table %s`, if no other blixard runs here", id)
 		}
 	}
+	sum := ""
+	if len(want) > 0 {
+		sum = want.sum()
+	}
+	if f.record.Rules == sum && f.record.matches(had) {
+		return nil
+	}
 	if len(want) == 0 {
 		if err := deleteTables(ctx, had); err != nil {
 			return problem.New(problem.Internal, "network.rules_refused", "remove the rules").WithCause(err)
 		}
-		f.record.Rules, f.record.Listings = "", nil
-		return f.record.write(f.recordFile())
-	}
-	sum := want.sum()
-	if f.record.Rules == sum && f.record.matches(had) {
-		return nil
-	}
-	if err := applyTables(ctx, want, had); err != nil {
+	} else if err := applyTables(ctx, want, had); err != nil {
 		return err
 	}
-	if had, err = listTables(ctx, f.planner.table()); err != nil {
-		return problem.New(problem.Internal, "network.rules_unreadable", "read the rules").WithCause(err)
+	if had, err = f.tablesLocked(ctx); err != nil {
+		return err
 	}
 	f.record.Rules, f.record.Listings = sum, map[string]string{}
 	for id, l := range had {
@@ -402,9 +422,9 @@ func (f *Fabric) checkLocked(ctx context.Context) ([]Drift, error) {
 			drifts = append(drifts, Drift{fmt.Sprintf("tap %s is missing: its VM is cut off until it is started anew", name), true})
 		}
 	}
-	had, err := listTables(ctx, f.planner.table())
+	had, err := f.tablesLocked(ctx)
 	if err != nil {
-		return nil, problem.New(problem.Internal, "network.rules_unreadable", "read the rules").WithCause(err)
+		return nil, err
 	}
 	for id := range sortedKeys(f.record.Listings) {
 		if l, there := had[id]; !there {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"os/exec"
@@ -11,6 +12,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"github.com/blixard/blixard/internal/problem"
 )
@@ -93,7 +97,7 @@ func (t table) add(b *strings.Builder, id string) {
 		if s.isMap {
 			word = "map"
 		}
-		fmt.Fprintf(b, "add %s %s %s { type %s ; }\n", word, id, s.name, s.kind)
+		fmt.Fprintf(b, "add %s %s %s { %s ; }\n", word, id, s.name, s.declared())
 		if elements := s.sorted(); len(elements) > 0 {
 			fmt.Fprintf(b, "add element %s %s { %s }\n", id, s.name, strings.Join(elements, ", "))
 		}
@@ -103,6 +107,14 @@ func (t table) add(b *strings.Builder, id string) {
 			fmt.Fprintf(b, "add rule %s %s %s\n", id, c.name, r)
 		}
 	}
+}
+
+// declared gives the type as it is declared.
+func (s set) declared() string {
+	if strings.HasPrefix(s.kind, "typeof ") {
+		return s.kind
+	}
+	return "type " + s.kind
 }
 
 // sum tells one set of tables from another.
@@ -162,6 +174,7 @@ func listTables(ctx context.Context, name string) (map[string]listing, error) {
 		if !slices.Contains(strings.Split(all, "\n"), "table "+id) {
 			continue
 		}
+		// One by one: nft 1.0.6 can't list two tables in one run.
 		text, err := nft(ctx, "", "-s", "list", "table", family, name)
 		if err != nil {
 			return nil, err
@@ -169,6 +182,28 @@ func listTables(ctx context.Context, name string) (map[string]listing, error) {
 		found[id] = parseListing(text)
 	}
 	return found, nil
+}
+
+// generation gives the number of the newest transaction of nftables in this
+// network namespace, whoever made it; 0 means unknown.
+func generation() uint32 {
+	const getGen, genID = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, 1
+	req := nl.NewNetlinkRequest(getGen, 0)
+	req.AddRawData([]byte{unix.AF_UNSPEC, 0, 0, 0})
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil || len(msgs) == 0 || len(msgs[0]) < 4 {
+		return 0
+	}
+	attrs, err := nl.ParseRouteAttr(msgs[0][4:])
+	if err != nil {
+		return 0
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == genID && len(a.Value) == 4 {
+			return binary.BigEndian.Uint32(a.Value)
+		}
+	}
+	return 0
 }
 
 // applyTables makes the tables of a name what they shall be, in one transaction.

@@ -20,7 +20,8 @@ type table struct {
 	chains                []chain
 }
 
-// set or map; kind is the type of its elements as nftables writes it.
+// set or map; kind is the type of its elements as nftables writes it, or "typeof"
+// and what they are compared with.
 type set struct {
 	name, kind string
 	isMap      bool
@@ -52,13 +53,14 @@ func (p planner) tables(out planned, host hostFacts, underlay netip.Addr) tables
 	}
 }
 
+// nicChain is the chain of a NIC whose rate is bounded.
 func nicChain(l nicPlan) string { return "nic" + l.tap[strings.LastIndexByte(l.tap, '-'):] }
-func ndChain(l nicPlan) string  { return "nd" + l.tap[strings.LastIndexByte(l.tap, '-'):] }
 
 // bridgeSets are who may be what behind each port of our bridges.
 func bridgeSets(out planned) []set {
 	origin := set{name: "origin", kind: "ifname : verdict", isMap: true}
-	nd := set{name: "nd", kind: "ifname : verdict", isMap: true}
+	targets := set{name: "targets", kind: "typeof iifname . @th,64,128"}
+	options := set{name: "options", kind: "typeof iifname . @th,192,64"}
 	ports, isolated, overlays := set{name: "ports", kind: "ifname"}, set{name: "isolated", kind: "ifname"}, set{name: "overlays", kind: "ifname"}
 	gateways := set{name: "gateways", kind: "ether_addr"}
 	macs := set{name: "macs", kind: "ifname . ether_addr"}
@@ -98,12 +100,17 @@ func bridgeSets(out planned) []set {
 				isolated.add("%q", l.tap)
 			}
 			if l.IPv6.IsValid() {
-				nd.add("%q : goto %s", l.tap, ndChain(l))
+				hw, _ := net.ParseMAC(l.MAC) // checked by the plan
+				leased, local := l.IPv6.As16(), linkLocal(l.MAC).As16()
+				targets.add("%q . %s", l.tap, hexOf(leased[:]))
+				targets.add("%q . %s", l.tap, hexOf(local[:]))
+				options.add("%q . %s", l.tap, hexOf(append([]byte{1, 1}, hw...)))
+				options.add("%q . %s", l.tap, hexOf(append([]byte{2, 1}, hw...)))
 			}
 			member(l.tap, l.Endpoint)
 		}
 	}
-	return []set{origin, nd, ports, isolated, overlays, gateways, macs, addresses4, addresses6}
+	return []set{origin, ports, isolated, overlays, gateways, macs, addresses4, addresses6, targets, options}
 }
 
 // bridgeChains say what frames pass. What a guest sends is refused unless a rule
@@ -111,6 +118,7 @@ func bridgeSets(out planned) []set {
 // that a rule can't see through.
 func bridgeChains(out planned) []chain {
 	const own4, own6 = "iifname . ether saddr . ip saddr @addresses4", "iifname . ether saddr . ip6 saddr @addresses6"
+	const target = "iifname . @th,64,128 @targets"
 	chains := []chain{
 		{name: "guest", rules: []string{
 			"iifname . ether saddr != @macs drop",
@@ -137,7 +145,7 @@ func bridgeChains(out planned) []chain {
 			// life without an address.
 			"ip6 nexthdr 0 icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } ip6 saddr :: accept",
 			"ip6 nexthdr 0 icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } " + own6 + " accept",
-			"ip6 nexthdr icmpv6 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } iifname vmap @nd",
+			"ip6 nexthdr icmpv6 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } goto guest_nd",
 			"ip6 nexthdr icmpv6 icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply } " + own6 + " accept",
 			// TCP, UDP, SCTP, DCCP, UDP-Lite, and what carries other protocols.
 			"ip6 nexthdr { 4, 6, 17, 33, 41, 47, 50, 132, 136 } " + own6 + " accept",
@@ -146,6 +154,21 @@ func bridgeChains(out planned) []chain {
 			"ip6 nexthdr 44 frag nexthdr { 6, 17 } " + own6 + " accept",
 			"ip6 nexthdr 44 frag nexthdr icmpv6 frag frag-off 0 icmpv6 type { echo-request, echo-reply } " + own6 + " accept",
 			"ip6 nexthdr 44 frag nexthdr icmpv6 frag frag-off != 0 " + own6 + " accept",
+			"drop",
+		}},
+		// Of its own addresses, and with one option at most, which tells its own MAC or,
+		// before it has an address, a nonce. Lengths are checked, since a second option
+		// might say something else.
+		{name: "guest_nd", rules: []string{
+			"icmpv6 type nd-neighbor-solicit ip6 saddr :: ip6 length 24 " + target + " accept",
+			"icmpv6 type nd-neighbor-solicit ip6 saddr :: ip6 length 32 @th,192,16 0x0e01 " + target + " accept",
+			"icmpv6 type nd-neighbor-solicit ip6 length 24 " + own6 + " accept",
+			"icmpv6 type nd-neighbor-solicit ip6 length 32 iifname . @th,192,64 @options " + own6 + " accept",
+			"icmpv6 type nd-neighbor-advert ip6 length 24 " + own6 + " " + target + " accept",
+			"icmpv6 type nd-neighbor-advert ip6 length 32 iifname . @th,192,64 @options " + own6 + " " + target + " accept",
+			"icmpv6 type nd-router-solicit ip6 length 8 ip6 saddr :: accept",
+			"icmpv6 type nd-router-solicit ip6 length 8 " + own6 + " accept",
+			"icmpv6 type nd-router-solicit ip6 length 16 iifname . @th,64,64 @options " + own6 + " accept",
 			"drop",
 		}},
 		{name: "overlay", rules: []string{
@@ -177,9 +200,6 @@ func bridgeChains(out planned) []chain {
 					"goto guest",
 				}})
 			}
-			if l.IPv6.IsValid() {
-				chains = append(chains, chain{name: ndChain(l), rules: discovery(l.Endpoint)})
-			}
 		}
 	}
 	return append(
@@ -201,32 +221,6 @@ func bridgeChains(out planned) []chain {
 			"oifname @overlays drop",
 		}},
 	)
-}
-
-// discovery are the neighbour solicitations, advertisements and router
-// solicitations that a NIC may send: of its own addresses, and with one option at
-// most, which tells its own MAC (or, before it has an address, a nonce). Lengths
-// are checked, since a second option might say something else.
-func discovery(e Endpoint) []string {
-	hw, _ := net.ParseMAC(e.MAC) // checked by the plan
-	leased, local := e.IPv6.As16(), linkLocal(e.MAC).As16()
-	source := fmt.Sprintf("ip6 saddr { %s, %s }", e.IPv6, linkLocal(e.MAC))
-	target := fmt.Sprintf("@th,64,128 { %s, %s }", hexOf(leased[:]), hexOf(local[:]))
-	option := func(at int, kind byte) string {
-		return fmt.Sprintf("@th,%d,64 %s", at, hexOf(append([]byte{kind, 1}, hw...)))
-	}
-	return []string{
-		"icmpv6 type nd-neighbor-solicit ip6 saddr :: ip6 length 24 " + target + " accept",
-		"icmpv6 type nd-neighbor-solicit ip6 saddr :: ip6 length 32 @th,192,16 0x0e01 " + target + " accept",
-		"icmpv6 type nd-neighbor-solicit ip6 length 24 " + source + " accept",
-		"icmpv6 type nd-neighbor-solicit ip6 length 32 " + option(192, 1) + " " + source + " accept",
-		"icmpv6 type nd-neighbor-advert ip6 length 24 " + source + " " + target + " accept",
-		"icmpv6 type nd-neighbor-advert ip6 length 32 " + option(192, 2) + " " + source + " " + target + " accept",
-		"icmpv6 type nd-router-solicit ip6 length 8 ip6 saddr :: accept",
-		"icmpv6 type nd-router-solicit ip6 length 8 " + source + " accept",
-		"icmpv6 type nd-router-solicit ip6 length 16 " + option(64, 1) + " " + source + " accept",
-		"drop",
-	}
 }
 
 func (s *set) add(format string, args ...any) {
