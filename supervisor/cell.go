@@ -27,6 +27,9 @@ const (
 	MetadataJail = "supervisor.jail"
 )
 
+// groupPrefix keeps names of processes and of the kernel's own files apart.
+const groupPrefix = "vm-"
+
 // confinement is the jail of one process.
 type confinement struct {
 	*blixardv1.Jail
@@ -154,7 +157,7 @@ func (s *server) prepare(r *blixardv1.SpawnRequest) (*confinement, *cgroup.Group
 	if err != nil {
 		return nil, nil, nil, &jailError{&jail.StepError{Step: "libraries", Err: err}}
 	}
-	g, notices, err := s.groups.Make(r.GetProcessId(), cgroup.Limits{
+	g, notices, err := s.groups.Make(groupPrefix+r.GetProcessId(), cgroup.Limits{
 		MemoryBytes: j.GetMemoryBytes(), PidsMax: j.GetPidsMax(), CPUQuotaPercent: j.GetCpuQuotaPercent(),
 	})
 	if err != nil {
@@ -203,13 +206,9 @@ func describe(meta map[string]string, c child, jailed bool, notices []string) ma
 // spawnFailed makes the answer for a failed start.
 func spawnFailed(id string, err error) error {
 	var j *jailError
-	var s *jail.StepError
 	if errors.As(err, &j) {
-		name := "unknown"
-		if errors.As(err, &s) {
-			name = s.Step
-		}
-		return problem.New(problem.Internal, "supervisor.jail", "process %s can't be confined: step %s", id, name).WithCause(err).
+		// The cause names the step.
+		return problem.New(problem.Internal, "supervisor.jail", "process %s can't be confined", id).WithCause(err).
 			WithHint("nothing is run outside of its jail; see that the supervisor has root's capabilities and the host a recent kernel")
 	}
 	if errors.Is(err, errNoTap) {

@@ -190,7 +190,7 @@ func TestJailCensus(t *testing.T) {
 			t.Errorf("no %q in %s", want, limits)
 		}
 	}
-	scope := "/blixard/" + groupScope(driver.LaneShared, lanePaths(dir, driver.LaneShared).dir) + "/a.1"
+	scope := "/blixard/" + groupScope(driver.LaneShared, lanePaths(dir, driver.LaneShared).dir) + "/vm-a.1"
 	groups := procFile(t, pid, "cgroup")
 	var paths []string
 	for file, want := range map[string]string{
@@ -316,7 +316,7 @@ func TestJailedProcessesDieWithTheirSupervisor(t *testing.T) {
 				}
 				// The next supervisor removes what the last one could not.
 				scope := groupScope(lane, lanePaths(dir, lane).dir)
-				if left, err := filepath.Glob("/sys/fs/cgroup/*/blixard/" + scope + "/a.1"); err != nil || len(left) != 0 {
+				if left, err := filepath.Glob("/sys/fs/cgroup/*/blixard/" + scope + "/vm-a.1"); err != nil || len(left) != 0 {
 					t.Errorf("groups without limits were made: %v, %v", left, err)
 				}
 			})
@@ -332,7 +332,7 @@ func TestStrayGroupsAreSwept(t *testing.T) {
 	if _, err := c.Spawn(t.Context(), driver.LaneShared, r); err != nil {
 		t.Fatal(err)
 	}
-	pattern := "/sys/fs/cgroup/*/blixard/" + groupScope(driver.LaneShared, lanePaths(dir, driver.LaneShared).dir) + "/a.1"
+	pattern := "/sys/fs/cgroup/*/blixard/" + groupScope(driver.LaneShared, lanePaths(dir, driver.LaneShared).dir) + "/vm-a.1"
 	if made, err := filepath.Glob(pattern); err != nil || len(made) != 1 {
 		t.Fatalf("%v, %v", made, err)
 	}
@@ -491,7 +491,6 @@ func TestWithoutRoot(t *testing.T) {
 	}
 	cmd := exec.Command(program, "supervisor", "--lane", "shared", "--dir", dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Pdeathsig: syscall.SIGKILL}
-	cmd.Stderr = os.Stderr
 	cmd.Dir = dir
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

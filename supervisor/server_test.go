@@ -48,6 +48,16 @@ func TestValidate(t *testing.T) {
 		"listener traverses": {func(r *blixardv1.SpawnRequest) { r.Listeners = []string{"../x"} }, "listener"},
 		"listener dot":       {func(r *blixardv1.SpawnRequest) { r.Listeners = []string{"."} }, "listener"},
 		"listener twice":     {func(r *blixardv1.SpawnRequest) { r.Listeners = []string{"a", "a"} }, "listener"},
+		"much taps":          {func(r *blixardv1.SpawnRequest) { r.Taps = make([]string, 9) }, "taps"},
+		"tap empty":          {func(r *blixardv1.SpawnRequest) { r.Taps = []string{""} }, "tap"},
+		"tap is a pattern":   {func(r *blixardv1.SpawnRequest) { r.Taps = []string{"tap%d"} }, "tap"},
+		"tap traverses":      {func(r *blixardv1.SpawnRequest) { r.Taps = []string{".."} }, "tap"},
+		"tap long":           {func(r *blixardv1.SpawnRequest) { r.Taps = []string{strings.Repeat("a", 16)} }, "tap"},
+		"tap twice":          {func(r *blixardv1.SpawnRequest) { r.Taps = []string{"a", "a"} }, "tap"},
+		"much files":         {func(r *blixardv1.SpawnRequest) { r.Files = make([]*blixardv1.SpawnFile, 33) }, "files"},
+		"file missing":       {func(r *blixardv1.SpawnRequest) { r.Files = []*blixardv1.SpawnFile{nil} }, "files[0]"},
+		"file relative":      {func(r *blixardv1.SpawnRequest) { r.Files = []*blixardv1.SpawnFile{{Path: "a"}} }, "files[0]"},
+		"file unclean":       {func(r *blixardv1.SpawnRequest) { r.Files = []*blixardv1.SpawnFile{{Path: "/a/../b"}} }, "files[0]"},
 		"metadata":           {func(r *blixardv1.SpawnRequest) { r.Metadata = map[string]string{"a": strings.Repeat("b", 1<<15)} }, "metadata"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -64,6 +74,44 @@ func TestValidate(t *testing.T) {
 				t.Fatalf("%v", err)
 			}
 		})
+	}
+}
+
+// TestValidateJail: each field that is left out is as strict as can be, or
+// refused.
+func TestValidateJail(t *testing.T) {
+	good := func() *blixardv1.Jail { return &blixardv1.Jail{Uid: 100_000, Gid: 100_000} }
+	for name, tc := range map[string]struct {
+		change func(*blixardv1.Jail)
+		want   string
+	}{
+		"good":           {func(*blixardv1.Jail) {}, ""},
+		"no uid":         {func(j *blixardv1.Jail) { j.Uid = 0 }, "uid"},
+		"no gid":         {func(j *blixardv1.Jail) { j.Gid = 0 }, "gid"},
+		"system's uid":   {func(j *blixardv1.Jail) { j.Uid = 999 }, "uid"},
+		"nobody":         {func(j *blixardv1.Jail) { j.Uid = 65534 }, "uid"},
+		"nobody's group": {func(j *blixardv1.Jail) { j.Gid = 65535 }, "gid"},
+		"minus one":      {func(j *blixardv1.Jail) { j.Uid = 1<<32 - 1 }, "uid"},
+		"little memory":  {func(j *blixardv1.Jail) { j.MemoryBytes = 1<<20 - 1 }, "memory"},
+		"much memory":    {func(j *blixardv1.Jail) { j.MemoryBytes = 1<<42 + 1 }, "memory"},
+		"much pids":      {func(j *blixardv1.Jail) { j.PidsMax = 1<<16 + 1 }, "processes"},
+		"much processor": {func(j *blixardv1.Jail) { j.CpuQuotaPercent = 1 << 20 }, "processor"},
+		"many paths":     {func(j *blixardv1.Jail) { j.ReadPaths = make([]string, 65) }, "paths"},
+		"root as a path": {func(j *blixardv1.Jail) { j.ReadPaths = []string{"/"} }, "read_paths[0]"},
+		"relative path":  {func(j *blixardv1.Jail) { j.ReadPaths = []string{"a"} }, "read_paths[0]"},
+		"unclean path":   {func(j *blixardv1.Jail) { j.ReadPaths = []string{"/a/../etc"} }, "read_paths[0]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := good()
+			tc.change(j)
+			err := validateJail(j, true)
+			if tc.want == "" && err != nil || tc.want != "" && (!problem.Is(err, problem.Invalid) || !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	if err := errors.Join(validateJail(nil, true), validateJail(&blixardv1.Jail{}, false)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -317,6 +365,50 @@ func TestFloodIsSlowed(t *testing.T) {
 			t.Errorf("%v, %v", st, err)
 		}
 	}
+}
+
+// TestFloodCostsNoMemory: a guest that writes without end takes less than 10 MiB
+// of a supervisor, watched or not.
+func TestFloodCostsNoMemory(t *testing.T) {
+	c, dir := launchingClient(t)
+	if _, err := c.Spawn(t.Context(), driver.LaneShared, request(t, "quiet.1", "/bin/sleep", "1000")); err != nil {
+		t.Fatal(err)
+	}
+	rec, err := ReadRecord(dir, driver.LaneShared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := residentKiB(t, rec.PID)
+	for i := range 3 {
+		r := request(t, fmt.Sprintf("loud.%d", i), "/usr/bin/yes", "\x1b[31mno end")
+		r.LogBytesMax, r.LogFilesMax = 256<<10, 2
+		if _, err := c.Spawn(t.Context(), driver.LaneShared, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	watcher := openConsole(t, c, "loud.2", false, false)
+	watcher.seat(t)
+	for got := 0; got < consoleBytesBurst+consoleBytesPerSecond; {
+		o, err := watcher.c.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got += len(o.Data)
+	}
+	grown := residentKiB(t, rec.PID) - before
+	t.Logf("%d KiB before, %d more", before, grown)
+	if grown > 10<<10 {
+		t.Errorf("the supervisor grew by %d KiB", grown)
+	}
+}
+
+func residentKiB(t *testing.T, pid int) int {
+	t.Helper()
+	var kib int
+	if _, err := fmt.Sscanf(field(t, procFile(t, uint32(pid), "status"), "VmRSS"), "%d kB", &kib); err != nil {
+		t.Fatal(err)
+	}
+	return kib
 }
 
 func heap() uint64 {

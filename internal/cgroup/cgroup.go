@@ -219,10 +219,11 @@ func set(dir string, files []setting) error {
 }
 
 // Add moves a process and all its threads into the group. What it has forked
-// before stays outside, as does the memory it has by then.
+// before stays outside, as does the memory it has by then. It is no error when the
+// process has ended.
 func (g *Group) Add(pid int) error {
 	for _, dir := range g.dirs {
-		if err := write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+		if err := write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
 			return err
 		}
 	}

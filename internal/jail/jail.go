@@ -184,7 +184,7 @@ func Limit(pid int, c Config, processesMax uint32) (notices []string, err error)
 			notices = append(notices, "limit "+l.name+": "+err.Error())
 			continue
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, unix.ESRCH) { // it may have ended
 			return nil, step("limit-"+l.name, err)
 		}
 	}
@@ -210,6 +210,9 @@ func Expose(pid int) (notices []string, err error) {
 	err = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(oomScore)), 0)
 	if errors.Is(err, fs.ErrPermission) {
 		return []string{"oom_score_adj: " + err.Error()}, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, nil // it has ended
 	}
 	return nil, step("oom-score", err)
 }
