@@ -21,11 +21,7 @@ type Conn struct {
 	ended   bool // CloseWrite was called
 
 	readMu sync.Mutex
-	// A read may end, by its deadline, at any byte of a frame: the next goes on there.
-	header [4]byte
-	have   int // bytes of header
-	body   int // bytes of the frame's data still to come
-	over   error
+	in     answers
 }
 
 var _ net.Conn = (*Conn)(nil)
@@ -37,53 +33,68 @@ func (s *Session) Dial(ctx context.Context, port uint16) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{c: c, port: port}, nil
+	return &Conn{c: c, port: port, in: answers{r: c.stream}}, nil
 }
 
 // Read implements io.Reader.
 func (c *Conn) Read(p []byte) (int, error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
-	for c.body == 0 && c.over == nil {
-		if err := c.nextHeader(); err != nil {
+	return c.in.Read(p)
+}
+
+// answers reads the data of a server's frames. A read may end, by its deadline, at any byte of a frame: the
+// next goes on there.
+type answers struct {
+	r      io.Reader
+	header [4]byte
+	have   int   // bytes of header
+	body   int   // bytes of the frame's data still to come
+	over   error // what every further read gives
+}
+
+// Read implements io.Reader. It gives io.EOF only if the guest said that the server sends no more.
+func (a *answers) Read(p []byte) (int, error) {
+	for a.body == 0 && a.over == nil {
+		if err := a.next(); err != nil {
 			return 0, err
 		}
 	}
-	if c.over != nil {
-		return 0, c.over
+	if a.over != nil {
+		return 0, a.over
 	}
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, err := c.c.stream.Read(p[:min(len(p), c.body)])
-	c.body -= n
+	n, err := a.r.Read(p[:min(len(p), a.body)])
+	a.body -= n
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
 }
 
-// nextHeader reads what is missing of a frame's header.
-func (c *Conn) nextHeader() error {
-	for c.have < len(c.header) {
-		n, err := c.c.stream.Read(c.header[c.have:])
-		if c.have += n; err == io.EOF {
-			c.over = io.ErrUnexpectedEOF // the server's own end is told by a frame
-			return c.over
+// next reads what is missing of a frame's header.
+func (a *answers) next() error {
+	for a.have < len(a.header) {
+		n, err := a.r.Read(a.header[a.have:])
+		if a.have += n; err == io.EOF {
+			a.over = io.ErrUnexpectedEOF
+			return a.over
 		}
 		if err != nil {
 			return err
 		}
 	}
-	c.have = 0
-	size := int(c.header[1])<<16 | int(c.header[2])<<8 | int(c.header[3])
-	switch t := wire.FrameType(c.header[0]); {
+	a.have = 0
+	size := int(a.header[1])<<16 | int(a.header[2])<<8 | int(a.header[3])
+	switch t := wire.FrameType(a.header[0]); {
 	case t == wire.FrameStdout && size <= wire.MaxData:
-		c.body = size
+		a.body = size
 	case t == wire.FrameStdoutEnd && size == 0:
-		c.over = io.EOF
+		a.over = io.EOF
 	default:
-		c.over = badFrame(t)
+		a.over = badFrame(t)
 	}
 	return nil
 }

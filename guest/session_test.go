@@ -117,6 +117,38 @@ func TestConfigureIsIdempotent(t *testing.T) {
 	}
 }
 
+// A guest that has forgotten the contents of its configuration still tells it from others.
+func TestConfigureAfterReady(t *testing.T) {
+	cfg := guest.BootConfig{
+		Argv: sleep, Files: []guest.File{{Path: "/none/file", Content: []byte("1")}}, Secrets: []guest.File{{Path: "/none/secret", Content: []byte("2")}},
+		UserData: "3", MetaData: "4",
+	}
+	built := make(chan guest.BootConfig, 1)
+	s := newWorld(t, pid1.LocalConfig{BuildRoot: func(c guest.BootConfig) error {
+		built <- c
+		return nil
+	}}).session(t)
+	configure(t, s, cfg)
+	awaitEvent(t, s, guest.EventReady)
+	if c := <-built; len(c.Files) != 1 || string(c.Secrets[0].Content) != "2" || c.UserData != "3" {
+		t.Errorf("the root was built of %+v", c)
+	}
+	for range 2 {
+		configure(t, s, cfg)
+	}
+	for name, change := range map[string]func(*guest.BootConfig){
+		"secret":    func(c *guest.BootConfig) { c.Secrets = []guest.File{{Path: "/none/secret", Content: []byte("x")}} },
+		"user data": func(c *guest.BootConfig) { c.UserData = "" },
+	} {
+		other := cfg
+		change(&other)
+		other.Image = guest.Disk{Device: "none", FSType: "none"}
+		if _, err := s.Configure(testContext(t), other); !problem.HasCode(err, "guest.configured") {
+			t.Errorf("another %s: %v", name, err)
+		}
+	}
+}
+
 const mac = "52:54:00:12:34:56"
 
 func TestConfigureRefuses(t *testing.T) {

@@ -5,6 +5,7 @@ package pid1
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"reflect"
 	"strings"
 	"sync"
@@ -69,8 +70,10 @@ type machine struct {
 
 	mu          sync.Mutex
 	status      wire.Status
-	changed     chan struct{} // closed and replaced with each change of status
-	cfg         *wire.BootConfig
+	changed     chan struct{}    // closed and replaced with each change of status
+	given       *wire.BootConfig // as it came, until the command runs
+	digest      [2]uint64        // of given, when that is gone
+	cfg         *wire.BootConfig // given without the contents of files; never changed
 	configured  chan struct{}
 	main        *running
 	end         *ending
@@ -111,7 +114,7 @@ func (m *machine) configure(cfg *wire.BootConfig) (wire.Status, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.cfg != nil {
-		if !reflect.DeepEqual(m.cfg, cfg) {
+		if m.given != nil && !reflect.DeepEqual(m.given, cfg) || m.given == nil && m.digest != digestOf(cfg) {
 			return wire.Status{}, &wire.Problem{
 				Kind: wire.KindConflict, Code: "guest.configured",
 				Message: "this boot was configured otherwise", Hint: "reboot the VM to change its configuration",
@@ -122,10 +125,32 @@ func (m *machine) configure(cfg *wire.BootConfig) (wire.Status, error) {
 	if p := checkConfig(cfg); p != nil {
 		return wire.Status{}, p
 	}
-	m.cfg = cfg
+	m.given = cfg
+	slim := *cfg
+	slim.Files, slim.Secrets, slim.UserData, slim.MetaData = nil, nil, "", ""
+	m.cfg = &slim
 	m.status.ConfigUS = m.since()
 	close(m.configured)
 	return m.status, nil
+}
+
+// digestSeeds are this process's: digests are compared with its own only.
+var digestSeeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+
+// digestOf tells configurations apart.
+func digestOf(cfg *wire.BootConfig) (digest [2]uint64) {
+	coded := (&wire.Request{Config: cfg}).Encode()
+	for i, seed := range digestSeeds {
+		digest[i] = maphash.Bytes(seed, coded)
+	}
+	return digest
+}
+
+// forgetContents keeps no secret, and no megabytes, longer than it takes to write them.
+func (m *machine) forgetContents() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.digest, m.given = digestOf(m.given), nil
 }
 
 func checkConfig(cfg *wire.BootConfig) error {
@@ -225,7 +250,7 @@ func (m *machine) boot() wire.Exit {
 		return m.exit(0, 0, "")
 	}
 	m.set(func(s *wire.Status) { s.Phase = wire.PhaseStarting })
-	if err := m.plat.buildRoot(m.cfg); err != nil {
+	if err := m.plat.buildRoot(m.given); err != nil { // nobody changes it before the command runs
 		e := m.exit(wire.CodeBootFailed, 0, "build the root: "+err.Error())
 		e.Reason = wire.ExitBootFailed
 		return e
@@ -270,6 +295,7 @@ func (m *machine) runMain() wire.Exit {
 	})
 	m.copyOutput(run)
 	m.plat.settled()
+	m.forgetContents()
 	m.superviseMain(run)
 	if !cfg.Init {
 		code, signal := exitCode(run.status)

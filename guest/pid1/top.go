@@ -40,13 +40,14 @@ func topProcesses(proc, root string) []wire.Process {
 	slices.SortFunc(list, func(a, b wire.Process) int {
 		return cmp.Or(cmp.Compare(b.CPUMS, a.CPUMS), cmp.Compare(a.PID, b.PID))
 	})
-	list = list[:min(len(list), wire.TopProcesses)]
 	users := map[uint32]string{}
-	for i := range list {
-		p := &list[i]
-		p.User, p.Command = ownerOf(proc, root, p.PID, users), commandOf(proc, p)
+	top := make([]wire.Process, 0, wire.TopProcesses)
+	for _, p := range list[:min(len(list), 2*wire.TopProcesses)] { // some may have ended by now
+		if p.User, p.Command = ownerOf(proc, root, p.PID, users), commandOf(proc, &p); p.User != "" && len(top) < cap(top) {
+			top = append(top, p)
+		}
 	}
-	return list
+	return top
 }
 
 // readProcess reads a process's figures and, as its Command, its short name.
@@ -59,7 +60,7 @@ func readProcess(dir string, pid int) (wire.Process, bool) {
 	}
 	const ppid, utime, stime, rss = 1, 11, 12, 21
 	f := strings.Fields(line[end+1:])
-	if len(f) <= rss || pid == kthreadd && f[ppid] == "0" || f[ppid] == strconv.Itoa(kthreadd) {
+	if len(f) <= rss || f[0] == "Z" || pid == kthreadd && f[ppid] == "0" || f[ppid] == strconv.Itoa(kthreadd) {
 		return wire.Process{}, false
 	}
 	user, _ := strconv.ParseUint(f[utime], 10, 48)
@@ -70,7 +71,7 @@ func readProcess(dir string, pid int) (wire.Process, bool) {
 	}, true
 }
 
-// ownerOf names the user that a process runs as.
+// ownerOf names the user that a process runs as; nothing if it has ended.
 func ownerOf(proc, root string, pid int, users map[uint32]string) string {
 	var st unix.Stat_t
 	if unix.Stat(proc+"/"+strconv.Itoa(pid), &st) != nil {
