@@ -3,10 +3,10 @@
 package pid1
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -33,11 +33,14 @@ type networkOf struct {
 // parseInterface checks an interface's configuration; the error says what is wrong with it.
 func parseInterface(i *wire.Interface) (networkOf, error) {
 	n := networkOf{mtu: i.MTU}
-	raw, err := hex.DecodeString(strings.ReplaceAll(i.MAC, ":", ""))
-	if err != nil || len(raw) != len(n.mac) || len(i.MAC) != 3*len(n.mac)-1 {
-		return n, errors.New("no MAC address: " + i.MAC)
+	bytes := strings.Split(i.MAC, ":")
+	for k, s := range bytes {
+		v, err := strconv.ParseUint(s, 16, 8)
+		if err != nil || len(s) != 2 || len(bytes) != len(n.mac) {
+			return n, errors.New("no MAC address: " + i.MAC)
+		}
+		n.mac[k] = byte(v)
 	}
-	copy(n.mac[:], raw)
 	for _, s := range i.Addresses {
 		p, err := netip.ParsePrefix(s)
 		if err != nil || p.Addr().Zone() != "" || p.Addr().Is4In6() {
