@@ -11,6 +11,36 @@ import (
 	"github.com/blixard/blixard/guest/bundle"
 )
 
+// BenchmarkCalls measures round trips into a running guest: the floor, which is a ping, and a whole exec of the
+// shortest program up to its exit.
+func BenchmarkCalls(b *testing.B) {
+	const calls = 200
+	bu := boottest.Bundle(b)
+	m := boottest.Boot(b, boottest.Spec{
+		Kernel: boottest.Kernel(b, bu, bundle.KernelOwn), MemoryMiB: 256, Image: image(b, bu), Writable: writable(b),
+	})
+	s := m.Connect()
+	m.Ready(s, config("sleep", "1000000"))
+	for b.Loop() {
+		var pings, execs []time.Duration
+		for range calls {
+			d, err := s.Ping(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			pings = append(pings, d)
+			begin := time.Now()
+			if out, code := m.Exec(s, "true"); code != 0 {
+				b.Fatal(out)
+			}
+			execs = append(execs, time.Since(begin))
+		}
+		b.ReportMetric(milliseconds(median(pings)), "ping-ms")
+		b.ReportMetric(milliseconds(median(execs)), "exec-ms")
+		b.ReportMetric(0, "ns/op")
+	}
+}
+
 // BenchmarkEquipment boots with one more piece of equipment at a time: what init takes longer for each.
 func BenchmarkEquipment(b *testing.B) {
 	bu := boottest.Bundle(b)

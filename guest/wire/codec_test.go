@@ -184,6 +184,67 @@ func TestFrames(t *testing.T) {
 	})
 }
 
+// Only the configuration may be large, and only in a frame of its own.
+func TestConfigureFrame(t *testing.T) {
+	req := Request{Method: MethodConfigure, Config: &BootConfig{Files: []File{{Path: "/f", Content: make([]byte, MaxControl)}}}}
+	b := req.Encode()
+	if err := WriteFrame(io.Discard, FrameRequest, b); !errors.Is(err, ErrFrameSize) {
+		t.Errorf("as a request: %v", err)
+	}
+	var buf bytes.Buffer
+	if err := WriteFrame(&buf, FrameConfigure, b); err != nil {
+		t.Fatal(err)
+	}
+	ft, p, err := NewFrameReader(&buf).Next()
+	if err != nil || ft != FrameConfigure {
+		t.Fatalf("%d, %v", ft, err)
+	}
+	if got, err := DecodeRequest(p); err != nil || !reflect.DeepEqual(*got, req) {
+		t.Errorf("%v", err)
+	}
+	if err := WriteFrame(io.Discard, FrameConfigure, make([]byte, MaxConfigure+1)); !errors.Is(err, ErrFrameSize) {
+		t.Errorf("above the limit: %v", err)
+	}
+}
+
+// A guest tells of no more processes than it may, and in text that can be shown.
+func TestProcessesAreBounded(t *testing.T) {
+	r := Response{
+		Processes: []Process{{User: "\x1b[31m", Command: strings.Repeat("c", 2*MaxCommand)}},
+		Probe:     &ProbeResult{Message: strings.Repeat("m", 2*MaxMessage)}, File: &FileInfo{Link: "\n"},
+	}
+	got, err := DecodeResponse(r.Encode())
+	if err != nil || got.Processes[0].User != "?[31m" || len(got.Processes[0].Command) != MaxCommand || len(got.Probe.Message) != MaxMessage || got.File.Link != "?" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	r.Processes = make([]Process, TopProcesses+1)
+	if _, err := DecodeResponse(r.Encode()); !errors.Is(err, ErrMessage) {
+		t.Errorf("one more: %v", err)
+	}
+}
+
+func TestFill(t *testing.T) {
+	buf := make([]byte, 4)
+	for name, c := range map[string]struct {
+		r    io.Reader
+		n    int
+		want error
+	}{
+		"full":     {strings.NewReader("12345"), 4, nil},
+		"end":      {strings.NewReader("12"), 2, io.EOF},
+		"own":      {io.MultiReader(strings.NewReader("1"), failing{}), 1, io.ErrUnexpectedEOF},
+		"in parts": {io.MultiReader(strings.NewReader("1"), strings.NewReader("234")), 4, nil},
+	} {
+		if n, err := Fill(c.r, buf); n != c.n || err != c.want {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+	}
+}
+
+type failing struct{}
+
+func (failing) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
 func TestFrameLimits(t *testing.T) {
 	if _, _, err := NewFrameReader(bytes.NewReader([]byte{99, 0, 0, 0})).Next(); !errors.Is(err, ErrFrameType) {
 		t.Errorf("unknown type: %v", err)
