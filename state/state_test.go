@@ -96,6 +96,12 @@ func describeVM(vm *blixardv1.VM) string {
 	for _, k := range slices.Sorted(mapKeys(vm.GetLabels())) {
 		s += fmt.Sprintf(" %s=%s", k, vm.GetLabels()[k])
 	}
+	for _, i := range vm.GetInterfaces() {
+		s += fmt.Sprintf(" %s:%s/%s/%s", i.GetNetwork(), i.GetIpv4(), i.GetIpv6(), i.GetMac())
+	}
+	for _, p := range vm.GetSpec().GetPorts() {
+		s += " port=" + PortKey(p)
+	}
 	return s
 }
 
@@ -130,6 +136,25 @@ func (st *story) describe() string {
 		fmt.Fprintf(&b, "node %s id=%s state=%s incarnation=%d allocated=%d/%d/%d of %d/%d/%d\n", n.GetName(), n.GetId(), n.GetState(), n.GetIncarnation(),
 			n.GetAllocated().GetVcpus(), n.GetAllocated().GetMemoryMib(), n.GetAllocated().GetDiskBytes(),
 			n.GetAllocatable().GetVcpus(), n.GetAllocatable().GetMemoryMib(), n.GetAllocatable().GetDiskBytes())
+	}
+	for _, i := range v.Images() {
+		fmt.Fprintf(&b, "image %s %s nodes=%v\n", i.GetName(), i.GetDigest(), i.GetNodeIds())
+	}
+	for _, o := range v.Volumes() {
+		fmt.Fprintf(&b, "volume %s size=%d node=%s epoch=%d vms=%v snapshots=%d", o.GetName(), o.GetSizeBytes(), o.GetNode(), o.GetEpoch(), o.GetVmIds(), len(o.GetSnapshots()))
+		if o.GetMade() {
+			b.WriteString(" made")
+		}
+		if o.GetDeleting() {
+			b.WriteString(" deleting")
+		}
+		b.WriteString("\n")
+	}
+	for _, n := range v.Networks() {
+		fmt.Fprintf(&b, "network %s %s %s %s vni=%d\n", n.GetName(), n.GetType(), n.GetIpv4Subnet(), n.GetIpv6Subnet(), n.GetVni())
+	}
+	for _, o := range v.Secrets() {
+		fmt.Fprintf(&b, "secret %s %d bytes\n", o.GetName(), o.GetSizeBytes())
 	}
 	return b.String()
 }
