@@ -2,6 +2,7 @@ package volume
 
 import (
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -12,7 +13,18 @@ import (
 // cp --sparse=always with a sync, in the same run: the ratio is time of ours to time of
 // cp's.
 func BenchmarkSnapshot(b *testing.B) {
-	s := newStore(b)
+	b.Run("copied", func(b *testing.B) { benchmarkSnapshot(b, b.TempDir()) })
+	b.Run("shared", func(b *testing.B) {
+		dir, ok := mount(b, 4<<10, "/usr/sbin/mkfs.xfs", "-q", "-m", "reflink=1")
+		if !ok {
+			b.Fatal("install xfsprogs")
+		}
+		benchmarkSnapshot(b, dir)
+	})
+}
+
+func benchmarkSnapshot(b *testing.B, dir string) {
+	s := openStore(b, filepath.Join(dir, "volumes"), 0)
 	path := ensure(b, s, "a", 1<<30)
 	scatter(b, path, 100)
 	must(b, exec.Command("sync", path).Run())

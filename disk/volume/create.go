@@ -210,6 +210,16 @@ func (s *Store) File(ctx context.Context, id string, flag int) (*os.File, error)
 	return f, nil
 }
 
+// keepOwner gives a file that takes the place of old the same owner and mode: a VM's
+// process may have rights of its own to its disk.
+func keepOwner(f, old *os.File) error {
+	st, err := disk.StatFile(old)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Chown(int(st.Uid), int(st.Gid)), f.Chmod(fs.FileMode(st.Mode&0o777)))
+}
+
 // atRest refuses a step on a disk that a hypervisor has open: QEMU holds locks on it
 // (fcntl(2), F_OFD_SETLK). f is open for writing.
 func atRest(id string, f *os.File) error {

@@ -70,6 +70,9 @@ func (s *Store) Resize(ctx context.Context, id string, sizeBytes uint64) error {
 			return err
 		}
 		s.at("volume.resize.copied")
+		if err := keepOwner(f, old); err != nil {
+			return err
+		}
 		return s.resizeFile(ctx, id, f, has, size)
 	})
 	if err != nil {

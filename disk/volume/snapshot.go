@@ -126,7 +126,7 @@ func (s *Store) Restore(ctx context.Context, id, snapshot string) error {
 	err = s.build(d, diskImage, func(f *os.File) error {
 		err := disk.Copy(ctx, f, from, nil)
 		s.at("volume.restore.copied")
-		return err
+		return errors.Join(err, keepOwner(f, old))
 	})
 	if err != nil {
 		return err

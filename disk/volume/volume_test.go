@@ -1,8 +1,11 @@
 package volume
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -525,6 +528,50 @@ func remove(t testing.TB, image, name string) {
 	t.Helper()
 	if out, err := exec.Command("/usr/sbin/debugfs", "-w", "-R", "rm "+name, image).CombinedOutput(); err != nil {
 		t.Fatalf("debugfs: %v\n%s", err, out)
+	}
+}
+
+// The lock that the driver's QEMU takes is the one that is asked for.
+func TestQEMUHoldsTheDisk(t *testing.T) {
+	s := newStore(t)
+	path := ensure(t, s, "a", MinBytes)
+	for _, readOnly := range []string{"off", "on"} {
+		cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-M", "microvm,accel=tcg",
+			"-blockdev", "driver=raw,node-name=d,read-only="+readOnly+",file.driver=file,file.locking=on,file.filename="+path,
+			"-device", "virtio-blk-device,drive=d", "-qmp", "stdio")
+		in, err := cmd.StdinPipe()
+		must(t, err)
+		out, err := cmd.StdoutPipe()
+		must(t, err)
+		must(t, cmd.Start())
+		_, err = io.WriteString(in, `{"execute":"qmp_capabilities"}`)
+		must(t, err)
+		for lines := bufio.NewScanner(out); lines.Scan() && !strings.Contains(lines.Text(), "return"); {
+			// It answers when all is set up.
+		}
+		wantCode(t, s.Restore(t.Context(), "a", "s"), "volume.in_use")
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+		wantCode(t, s.Restore(t.Context(), "a", "s"), "volume.snapshot_not_found")
+	}
+}
+
+// A disk that takes another's place belongs to whom that belonged.
+func TestTheOwnerStays(t *testing.T) {
+	s := newStore(t)
+	path := ensure(t, s, "a", 64*mib)
+	must(t, s.Snapshot(t.Context(), "a", "s", nil))
+	must(t, errors.Join(os.Chown(path, 1234, 2345), os.Chmod(path, 0o640)))
+	for _, step := range []func() error{
+		func() error { return s.Resize(t.Context(), "a", 128*mib) },
+		func() error { return s.Restore(t.Context(), "a", "s") },
+	} {
+		must(t, step())
+		st, err := os.Stat(path)
+		must(t, err)
+		if sys := st.Sys().(*syscall.Stat_t); sys.Uid != 1234 || sys.Gid != 2345 || st.Mode() != 0o640 {
+			t.Errorf("%d:%d %v", sys.Uid, sys.Gid, st.Mode())
+		}
 	}
 }
 
