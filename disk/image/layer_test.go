@@ -202,6 +202,8 @@ func TestLayersOverEachOther(t *testing.T) {
 		{"metadata of aufs", [][]ent{base, {file(".wh..wh.plnk/1.2", ""), file(".wh..wh.aufs", ""), dir(".wh..wh.orph")}}, "d/ d/a=1 d/b=1 d/sub/ d/sub/x=1 f=1 l>d"},
 		{"file over directory", [][]ent{base, {file("d", "2")}}, "d=2 f=1 l>d"},
 		{"directory over file", [][]ent{base, {dir("f"), file("f/x", "2")}}, "d/ d/a=1 d/b=1 d/sub/ d/sub/x=1 f/ f/x=2 l>d"},
+		{"something below a file", [][]ent{base, {file("f/x/y", "2")}}, "d/ d/a=1 d/b=1 d/sub/ d/sub/x=1 f/ f/x/ f/x/y=2 l>d"},
+		{"opaque file", [][]ent{base, {file("f/.wh..wh..opq", "")}}, "d/ d/a=1 d/b=1 d/sub/ d/sub/x=1 f/ l>d"},
 		{"directory over link", [][]ent{base, {dir("l"), file("l/x", "2")}}, "d/ d/a=1 d/b=1 d/sub/ d/sub/x=1 f=1 l/ l/x=2"},
 		{"through a link of a lower layer", [][]ent{base, {file("l/a", "2"), file("l/sub/y", "2")}}, "d/ d/a=2 d/b=1 d/sub/ d/sub/x=1 d/sub/y=2 f=1 l>d"},
 		{"through an absolute link", [][]ent{{dir("usr/lib"), symlink("lib", "/usr/lib")}, {file("lib/x", "2")}}, "lib>/usr/lib usr/ usr/lib/ usr/lib/x=2"},

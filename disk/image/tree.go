@@ -138,7 +138,14 @@ func (t *tree) walk(parts []string, make bool) (*inode, error) {
 			if !make {
 				return nil, nil
 			}
-			return nil, badLayer("%q is below a file that is no directory", clip(strings.Join(parts, "/")))
+			if e.layer == t.layer {
+				return nil, badLayer("%q is below a file that is no directory", clip(strings.Join(parts, "/")))
+			}
+			// What is below it in this layer hides a file of an older one.
+			t.remove(dir, name)
+			below := newDir(0o755)
+			dir.entries[name] = entry{below, t.layer}
+			dir, up = below, append(up, dir)
 		}
 	}
 	return dir, nil
@@ -184,6 +191,13 @@ func (t *tree) put(parts []string, i *inode) error {
 
 // link gives one more name to the file that has the name target.
 func (t *tree) link(parts, target []string) error {
+	dir, to, err := t.parent(parts, true)
+	if err != nil {
+		return err
+	}
+	if dir == nil {
+		return badLayer("the root is no directory")
+	}
 	from, name, err := t.parent(target, false)
 	if err != nil {
 		return err
@@ -195,13 +209,6 @@ func (t *tree) link(parts, target []string) error {
 	e, ok := from.entries[name]
 	if !ok || e.isDir() {
 		return missing
-	}
-	dir, to, err := t.parent(parts, true)
-	if err != nil {
-		return err
-	}
-	if dir == nil {
-		return badLayer("the root is no directory")
 	}
 	if old, ok := dir.entries[to]; ok && old.inode == e.inode {
 		dir.entries[to] = entry{e.inode, t.layer}
