@@ -34,15 +34,8 @@ type chain struct {
 	rules      []string
 }
 
-const (
-	// rateBurstSeconds of the bound on what a VM sends may go out at once, and at
-	// least rateBurstMinBytes: four times the largest packet that a NIC with
-	// segmentation offload hands over.
-	rateBurstSeconds  = 0.02
-	rateBurstMinBytes = 4 << 16
-	// bytesPerMbit: a million bits.
-	bytesPerMbit = 125_000
-)
+// bytesPerMbit: a million bits.
+const bytesPerMbit = 125_000
 
 // tables gives the rules for what is planned.
 func (p planner) tables(out planned, host hostFacts, underlay netip.Addr) tables {
@@ -193,10 +186,9 @@ func bridgeChains(out planned) []chain {
 	for _, np := range out.networks {
 		for _, l := range np.local {
 			if rate := np.rules.GetRateMbit(); rate > 0 {
-				bytes := uint64(rate) * bytesPerMbit
-				burst := max(uint64(float64(bytes)*rateBurstSeconds), rateBurstMinBytes)
 				chains = append(chains, chain{name: nicChain(l), rules: []string{
-					fmt.Sprintf("limit rate over %d bytes/second burst %d bytes drop", bytes, burst),
+					// The kernel lets what was not used for up to a second be used at once.
+					fmt.Sprintf("limit rate over %d bytes/second drop", uint64(rate)*bytesPerMbit),
 					"goto guest",
 				}})
 			}
