@@ -190,6 +190,7 @@ func (f *Fabric) readLocked() (*kernel, planned, error) {
 	for name, opts := range have.taps {
 		f.taps[name] = opts
 	}
+	have.facts.overlayPortTaken = f.desired.Underlay.IsValid() && have.overlayPortTaken(f.planner.vxlanPort)
 	return have, f.planner.plan(*f.desired, have.facts), nil
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -47,6 +48,26 @@ func hold(p Port) (io.Closer, error) {
 		}
 	}
 	return held, nil
+}
+
+// overlayPortTaken reports whether a program has the overlay's port. The kernel's own
+// overlays share it.
+func (k *kernel) overlayPortTaken(port int) bool {
+	for _, l := range k.objects.links {
+		if l.kind == kindOverlay && l.udpPort == port {
+			return false
+		}
+	}
+	for _, o := range k.facts.overlays {
+		if o.port == port {
+			return false
+		}
+	}
+	held, err := hold(Port{HostPort: uint16(port), Protocol: blixardv1.Protocol_udp})
+	if err == nil {
+		_ = held.Close()
+	}
+	return problem.HasCode(err, "network.port_taken")
 }
 
 // sockets are file descriptors.

@@ -56,7 +56,7 @@ func newNamespace(t testing.TB, name string) {
 }
 
 // within calls do on a thread that is in a namespace; sockets that do makes stay
-// there. "" is the tests' own.
+// there. "" is the tests' own, without a thread, and "self" with one.
 func within(t testing.TB, ns string, do func() error) {
 	t.Helper()
 	if err := withinErr(ns, do); err != nil {
@@ -71,10 +71,13 @@ func withinErr(ns string, do func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		handle, err := netns.GetFromName(ns)
-		if err == nil {
-			err = netns.Set(handle)
-			_ = handle.Close()
+		var err error
+		if ns != "self" {
+			var handle netns.NsHandle
+			if handle, err = netns.GetFromName(ns); err == nil {
+				err = netns.Set(handle)
+				_ = handle.Close()
+			}
 		}
 		if err == nil {
 			err = do()

@@ -84,6 +84,8 @@ type hostFacts struct {
 	routes []hostRoute
 	// overlays that are not ours.
 	overlays []hostOverlay
+	// overlayPortTaken: a program has the UDP port of the overlay.
+	overlayPortTaken bool
 	// uplinks are the links that answers to guests may come in by.
 	uplinks []uplink
 	// underlayMTU is the MTU in bytes of the link that has the underlay address, and

@@ -261,6 +261,10 @@ func (p planner) clash(np netPlan, host hostFacts, others []netPlan) error {
 				WithHint("make the network anew with another subnet, or remove the %s", what)
 		}
 	}
+	if np.overlay != "" && host.overlayPortTaken {
+		return problem.New(problem.Conflict, "network.overlay_port_taken", "network %q: a program has UDP port %d, which the overlay needs", np.name, p.vxlanPort).
+			WithHint("see who has it with `ss -lunp 'sport = :%d'`, or give the cluster another port for its overlay", p.vxlanPort)
+	}
 	for _, o := range host.overlays {
 		if np.overlay != "" && o.vni == np.vni && o.port == p.vxlanPort {
 			return problem.New(problem.Conflict, "network.vni_taken", "network %q: interface %s has the overlay number %d on UDP port %d already", np.name, o.link, np.vni, o.port).
