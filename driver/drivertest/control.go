@@ -97,8 +97,12 @@ func testResize(t *testing.T, h Harness) {
 		bytes uint64
 		code  string
 	}{
-		{0, larger - 512, "driver.shrink"}, {0, larger + 1, "driver.size"}, {0, 0, "driver.size"},
-		{1, larger, "driver.drive"}, {len(r.cfg.Drives), larger, "driver.drive"}, {-1, larger, "driver.drive"},
+		{0, larger - 512, "driver.shrink"},
+		{0, larger + 1, "driver.size"},
+		{0, 0, "driver.size"},
+		{1, larger, "driver.drive"},
+		{len(r.cfg.Drives), larger, "driver.drive"},
+		{-1, larger, "driver.drive"},
 	} {
 		err := r.vm.ResizeDrive(within(t), tc.index, tc.bytes)
 		if !problem.Is(err, problem.Invalid) || !problem.HasCode(err, tc.code) {

@@ -147,7 +147,9 @@ func TestQMPCalls(t *testing.T) {
 	if err := q.call(t.Context(), "late", nil, nil); !problem.HasCode(err, "driver.qmp_lost") {
 		t.Errorf("%v", err)
 	}
-	<-served
+	if err := <-served; err == nil {
+		t.Error("the server ended without a reason")
+	}
 }
 
 func TestStatisticsOfAGuest(t *testing.T) {
