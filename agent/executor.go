@@ -128,18 +128,37 @@ func (a *Agent) prepare(ctx context.Context, rec *blixardv1.AllocationRecord) (*
 		return nil, fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
 	}
 	path := filepath.Join(dir, rootDisk)
-	if _, err := os.Lstat(path); err == nil {
-		return img, nil
-	}
 	size := alloc.GetSpec().GetDiskBytes()
 	if size == 0 {
 		size = defaultDiskBytes
+	}
+	if st, err := os.Lstat(path); err == nil {
+		return img, growRoot(path, st, size)
 	}
 	if err := a.cfg.Disks.CreateRoot(ctx, path, size); err != nil {
 		return nil, fmt.Errorf("prepare vm %s: %w", alloc.GetVmName(), err)
 	}
 	failpoint.Hit("agent.prepare.after")
 	return img, nil
+}
+
+// growMark beside a root disk says that its file grew, and the file system on it not
+// yet: its guest does that.
+const growMark = ".grown"
+
+// growRoot makes the file of a root disk larger, to whole blocks.
+func growRoot(path string, st fs.FileInfo, size uint64) error {
+	size &^= 4095
+	if !st.Mode().IsRegular() || uint64(st.Size()) >= size {
+		return nil // the driver refuses what is no file
+	}
+	if err := os.WriteFile(path+growMark, nil, 0o600); err != nil {
+		return fmt.Errorf("grow %s: %w", path, err)
+	}
+	if err := os.Truncate(path, int64(size)); err != nil {
+		return fmt.Errorf("grow %s: %w", path, err)
+	}
+	return nil
 }
 
 // prepareImage brings the image, telling the cluster now and then how far it is.

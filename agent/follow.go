@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -259,11 +261,38 @@ func (a *Agent) guestEvent(ctx context.Context, f *follower, s *guest.Session, e
 		failpoint.Hit("agent.ready")
 		info := ReadyInfo{BootID: clip(st.BootID), KernelRelease: clip(st.KernelRelease)}
 		a.post(ctx, func(now time.Time) { a.core.GuestReady(f.id, f.boots, info, now) })
+		a.growGuest(ctx, f, s)
 	case guest.PhaseExited:
 		return a.guestExited(ctx, f, s, st)
 	}
 	return nil
 }
+
+// growGuest lets a guest use all of a root disk that grew.
+func (a *Agent) growGuest(ctx context.Context, f *follower, s *guest.Session) {
+	dir, err := a.journal.path(f.id)
+	if err != nil {
+		return
+	}
+	mark := filepath.Join(dir, rootDisk) + growMark
+	if _, err := os.Lstat(mark); err != nil {
+		return
+	}
+	err = within(ctx, growTimeout, func(ctx context.Context) error {
+		_, err := s.Grow(ctx, "/")
+		return err
+	})
+	if err == nil {
+		err = os.Remove(mark)
+	}
+	if err != nil {
+		f.log.Warn("the guest does not use all of its larger disk yet; it is tried again at its next start", "err", err)
+	}
+}
+
+// growTimeout bounds the growing of a file system, which writes some blocks for each
+// 128 MiB.
+const growTimeout = time.Minute
 
 // clip bounds a guest's word before it goes into the replicated state.
 func clip(s string) string {

@@ -238,6 +238,9 @@ func (s *session) tellSize() {
 // do with the guest.
 func lostConnection(err error) bool {
 	p := problem.From(err)
+	if p.Code == "vm.ended" {
+		return false // the node says so, and how
+	}
 	if _, isStatus := status.FromError(err); isStatus && p.Kind == problem.Unavailable {
 		return true
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -87,19 +88,32 @@ func (k *networkKeeper) Attach(ctx context.Context, a *blixardv1.Allocation, uid
 			}
 			applied = true
 		}
-		if err := k.fabric.Problems()[network.GetName()]; err != nil {
-			return nil, err
-		}
 		name, mtu, err := k.fabric.Tap(ctx, a.GetId(), n, vmnet.TapOptions{UID: int(uid), GID: int(uid)})
 		if err != nil {
+			// What is wrong with the whole network says more than that the tap has no place.
+			if why := k.fabric.Problems()[network.GetName()]; why != nil {
+				err = why
+			}
 			return nil, err
 		}
 		nics, mtus = append(nics, driver.NIC{MAC: i.GetMac(), Tap: name, MTU: uint32(mtu)}), append(mtus, mtu)
+	}
+	if applied {
+		for _, p := range a.GetSpec().GetPorts() {
+			if err := k.fabric.Problems()[portName(p)]; err != nil {
+				return nil, err
+			}
+		}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.mtus[a.GetId()] = mtus
 	return nics, nil
+}
+
+// portName is what the fabric calls a port that it has a problem with.
+func portName(p *blixardv1.PublishedPort) string {
+	return fmt.Sprintf("port %d/%s", p.GetHostPort(), p.GetProtocol())
 }
 
 // userNet is the user-mode network of a VM; its first one publishes the ports.
