@@ -394,7 +394,14 @@ func (c *Core) ActionDone(d Done, now time.Time) {
 	}
 	switch d.Action.Kind {
 	case ActionPause, ActionResume:
-		c.update(i, func(r *blixardv1.AllocationRecord) { r.Status.Paused = d.Action.Kind == ActionPause })
+		c.update(i, func(r *blixardv1.AllocationRecord) {
+			s := r.Status
+			if s.Paused = d.Action.Kind == ActionPause; s.Paused {
+				s.Reason, s.Message = "paused", "its processors stand still"
+			} else {
+				s.Reason, s.Message = "ready", "the guest is ready"
+			}
+		})
 	case ActionStart, ActionAdopt:
 		c.started(i, d, now)
 	case ActionStop, ActionKill:

@@ -99,6 +99,10 @@ func (s *scenario) run(d *datadriven.TestData) string {
 		code, _ := strconv.Atoi(arg(d, "code", "0"))
 		sig, _ := strconv.Atoi(arg(d, "signal", "0"))
 		s.core.ProcessEnded(id, s.boots(d, rec), driver.Exit{Code: code, Signal: sig, Stderr: arg(d, "stderr", "")}, !has(d, "unknown"))
+	case "health":
+		s.core.Health(id, s.boots(d, rec), blixardv1.Health_Enum(blixardv1.Health_Enum_value[arg(d, "is", "")]), arg(d, "says", ""))
+	case "preparing":
+		s.core.Preparing(id, arg(d, "says", ""))
 	case "hung":
 		s.core.Hung(id, s.boots(d, rec))
 	case "crash":
@@ -138,6 +142,21 @@ func (s *scenario) desire(d *datadriven.TestData, id string) {
 		t, _ := time.ParseDuration(v)
 		a.StopTimeout = durationpb.New(t)
 	}
+	if v := arg(d, "generation", ""); v != "" {
+		a.Generation, _ = strconv.ParseUint(v, 10, 64)
+	}
+	if v := arg(d, "memory", ""); v != "" {
+		n, _ := strconv.Atoi(v)
+		a.Spec.MemoryMib = uint32(n)
+	}
+	if v := arg(d, "port", ""); v != "" {
+		n, _ := strconv.Atoi(v)
+		a.Spec.Ports = []*blixardv1.PublishedPort{{HostPort: uint32(n), GuestPort: 80}}
+	}
+	a.Spec.Paused = has(d, "paused")
+	if has(d, "checked") {
+		a.Spec.Health = &blixardv1.HealthCheck{Probe: &blixardv1.HealthCheck_Agent{Agent: true}, Keep: has(d, "keep")}
+	}
 	a.ForceStop = has(d, "force")
 	s.allocs[id] = a
 	s.core.SetAllocation(a)
@@ -158,6 +177,9 @@ func (s *scenario) done(d *datadriven.TestData, id string) {
 		done.Err = problem.New(problem.Unavailable, "disk.full", "no space")
 	default:
 		done.Err = errors.New(arg(d, "err", ""))
+	}
+	if v := arg(d, "image", ""); v != "" {
+		done.Image = &blixardv1.Image{Name: v, Digest: "sha256:" + v}
 	}
 	if done.Err == nil && (a.Kind == ActionStart || a.Kind == ActionAdopt) && !done.Gone {
 		done.Started = &blixardv1.SupervisedProcess{StartedAt: timestamppb.New(s.now)}
@@ -236,6 +258,21 @@ func reportText(r *blixardv1.AllocationReport) string {
 	}
 	if st.GetNextStartAt() != nil {
 		s += " next-start"
+	}
+	if st.GetHealth() != 0 {
+		s += " " + strings.TrimSuffix(st.GetHealth().String()+":"+st.GetHealthMessage(), ":")
+	}
+	if st.GetPaused() {
+		s += " paused"
+	}
+	if len(st.GetRestartNeeded()) > 0 {
+		s += fmt.Sprintf(" needs-restart=%v", st.GetRestartNeeded())
+	}
+	if st.GetImageDigest() != "" {
+		s += " image=" + st.GetImageDigest()
+	}
+	if st.GetObservedGeneration() > 1 {
+		s += fmt.Sprintf(" generation=%d", st.GetObservedGeneration())
 	}
 	return s
 }

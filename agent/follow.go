@@ -52,6 +52,8 @@ type follower struct {
 
 	// paused: its processors stand still, and it can't answer.
 	paused atomic.Bool
+	// checks has the newest check in its one place, nil for none.
+	checks chan *blixardv1.HealthCheck
 
 	mu sync.Mutex
 	// current session, nil while there is none; changed is closed and made anew
@@ -106,7 +108,7 @@ func (a *Agent) follow(rec *blixardv1.AllocationRecord, vm driver.VM) {
 	f := &follower{
 		id: id, name: rec.GetAllocation().GetVmName(), boots: rec.GetBoots(), rec: rec, vm: vm, cancel: cancel,
 		log:     a.log.With("vm", rec.GetAllocation().GetVmName(), "alloc", id, "epoch", rec.GetAllocation().GetEpoch()),
-		changed: make(chan struct{}), drained: make(chan struct{}),
+		changed: make(chan struct{}), drained: make(chan struct{}), checks: make(chan *blixardv1.HealthCheck, 1),
 	}
 	f.paused.Store(rec.GetStatus().GetPaused())
 	a.mu.Lock()
@@ -117,9 +119,17 @@ func (a *Agent) follow(rec *blixardv1.AllocationRecord, vm driver.VM) {
 	f.wg.Go(func() { a.watchProcess(ctx, f) })
 	f.wg.Go(func() { a.watchGuest(ctx, f) })
 	f.wg.Go(func() { a.watchVMM(ctx, f) })
-	if check := rec.GetAllocation().GetSpec().GetHealth(); check != nil {
-		f.wg.Go(func() { a.watchHealth(ctx, f, check) })
+	f.wg.Go(func() { a.watchHealth(ctx, f) })
+	f.setCheck(rec.GetAllocation().GetSpec().GetHealth())
+}
+
+// setCheck tells the checker what to check from now on. Only the loop calls it.
+func (f *follower) setCheck(check *blixardv1.HealthCheck) {
+	select {
+	case <-f.checks: // an older one that was not taken yet
+	default:
 	}
+	f.checks <- check
 }
 
 func (a *Agent) follower(id string) *follower {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -74,32 +75,47 @@ func (c *checker) result(ok bool, now time.Time) blixardv1.Health_Enum {
 	return c.health
 }
 
-// watchHealth checks a VM for as long as it is followed.
-func (a *Agent) watchHealth(ctx context.Context, f *follower, check *blixardv1.HealthCheck) {
-	if f.waitSession(ctx, connectTimeout) == nil && ctx.Err() != nil {
-		return
-	}
-	c := newChecker(check, time.Now())
+// watchHealth checks a VM for as long as it is followed, by the newest check.
+func (a *Agent) watchHealth(ctx context.Context, f *follower) {
+	var c *checker
+	var due <-chan time.Time
 	told, toldText := blixardv1.Health_unspecified, ""
-	for pause(ctx, c.pause()) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case check := <-f.checks:
+			if c != nil && proto.Equal(check, c.check) || c == nil && check == nil {
+				continue
+			}
+			c, due, told, toldText = nil, nil, blixardv1.Health_unspecified, ""
+			if check != nil {
+				c = newChecker(check, time.Now())
+				due = time.After(c.pause())
+			}
+			continue
+		case <-due:
+		}
+		due = time.After(c.pause())
 		if f.paused.Load() {
 			continue
 		}
-		err := within(ctx, c.timeout(), func(ctx context.Context) error { return probe(ctx, f.session(), check, c.timeout()) })
+		err := within(ctx, c.timeout(), func(ctx context.Context) error { return probe(ctx, f.session(), c.check, c.timeout()) })
 		if ctx.Err() != nil {
 			return
 		}
 		text := ""
 		if err != nil {
 			text = err.Error()
-			text = text[:min(len(text), healthTextMax)]
+			text = lastLine(text[:min(len(text), healthTextMax)])
 		}
 		health := c.result(err == nil, time.Now())
+		due = time.After(c.pause())
 		if health == told && text == toldText {
 			continue
 		}
 		told, toldText = health, text
-		a.post(ctx, func(time.Time) { a.core.Health(f.id, f.boots, health, lastLine(text)) })
+		a.post(ctx, func(time.Time) { a.core.Health(f.id, f.boots, health, text) })
 	}
 }
 

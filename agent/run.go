@@ -284,6 +284,11 @@ func (a *Agent) loop(ctx context.Context) error {
 		for _, f := range after {
 			f()
 		}
+		for _, r := range turn.Keep {
+			if f := a.follower(r.GetAllocation().GetId()); f != nil {
+				f.setCheck(r.GetAllocation().GetSpec().GetHealth())
+			}
+		}
 		a.reports.add(turn.Reports)
 		for _, act := range turn.Actions {
 			a.begin(ctx, act)

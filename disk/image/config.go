@@ -52,6 +52,10 @@ func parseConfig(raw []byte, layers int) (*blixardv1.ImageConfig, []string, erro
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return nil, nil, badConfig("it is not JSON of that form").WithCause(err)
 	}
+	if c.OS == "" && c.Architecture == "" {
+		// One that names no platform is taken for this one, as other runtimes do.
+		c.OS, c.Architecture = platformOS, platformArch
+	}
 	if c.OS != platformOS || c.Architecture != platformArch {
 		return nil, nil, wrongArchitecture([]string{clip((&platform{c.OS, c.Architecture, c.Variant}).String())})
 	}
