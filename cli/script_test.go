@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/blixard/blixard/guest/boottest"
 )
 
 const (
@@ -112,22 +114,7 @@ func endProcesses(t testscript.T, dir string) {
 }
 
 // processes are those whose arguments or directory name dir.
-func processes(dir string) map[int]string {
-	found := map[int]string{}
-	dirs, _ := os.ReadDir("/proc")
-	for _, d := range dirs {
-		pid, err := strconv.Atoi(d.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		args, _ := os.ReadFile(filepath.Join("/proc", d.Name(), "cmdline"))
-		cwd, _ := os.Readlink(filepath.Join("/proc", d.Name(), "cwd"))
-		if len(args) > 0 && (strings.Contains(string(args), dir) || strings.HasPrefix(cwd, dir)) {
-			found[pid] = strings.ReplaceAll(string(args), "\x00", " ")
-		}
-	}
-	return found
-}
+func processes(dir string) map[int]string { return boottest.Processes(dir) }
 
 // scriptCommands are the words of the scripts beyond testscript's own.
 var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,22 +42,59 @@ type byHand struct {
 	n     int
 }
 
-// likeVM takes the arguments of the only VM that runs on the node.
+// fdSetPattern is a descriptor that is handed to QEMU under the name of a set.
+var fdSetPattern = regexp.MustCompile(`^fd=([0-9]+),set=([0-9]+)$`)
+
+// likeVM takes the arguments of the only VM that runs on the node, with paths for
+// the descriptors that the product hands over.
 func likeVM(b *testing.B, n *node) *byHand {
 	b.Helper()
 	pids := n.qemus()
 	if len(pids) != 1 {
 		b.Fatalf("%d hypervisors", len(pids))
 	}
-	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pids[0]) + "/cmdline")
+	proc := "/proc/" + strconv.Itoa(pids[0])
+	raw, err := os.ReadFile(proc + "/cmdline")
 	if err != nil {
 		b.Fatal(err)
 	}
-	h := &byHand{argv: strings.Split(strings.TrimSuffix(string(raw), "\x00"), "\x00"), dir: b.TempDir()}
+	file := func(fd string) string {
+		path, err := os.Readlink(proc + "/fd/" + fd)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if strings.HasPrefix(path, "/dev/pts/") {
+			return "/proc/self/fd/0"
+		}
+		return path
+	}
+	argv := strings.Split(strings.TrimSuffix(string(raw), "\x00"), "\x00")
+	var paths []string
+	h := &byHand{dir: b.TempDir()}
+	for i := 0; i < len(argv); i++ {
+		if argv[i] == "-add-fd" {
+			m := fdSetPattern.FindStringSubmatch(argv[i+1])
+			paths = append(paths, "/dev/fdset/"+m[2], file(m[1]))
+			i++
+			continue
+		}
+		if fd, ok := strings.CutPrefix(argv[i], "/proc/self/fd/"); ok {
+			argv[i] = file(fd)
+		}
+		h.argv = append(h.argv, argv[i])
+	}
+	for i, a := range h.argv {
+		for k := 0; k < len(paths); k += 2 {
+			// A set's number may be the beginning of another's.
+			a = strings.Replace(a+",", paths[k]+",", paths[k+1]+",", 1)
+			a = strings.TrimSuffix(a, ",")
+		}
+		h.argv[i] = a
+	}
 	h.roots = disk.NewRoots(filepath.Join(h.dir, "templates"))
 	disks, err := filepath.Glob(filepath.Join(n.data, "vms", "*", "root.img"))
 	if err != nil || len(disks) != 1 || !strings.Contains(strings.Join(h.argv, " "), disks[0]) {
-		b.Fatalf("root disks %q, %v", disks, err)
+		b.Fatalf("root disks %q in %q, %v", disks, h.argv, err)
 	}
 	h.disk = disks[0]
 	return h

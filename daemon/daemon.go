@@ -159,7 +159,7 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 		Replica: n.replica, Leases: leases,
 		Consoles: n.super, Policy: auth.NewPolicy(n.cfg.AdminGroup), Logger: n.log,
 		Trust: n.trust, Nodes: n.nodes, Membership: membership{n}, Peer: n.peers.Service(),
-		Metrics: n.metricsHandler(registry), DefaultNetwork: n.cfg.Network.Default,
+		Metrics: n.metricsHandler(registry), DefaultNetwork: n.cfg.Network.Default, BundledImages: b.ImageNames(),
 	})
 	if err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,6 +16,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/guest/boottest"
 	"github.com/blixard/blixard/internal/failpoint"
 	"github.com/blixard/blixard/internal/problem"
 )
@@ -227,22 +227,7 @@ func (n *node) cleanup() {
 }
 
 // processes are those whose arguments or directory name this node.
-func (n *node) processes() map[int]string {
-	out := map[int]string{}
-	dirs, _ := os.ReadDir("/proc")
-	for _, d := range dirs {
-		pid, err := strconv.Atoi(d.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		args, _ := os.ReadFile(filepath.Join("/proc", d.Name(), "cmdline"))
-		cwd, _ := os.Readlink(filepath.Join("/proc", d.Name(), "cwd"))
-		if len(args) > 0 && (strings.Contains(string(args), n.dir) || strings.HasPrefix(cwd, n.dir)) {
-			out[pid] = strings.ReplaceAll(string(args), "\x00", " ")
-		}
-	}
-	return out
-}
+func (n *node) processes() map[int]string { return boottest.Processes(n.dir) }
 
 // supervisor gives the pid of a lane's supervisor; 0 when there is none.
 func (n *node) supervisor(lane string) int {

@@ -93,6 +93,9 @@ type Config struct {
 	Membership Membership
 	// Peer takes the messages of other replicas; nil takes none.
 	Peer blixardv1.PeerServiceServer
+	// BundledImages are the names of the images of this node's guest bundle: they are
+	// no names of a registry's.
+	BundledImages []string
 	// DefaultNetwork is what VMs get that name no network: its name, or "none".
 	DefaultNetwork string
 	// Metrics are shown to those who may look; nil shows none.

@@ -85,7 +85,8 @@ func (s vmService) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest)
 func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 	fillDefaults(spec)
 	view := s.cfg.Replica.View()
-	var bundle []string
+	// Before a node is known, this one's bundle says which names are its own.
+	bundle := slices.Clone(s.cfg.BundledImages)
 	for _, i := range bundled(view) {
 		bundle = append(bundle, i.GetName())
 	}
