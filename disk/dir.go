@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -41,7 +42,7 @@ func (d *Dir) Path(name string) string { return filepath.Join(d.f.Name(), name) 
 
 // one refuses what is more than a name of an entry.
 func one(name string) error {
-	if name == "" || name == "." || name == ".." || filepath.Base(name) != name {
+	if name == "" || name == "." || name == ".." || strings.ContainsRune(name, filepath.Separator) {
 		return fmt.Errorf("%q is not the name of an entry: %w", name, fs.ErrInvalid)
 	}
 	return nil
