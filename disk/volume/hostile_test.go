@@ -404,3 +404,55 @@ func TestRandomRoundsLeaveNothing(t *testing.T) {
 		t.Fatalf("left: %v, %d bytes, %d gates, %v", left, taken, len(s.gates), err)
 	}
 }
+
+// A file system that a guest damaged is resized whole or stays as it is, and its clone
+// can be made.
+func TestDamagedFileSystems(t *testing.T) {
+	const rounds = 30
+	s := newStore(t)
+	ctx := t.Context()
+	good := ensure(t, s, "good", 64*mib)
+	put(t, good, "f", bytes.Repeat([]byte("x"), 2*mib))
+	resized := 0
+	for round := range rounds {
+		rnd := rand.New(rand.NewPCG(uint64(round), 11))
+		_, err := s.Clone(ctx, "good", "", "bad", nil)
+		must(t, err)
+		path := s.dir.Path("bad/disk.img")
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		must(t, err)
+		for range 1 + rnd.IntN(8) {
+			// The superblock, the descriptors, or any metadata near the beginning.
+			at := []int64{superOffset + rnd.Int64N(superBytes), 4096 + rnd.Int64N(64), rnd.Int64N(2 * mib)}[rnd.IntN(3)]
+			_, err := f.WriteAt([]byte{byte(rnd.Uint32())}, at)
+			must(t, err)
+		}
+		before, err := digest(ctx, f, 64*mib)
+		must(t, err)
+		for _, size := range []uint64{128 * mib, 32 * mib} {
+			err = s.Resize(ctx, "bad", size)
+			if err == nil {
+				if _, isExt, err := readSuper(f); err != nil || !isExt {
+					break // only the disk was made larger
+				}
+				resized++
+				fsck(t, path)
+				break
+			}
+			after, digestErr := digest(ctx, f, 64*mib)
+			if digestErr != nil || !bytes.Equal(before, after) {
+				t.Fatalf("round %d: changed by a step that was refused: %v", round, err)
+			}
+			if p := problem.From(err); p.Kind == problem.Internal && p.Code != "volume.resize" {
+				t.Fatalf("round %d: %v", round, err)
+			}
+		}
+		must(t, f.Close())
+		if _, err := s.Clone(ctx, "bad", "", "copy", nil); err != nil && !problem.HasCode(err, "volume.damaged") {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		must(t, s.Delete(ctx, "bad"))
+		must(t, s.Delete(ctx, "copy"))
+	}
+	t.Logf("%d of %d could be resized", resized, rounds)
+}

@@ -93,7 +93,7 @@ func TestToolsEndWithTheContext(t *testing.T) {
 	if err := s.Resize(ctx, "a", 128*mib); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatal(err)
 	}
-	if took := time.Since(begin); took > 5*time.Second {
+	if took := time.Since(begin); took > time.Minute {
 		t.Fatalf("it took %v", took)
 	}
 	if problem.From(s.Resize(ctx, "a", 128*mib)).Kind != problem.Unavailable {
