@@ -119,6 +119,7 @@ func TestFullDisk(t *testing.T) {
 // Where the file system shares extents a snapshot costs no room, and the same holds
 // elsewhere but for that.
 func TestFileSystems(t *testing.T) {
+	t.Parallel()
 	for _, fs := range []struct {
 		mkfs    string
 		args    []string
@@ -178,6 +179,7 @@ func TestFileSystems(t *testing.T) {
 // Who swaps a volume's directory or files for links to something else while steps go on
 // reaches nothing with it.
 func TestSymlinkRacer(t *testing.T) {
+	t.Parallel()
 	const swapsLeast, roundsLeast = 10_000, 300
 	base := t.TempDir()
 	canaries := filepath.Join(base, "canaries")
@@ -360,6 +362,7 @@ func TestOpenLeavesStrangersAlone(t *testing.T) {
 
 // 1,000 random rounds, some at once, leave nothing behind.
 func TestRandomRoundsLeaveNothing(t *testing.T) {
+	t.Parallel()
 	const rounds, lanes = 1000, 4
 	s := openStore(t, filepath.Join(t.TempDir(), "volumes"), 64*MinBytes)
 	var wg sync.WaitGroup
@@ -408,6 +411,7 @@ func TestRandomRoundsLeaveNothing(t *testing.T) {
 // A file system that a guest damaged is resized whole or stays as it is, and its clone
 // can be made.
 func TestDamagedFileSystems(t *testing.T) {
+	t.Parallel()
 	const rounds = 30
 	s := newStore(t)
 	ctx := t.Context()

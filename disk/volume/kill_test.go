@@ -242,6 +242,7 @@ func heir(t *testing.T, dir, name string) (wasDone bool) {
 func TestKillAtEveryPoint(t *testing.T) {
 	for _, point := range failpoint.VolumePoints {
 		t.Run(point, func(t *testing.T) {
+			t.Parallel()
 			name := strings.Split(point, ".")[1]
 			dir := filepath.Join(t.TempDir(), "volumes")
 			prepare(t, dir)
@@ -260,6 +261,7 @@ func TestKillAtEveryPoint(t *testing.T) {
 
 // The same at any time, also in the middle of e2fsprogs.
 func TestKillAtAnyTime(t *testing.T) {
+	t.Parallel()
 	const rounds = 24
 	names := []string{"resize", "enlarge", "clone", "ensure", "restore", "receive"}
 	done := 0

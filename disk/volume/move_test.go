@@ -49,6 +49,7 @@ func same(t testing.TB, a, b string) {
 }
 
 func TestMove(t *testing.T) {
+	t.Parallel()
 	from, to := newStore(t), newStore(t)
 	ctx := t.Context()
 	path := ensure(t, from, "a", 256*mib)
@@ -107,6 +108,7 @@ func scatter(t testing.TB, path string, megabytes int) {
 }
 
 func TestMoveGoesOnWhereItBroke(t *testing.T) {
+	t.Parallel()
 	from := newStore(t)
 	dir := filepath.Join(t.TempDir(), "volumes")
 	ctx := t.Context()
@@ -168,6 +170,7 @@ func TestReceiverForgetsWhatIsBeyondItsMark(t *testing.T) {
 		must(t, in.Write(at, data))
 	}
 	must(t, errors.Join(in.f.Close(), in.d.Close(), s.Close())) // all that a kill does
+	in.ended = true
 	s = openStore(t, dir, 0)
 	in, have, err = s.Receive(ctx, "a", "disk", size)
 	if err != nil || have != 64*mib {

@@ -99,11 +99,8 @@ func Open(cfg Config) (_ *Store, err error) {
 			err = errors.Join(err, dir.Close())
 		}
 	}()
-	if err := unix.Flock(int(dir.File().Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, problem.New(problem.Conflict, "volume.store_busy", "another process has the volumes in %s", cfg.Dir).
-			WithHint("only one blixard may use that directory: stop the other one")
-	} else if err != nil {
-		return nil, fmt.Errorf("volume: lock %s: %w", cfg.Dir, err)
+	if err := lock(dir); err != nil {
+		return nil, err
 	}
 	if err := dir.File().Chmod(0o700); err != nil {
 		return nil, disk.Problem(cfg.Dir, err)
@@ -122,7 +119,32 @@ func Open(cfg Config) (_ *Store, err error) {
 
 // Close lets the directory go. No other call may be under way, and no incoming file.
 func (s *Store) Close() error {
-	return errors.Join(s.root.Close(), s.dir.Close())
+	// Not only by closing: a program that is being started has all files for a moment.
+	err := unix.Flock(int(s.dir.File().Fd()), unix.LOCK_UN)
+	return errors.Join(err, s.root.Close(), s.dir.Close())
+}
+
+// lockWait is how long a process that was killed may hold its lock: what it was just
+// starting has its files until then.
+const lockWait = time.Second
+
+// lock takes the directory for this Store, until it is closed.
+func lock(dir *disk.Dir) error {
+	for deadline := time.After(lockWait); ; {
+		err := unix.Flock(int(dir.File().Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("volume: lock %s: %w", dir.File().Name(), err)
+		}
+		select {
+		case <-time.After(lockWait / 50):
+		case <-deadline:
+			return problem.New(problem.Conflict, "volume.store_busy", "another process has the volumes in %s", dir.File().Name()).
+				WithHint("only one blixard may use that directory: stop the other one")
+		}
+	}
 }
 
 // at marks a point where a test may end the process.

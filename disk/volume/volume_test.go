@@ -128,6 +128,7 @@ func wantCode(t testing.TB, err error, code string) {
 }
 
 func TestEnsure(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	ctx := t.Context()
 	for _, size := range []uint64{MinBytes, 64 * mib, 200*mib + 123, 1 << 30, 1 << 40} {
@@ -214,6 +215,7 @@ func TestAttachIsFenced(t *testing.T) {
 }
 
 func TestResize(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	ctx := t.Context()
 	path := ensure(t, s, "a", 64*mib)
