@@ -71,8 +71,8 @@ func TestManyFiles(t *testing.T) {
 }
 
 // benchLayers are three layers as a small distribution with a program has them:
-// 6,500 files of 150 MiB, of text and of what does not shrink, and a few changes. A
-// file named by BLIXARD_BENCH_LAYERS, as name:name, is taken instead.
+// 6,500 files of 150 MiB, of text and of what does not shrink, and a few changes. Files
+// named by BLIXARD_BENCH_LAYERS, as NAME:NAME, are taken instead.
 func benchLayers(b *testing.B) (files []string, unpacked int64) {
 	b.Helper()
 	if list := os.Getenv("BLIXARD_BENCH_LAYERS"); list != "" {
@@ -117,7 +117,7 @@ func writeBenchLayer(b *testing.B, path string, layer, count, mean int) {
 	r := rand.New(rand.NewPCG(uint64(layer), 7))
 	words := make([]string, 4096)
 	for i := range words {
-		words[i] = fmt.Sprintf("%x ", r.Uint64()>>(r.IntN(50)))
+		words[i] = fmt.Sprintf("%x ", r.Uint64()>>r.IntN(50))
 	}
 	var body bytes.Buffer
 	for n := range count {

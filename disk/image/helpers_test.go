@@ -47,13 +47,17 @@ type ent struct {
 func file(name, body string) ent {
 	return ent{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}, body}
 }
+
 func dir(name string) ent { return ent{tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755}, ""} }
+
 func symlink(name, to string) ent {
 	return ent{tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to, Mode: 0o777}, ""}
 }
+
 func hardlink(name, to string) ent {
 	return ent{tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: to}, ""}
 }
+
 func device(name string, kind byte, major, minor int64) ent {
 	return ent{tar.Header{Typeflag: kind, Name: name, Mode: 0o600, Devmajor: major, Devminor: minor}, ""}
 }

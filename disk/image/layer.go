@@ -70,8 +70,10 @@ const (
 )
 
 func readAhead(r io.Reader) *ahead {
-	a := &ahead{pieces: make(chan []byte, aheadPieces), free: make(chan []byte, aheadPieces),
-		stop: make(chan struct{}), done: make(chan struct{}), sum: sha256.New()}
+	a := &ahead{
+		pieces: make(chan []byte, aheadPieces), free: make(chan []byte, aheadPieces),
+		stop: make(chan struct{}), done: make(chan struct{}), sum: sha256.New(),
+	}
 	for range aheadPieces {
 		a.free <- nil
 	}

@@ -16,7 +16,6 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sys/unix"
 
 	"github.com/blixard/blixard/internal/problem"
 )
@@ -416,6 +415,27 @@ func write(f *os.File, at int64, text string) error {
 	return err
 }
 
+// A file with holes that is replaced gives its blocks back: what takes them shows
+// nothing of it, and neither does what lies beside it.
+func TestReplacedSparseFile(t *testing.T) {
+	holes := random(100_000) + strings.Repeat("\x00", 400_000) + random(90_001)
+	small := random(61_000)
+	disk, err := buildTars(t, layerTar(t, file("sparse", holes), file("kept", random(5000))),
+		layerTar(t, file(".wh.sparse", "")), layerTar(t, file("a", small), file("b", holes), file("c", small[:9000]), file("d", random(120_000))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := mounted(t, disk)
+	for name, want := range map[string]string{"kept": random(5000), "a": small, "b": holes, "c": small[:9000], "d": random(120_000)} {
+		if b, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(b) != want {
+			t.Errorf("%s: %d bytes of %d, %v", name, len(b), len(want), err)
+		}
+	}
+	if out, err := exec.Command("fsck.erofs", disk).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // The blocks of files that a later layer replaces are used again, and nothing of
 // them is left to be seen.
 func TestReplacedBlocks(t *testing.T) {
@@ -471,5 +491,3 @@ func TestBuildEndsWithItsContext(t *testing.T) {
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
-var _ = unix.S_IFREG

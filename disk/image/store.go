@@ -278,17 +278,16 @@ func (s *Store) commit(dir string, img *blixardv1.Image, h *hold) (*blixardv1.Im
 	if err := errors.Join(os.Chmod(disk, 0o444), os.Chmod(dir, 0o711), syncDir(dir)); err != nil {
 		return nil, hostError(err)
 	}
+	if there, _, err := s.Get(img.GetDigest()); err == nil && there.GetDiskDigest() == img.GetDiskDigest() {
+		return there, nil // others may have it open: it stays
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if old := s.images[img.GetDigest()]; old != nil {
-		if err := s.dropLocked(img.GetDigest()); err != nil {
-			return nil, err
-		}
-	} else if err := s.discard(s.hexPath(img.GetDigest())); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(os.Rename(dir, s.hexPath(img.GetDigest())), syncDir(s.c.Dir)); err != nil {
+	if err := errors.Join(exchange(dir, s.hexPath(img.GetDigest())), syncDir(s.c.Dir)); err != nil {
 		return nil, hostError(err)
+	}
+	if old := s.images[img.GetDigest()]; old != nil {
+		s.budget.give(old.bytes)
 	}
 	i := &cached{image: img, bytes: allocated(st), checked: stampOf(st)}
 	// Renaming and its new mode changed when the inode was changed, not the bytes.
@@ -298,6 +297,19 @@ func (s *Store) commit(dir string, img *blixardv1.Image, h *hold) (*blixardv1.Im
 	h.settle(i.bytes)
 	s.images[img.GetDigest()] = i
 	return proto.CloneOf(img), nil
+}
+
+// exchange puts a directory in a place in one step; what was there, if anything, is
+// then where it came from.
+func exchange(dir, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.ENOENT) {
+		return os.Rename(dir, to)
+	}
+	if errors.Is(err, unix.EINVAL) { // the file system cannot: two steps, and a crash between them leaves no image
+		return errors.Join(os.Rename(to, dir+".old"), os.Rename(dir, to), os.Rename(dir+".old", dir))
+	}
+	return err
 }
 
 func (s *Store) hexPath(digest string) string { return s.path(strings.TrimPrefix(digest, "sha256:")) }
@@ -406,7 +418,8 @@ func damaged(img *blixardv1.Image, err error) *problem.Error {
 		WithHint("pull it again, which replaces it; look after the node's disk")
 }
 
-// List gives the images that are there, by name and digest.
+// List gives the images that are there, by name and digest. The name of one that was
+// brought in several times is the first.
 func (s *Store) List() []*blixardv1.Image {
 	s.mu.Lock()
 	defer s.mu.Unlock()
