@@ -62,6 +62,8 @@ type Fabric struct {
 	log     *slog.Logger
 	// makeTap is the maker of taps; tests attach guests by it.
 	makeTap func(name, alias string, opts TapOptions) error
+	// beforeLinux617 lets tests see a kernel that forwards IPv6 by all links or none.
+	beforeLinux617 bool
 
 	mu sync.Mutex
 	// desired is the newest that Apply got, without ports that are not ours to have;
@@ -190,6 +192,7 @@ func (f *Fabric) readLocked() (*kernel, planned, error) {
 	for name, opts := range have.taps {
 		f.taps[name] = opts
 	}
+	have.facts.forceForward6 = have.facts.forceForward6 && !f.beforeLinux617
 	have.facts.overlayPortTaken = f.desired.Underlay.IsValid() && have.overlayPortTaken(f.planner.vxlanPort)
 	return have, f.planner.plan(*f.desired, have.facts), nil
 }

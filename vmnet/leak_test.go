@@ -34,7 +34,7 @@ func census(t testing.TB) []string {
 		}
 	}
 	for _, table := range []string{"tcp", "tcp6", "udp", "udp6", "raw6", "packet"} {
-		text, err := os.ReadFile("/proc/net/" + table)
+		text, err := os.ReadFile("/proc/thread-self/net/" + table)
 		if err != nil {
 			t.Fatal(err)
 		}

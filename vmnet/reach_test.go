@@ -19,9 +19,23 @@ func TestGuestsReachEachOtherAndTheOutside(t *testing.T) {
 	}
 }
 
-func guestsReach(t *testing.T) {
+// TestOlderKernelsForwardIPv6: where a link alone can't forward IPv6, all do, and
+// none of it is left.
+func TestOlderKernelsForwardIPv6(t *testing.T) {
+	t.Run("all", func(t *testing.T) { guestsReach(t, func(f *Fabric) { f.beforeLinux617 = true }) })
+	if got := readSysctl("net/ipv6/conf/all/forwarding"); got != "0" {
+		t.Errorf("IPv6 forwarding of the host is %q after", got)
+	}
+}
+
+func guestsReach(t *testing.T, change ...func(*Fabric)) {
 	newOutside(t)
+	before := census(t)
+	t.Cleanup(func() { sameCensus(t, before, census(t)) })
 	f := newFabric(t)
+	for _, do := range change {
+		do(f)
+	}
 	a, b := nic(1, 2), nic(1, 3)
 	apply(t, f, Desired{
 		Networks: []Network{{Spec: newNetwork(1), Local: []Endpoint{a, b}}},
@@ -46,6 +60,7 @@ func guestsReach(t *testing.T) {
 		{"", "127.0.0.1:8080", "vm-a 10.1.0.1:"},
 		{"", "192.0.2.1:8080", "vm-a 192.0.2.1:"},
 		{"", "[2001:db8::1]:8080", "vm-a [2001:db8::1]:"},
+		{"", "[::1]:8080", ""},
 		{"b", "192.0.2.1:8080", "vm-a 10.1.0.1:"},
 		{"b", "192.0.2.1:22", ""},
 		{"b", "10.1.0.1:22", ""},

@@ -85,6 +85,8 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 			// The gateway's own services are never shadowed.
 			"ip daddr @gateways4 return",
 			"ip6 daddr @gateways6 return",
+			// ::1 can't be sent on from; refused at once, clients try 127.0.0.1.
+			"ip6 daddr ::1 return",
 			"dnat ip to meta l4proto . th dport map @publish4",
 			"dnat ip6 to meta l4proto . th dport map @publish6",
 		}},
@@ -132,7 +134,6 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 		"ct status dnat ip daddr . meta l4proto . th dport @relay4 masquerade",
 		"ct status dnat ip6 daddr . meta l4proto . th dport @relay6 masquerade",
 		"ct status dnat oifname @bridges ip saddr 127.0.0.0/8 masquerade",
-		"ct status dnat oifname @bridges ip6 saddr ::1 masquerade",
 	)
 	forward := []string{
 		"iifname @bridges tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
