@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -35,6 +36,9 @@ type Resolvers struct {
 	// back.
 	Own func(netip.Addr) bool
 
+	// port, where it is not that of the file's format, 53.
+	port string
+
 	mu   sync.Mutex
 	read time.Time
 	list []string
@@ -62,7 +66,7 @@ func (r *Resolvers) addresses() []string {
 		if err != nil || r.Own != nil && r.Own(ip.WithZone("")) || len(r.list) == upstreamsMax {
 			continue
 		}
-		r.list = append(r.list, net.JoinHostPort(s, config.Port))
+		r.list = append(r.list, net.JoinHostPort(s, cmp.Or(r.port, config.Port)))
 	}
 	return r.list
 }
