@@ -398,6 +398,5 @@ func (s *server) close() error {
 	s.endProcesses(0)
 	s.following.Wait()
 	s.fork.stop()
-	s.groups.Close()
-	return s.fence.Close()
+	return errors.Join(s.groups.Close(), s.fence.Close())
 }

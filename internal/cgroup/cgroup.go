@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -59,9 +60,15 @@ type hierarchy struct {
 
 // Tree is the host's hierarchies and a scope of groups in them. It is safe for
 // concurrent use by different groups.
+//
+// Invariant: as long as it may have groups, its scope is locked, so that nobody
+// takes them for strays.
 type Tree struct {
 	scope string
 	of    map[string]hierarchy
+
+	mu   sync.Mutex
+	lock *os.File // nil before the first group
 }
 
 // Open looks at the host. A host without control groups is no error: its groups
@@ -128,6 +135,9 @@ type Group struct{ dirs []string }
 // a plain file name. It gives what of the limits the host can't hold. On an error
 // nothing is left.
 func (t *Tree) Make(name string, l Limits) (*Group, []string, error) {
+	if err := t.hold(); err != nil {
+		return nil, nil, err
+	}
 	g := &Group{}
 	var notices []string
 	for _, c := range controllers {
@@ -263,40 +273,128 @@ func (g *Group) Remove() error {
 	return errors.Join(errs...)
 }
 
-// Sweep removes the groups of the scope that an earlier life left, and kills what
-// is in them.
-func (t *Tree) Sweep() error {
-	var errs []error
-	done := map[string]bool{}
+// lockPlace gives the directory of the scopes that are locked; "" without any
+// hierarchy.
+func (t *Tree) lockPlace() string {
 	for _, c := range controllers {
-		h, found := t.of[c]
-		if !found || done[h.path] {
-			continue
+		if h, found := t.of[c]; found {
+			return filepath.Join(h.path, own)
 		}
-		done[h.path] = true
-		scope := filepath.Join(h.path, own, t.scope)
-		entries, err := os.ReadDir(scope)
+	}
+	return ""
+}
+
+// hold locks the scope, once. Where it can't be made there will be no groups
+// either.
+func (t *Tree) hold() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	place := t.lockPlace()
+	if t.lock != nil || place == "" {
+		return nil
+	}
+	dir := filepath.Join(place, t.scope)
+	for {
+		err := os.MkdirAll(dir, 0o755)
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+			return nil
+		}
 		if err != nil {
-			if !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, err)
+			return err
+		}
+		f, err := lockDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was swept just now
+		}
+		if err != nil {
+			return fmt.Errorf("lock %s: %w", dir, err)
+		}
+		t.lock = f
+		return nil
+	}
+}
+
+// lockDir locks a directory until it is closed. It fails with fs.ErrNotExist when
+// it was removed meanwhile.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		var had, has os.FileInfo
+		if had, err = f.Stat(); err == nil {
+			if has, err = os.Stat(dir); err == nil && !os.SameFile(had, has) {
+				err = fs.ErrNotExist
 			}
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// Sweep removes the groups of the scope that an earlier life left, and those of
+// other scopes that nobody holds, and kills what is in them.
+func (t *Tree) Sweep() error {
+	errs := []error{t.sweep(t.scope)}
+	place := t.lockPlace()
+	if place == "" {
+		return nil
+	}
+	scopes, err := os.ReadDir(place)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, s := range scopes {
+		if !s.IsDir() || s.Name() == t.scope {
 			continue
 		}
-		for _, e := range entries {
-			if e.IsDir() {
-				errs = append(errs, remove(filepath.Join(scope, e.Name())))
-			}
+		f, err := lockDir(filepath.Join(place, s.Name()))
+		if err != nil {
+			continue // another one's, or it is gone
 		}
+		errs = append(errs, t.sweep(s.Name()), f.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// Close removes the scope's own directories, if no group is left in them.
-func (t *Tree) Close() {
+// sweep removes a scope with all its groups.
+func (t *Tree) sweep(scope string) error {
+	var errs []error
 	for _, h := range t.of {
+		dir := filepath.Join(h.path, own, scope)
+		groups, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		errs = append(errs, err)
+		for _, g := range groups {
+			if g.IsDir() {
+				errs = append(errs, remove(filepath.Join(dir, g.Name())))
+			}
+		}
+		errs = append(errs, remove(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// Close gives the scope free and removes its own directories, if no group is left
+// in them.
+func (t *Tree) Close() error {
+	for _, h := range t.of {
+		// Other scopes may be beside it.
 		_ = unix.Rmdir(filepath.Join(h.path, own, t.scope))
 		_ = unix.Rmdir(filepath.Join(h.path, own))
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.lock == nil {
+		return nil
+	}
+	return t.lock.Close()
 }
 
 func remove(dir string) error {

@@ -123,7 +123,9 @@ func TestMissing(t *testing.T) {
 	if err := errors.Join(g.Add(os.Getpid()), g.Remove(), tree.Sweep()); err != nil || g.OOMKills() != 0 {
 		t.Error(err)
 	}
-	tree.Close()
+	if err := tree.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestRealGroups on a host that has some.
@@ -135,7 +137,11 @@ func TestRealGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tree.Close()
+	defer func() {
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	if len(tree.of) == 0 {
 		t.Skip("the host has no control groups")
 	}
@@ -179,5 +185,51 @@ func TestRealGroups(t *testing.T) {
 	}
 	if err := groups[0].Add(1 << 22); err == nil {
 		t.Error("a group that is gone took a process")
+	}
+}
+
+// TestScopes: what another one holds is left alone, what nobody holds is removed.
+func TestScopes(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can make control groups")
+	}
+	open := func(name string) *Tree {
+		tree, err := Open(fmt.Sprintf("test-%d-%s", os.Getpid(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(tree.of) == 0 {
+			t.Skip("the host has no control groups")
+		}
+		return tree
+	}
+	held, left, next := open("held"), open("left"), open("next")
+	var dirs []string
+	for _, tree := range []*Tree{held, left} {
+		g, _, err := tree.Make("a", Limits{PidsMax: 3})
+		if err != nil || len(g.Paths()) != 1 {
+			t.Fatalf("%v, %v", g, err)
+		}
+		dirs = append(dirs, g.Paths()...)
+	}
+	// As the end of a process does.
+	if err := left.lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	for i, there := range []bool{true, false} {
+		for _, dir := range []string{dirs[i], filepath.Dir(dirs[i])} {
+			if _, err := os.Stat(dir); (err == nil) != there {
+				t.Errorf("%s: %v", dir, err)
+			}
+		}
+	}
+	if err := errors.Join(held.Sweep(), held.Close(), next.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Dir(dirs[0])); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the scope is left: %v", err)
 	}
 }
