@@ -69,7 +69,9 @@ type UserNet struct {
 	Forwards []Forward
 }
 
-// Forward is a port of the host that leads to one of the guest.
+// Forward is a port of the host that leads to one of the guest. A jailed VMM can
+// listen on the ports below 1024 only where the host lets everybody
+// (net.ipv4.ip_unprivileged_port_start); elsewhere the start fails.
 type Forward struct {
 	// Protocol is tcp or udp.
 	Protocol string
@@ -229,6 +231,16 @@ type DriveStatistics struct {
 	ReadBytes, WrittenBytes uint64
 	Reads, Writes, Flushes  uint64
 }
+
+// Metadata that a Spawner adds to a process.
+const (
+	// MetadataFiles are the files it was given, as "device:inode" in the order of
+	// the request.
+	MetadataFiles = "supervisor.files"
+	// MetadataJail is there for a jailed process; it says what of its jail is not
+	// there for want of rights or of a newer kernel, and is empty when all is.
+	MetadataJail = "supervisor.jail"
+)
 
 // Spawner owns VMM processes. The supervisor's client is the one in production.
 // Implementations are safe for concurrent use.

@@ -13,18 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/internal/cgroup"
 	"github.com/blixard/blixard/internal/jail"
 	"github.com/blixard/blixard/internal/problem"
-)
-
-// Metadata that the supervisor adds to a process.
-const (
-	// MetadataFiles are the files it was given, as "device:inode" in their order.
-	MetadataFiles = "supervisor.files"
-	// MetadataJail is set for a jailed process; it says what of its jail is not
-	// there for want of rights or of a newer kernel, and is empty when all is.
-	MetadataJail = "supervisor.jail"
 )
 
 // groupPrefix keeps names of processes and of the kernel's own files apart.
@@ -195,10 +187,10 @@ func describe(meta map[string]string, c child, jailed bool, notices []string) ma
 		ids = append(ids, fmt.Sprintf("%d:%d", f.Device, f.Inode))
 	}
 	if len(ids) > 0 {
-		meta[MetadataFiles] = strings.Join(ids, " ")
+		meta[driver.MetadataFiles] = strings.Join(ids, " ")
 	}
 	if jailed {
-		meta[MetadataJail] = strings.Join(notices, "; ")
+		meta[driver.MetadataJail] = strings.Join(notices, "; ")
 	}
 	return meta
 }

@@ -20,6 +20,26 @@
 // SIGTERM and a little later SIGKILL. The call Shutdown is refused while one
 // runs.
 //
+// # Jails
+//
+// A process whose request has a jail runs as a user of its own, without a
+// capability, in a root directory with its program, the libraries of that, and
+// what the request lets it read, in namespaces of its own, and in a control group
+// with limits. Its files, taps, sockets and terminal are handed over opened; it
+// finds nothing of the host by a name. Landlock forbids the same once more, and is
+// what is left of a jail under a supervisor that is not root. What can't be done
+// for want of rights is told in the process's metadata ([driver.MetadataJail]);
+// what fails otherwise fails the spawn, with code supervisor.jail and the step.
+//
+// Most of a jail is a property of a thread that its children inherit and that
+// nobody can take off again. So each jailed process is forked by a thread of its
+// own, which lives as long as the process does, for the sake of PDEATHSIG; see
+// cell.go and package internal/jail. A thread costs some 30 KiB. The first process
+// of a program costs some 30 ms more, for the list of its libraries.
+//
+// Limits that belong to processes (the control group, rlimits, oom_score_adj) are
+// set right after the fork: until then runs the VMM's own start, and no guest.
+//
 // # Files
 //
 // A lane has the directory DIR/LANE (mode 0700) with socket, lock, record and

@@ -94,10 +94,10 @@ func TestJailedProcessSeesNothing(t *testing.T) {
 	if err := unix.Stat(given, &st); err != nil {
 		t.Fatal(err)
 	}
-	if want := fmt.Sprintf("%d:%d", st.Dev, st.Ino); p.GetMetadata()[MetadataFiles] != want || p.GetMetadata()["k"] != "v" {
-		t.Errorf("files %q, not %q", p.GetMetadata()[MetadataFiles], want)
+	if want := fmt.Sprintf("%d:%d", st.Dev, st.Ino); p.GetMetadata()[driver.MetadataFiles] != want || p.GetMetadata()["k"] != "v" {
+		t.Errorf("files %q, not %q", p.GetMetadata()[driver.MetadataFiles], want)
 	}
-	if notice, set := p.GetMetadata()[MetadataJail]; !set || notice != "" {
+	if notice, set := p.GetMetadata()[driver.MetadataJail]; !set || notice != "" {
 		t.Errorf("notice %q", notice)
 	}
 }
@@ -545,7 +545,7 @@ func TestWithoutRoot(t *testing.T) {
 	if want := "not read\nnot made\ngiven text\nCapEff: 0000000000000000\nNoNewPrivs: 1\nnot run\n"; got != want {
 		t.Errorf("%q; %v", got, p)
 	}
-	notice := p.GetMetadata()[MetadataJail]
+	notice := p.GetMetadata()[driver.MetadataJail]
 	for _, want := range []string{"not root", "controller memory"} {
 		if !strings.Contains(notice, want) {
 			t.Errorf("no %q in the notice %q", want, notice)

@@ -180,7 +180,7 @@ func (s *server) spawn(r *blixardv1.SpawnRequest) (_ *proc, err error) {
 	}
 	s.procs[id] = p
 	s.dropOldestLocked()
-	p.log.Info("process started", "pid", c.pid, "program", r.GetArgv()[0], "files", p.seen.GetMetadata()[MetadataFiles])
+	p.log.Info("process started", "pid", c.pid, "program", r.GetArgv()[0], "files", p.seen.GetMetadata()[driver.MetadataFiles])
 	if len(notices) > 0 {
 		p.log.Warn("the process is not confined in full", "missing", strings.Join(notices, "; "))
 	}

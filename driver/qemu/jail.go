@@ -52,7 +52,9 @@ func confine(cfg driver.Config, p *probed) *blixardv1.Jail {
 	}
 	if slices.ContainsFunc(cfg.NICs, func(n driver.NIC) bool { return n.User != nil }) {
 		j.HostNetwork = true
-		j.ReadPaths = append(j.ReadPaths, resolvConf)
+		if !missing(resolvConf) {
+			j.ReadPaths = append(j.ReadPaths, resolvConf)
+		}
 	}
 	return j
 }
@@ -101,6 +103,7 @@ func dataPaths(ctx context.Context, program string) ([]string, error) {
 	return slices.DeleteFunc(slices.Compact(paths), missing), nil
 }
 
+// missing tells whether there is nothing at a path, or all.
 func missing(path string) bool {
 	found, err := filepath.EvalSymlinks(path)
 	return err != nil || found == "/"

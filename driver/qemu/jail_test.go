@@ -20,7 +20,6 @@ import (
 	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/driver/drivertest"
 	"github.com/blixard/blixard/internal/problem"
-	"github.com/blixard/blixard/supervisor"
 )
 
 // rig is a driver on a host of its own.
@@ -90,7 +89,7 @@ func TestCensus(t *testing.T) {
 	vm := r.boot(t, cfg)
 	defer end(t, vm)
 	pid := vm.Process().GetPid()
-	if notice, set := vm.Process().GetMetadata()[supervisor.MetadataJail]; !set || notice != "" {
+	if notice, set := vm.Process().GetMetadata()[driver.MetadataJail]; !set || notice != "" {
 		t.Errorf("not confined in full: %s", notice)
 	}
 	id := fmt.Sprint(cfg.Jail.GetUid())
@@ -360,6 +359,25 @@ func TestFullMachine(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+func TestOldSupervisor(t *testing.T) {
+	for name, tc := range map[string]struct {
+		jail *blixardv1.Jail
+		meta map[string]string
+		ok   bool
+	}{
+		"none":              {nil, nil, false},
+		"no jail asked":     {nil, map[string]string{driver.MetadataFiles: "1:2"}, true},
+		"jail passed over":  {&blixardv1.Jail{}, map[string]string{driver.MetadataFiles: "1:2"}, false},
+		"files passed over": {&blixardv1.Jail{}, map[string]string{driver.MetadataJail: ""}, false},
+		"all":               {&blixardv1.Jail{}, map[string]string{driver.MetadataFiles: "1:2", driver.MetadataJail: ""}, true},
+	} {
+		err := obeyed(driver.Config{Jail: tc.jail}, &blixardv1.SupervisedProcess{Metadata: tc.meta})
+		if tc.ok && err != nil || !tc.ok && !problem.HasCode(err, "driver.supervisor_old") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -154,10 +154,26 @@ func (d *QEMU) Start(ctx context.Context, cfg driver.Config) (driver.VM, error) 
 	if r.GetExisted() {
 		return v, nil
 	}
+	if err := obeyed(cfg, r.GetProcess()); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", cfg.ProcessID, err), d.undo(ctx, v))
+	}
 	if err := v.awaitStart(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", cfg.ProcessID, err), d.undo(ctx, v))
 	}
 	return v, nil
+}
+
+// obeyed makes sure that the supervisor knows all of the request that matters: one
+// of an older program passes over what it does not know, and a jail is not to be
+// passed over.
+func obeyed(cfg driver.Config, p *blixardv1.SupervisedProcess) error {
+	_, jailed := p.GetMetadata()[driver.MetadataJail]
+	_, given := p.GetMetadata()[driver.MetadataFiles]
+	if given && (jailed || cfg.Jail == nil) {
+		return nil
+	}
+	return problem.New(problem.Unavailable, "driver.supervisor_old", "the supervisor of the %s lane is of an older version and can't confine VMs", cfg.Lane).
+		WithHint("stop the VMs of the node, so that its supervisors can be replaced, and start them again")
 }
 
 // request is what the supervisor is asked to start.

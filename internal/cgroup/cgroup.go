@@ -151,7 +151,7 @@ func (t *Tree) Make(name string, l Limits) (*Group, []string, error) {
 			continue
 		}
 		dir, err := t.enter(h, c, name)
-		if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		if unavailable(err) {
 			notices = append(notices, fmt.Sprintf("controller %s: %v", c, err))
 			continue
 		}
@@ -166,6 +166,18 @@ func (t *Tree) Make(name string, l Limits) (*Group, []string, error) {
 		}
 	}
 	return g, notices, nil
+}
+
+// unavailable tells whether a controller can't be used here: for want of rights,
+// or because the parent group does not hand it on (one of version 2 in a
+// container, which has processes of its own).
+func unavailable(err error) bool {
+	for _, e := range []error{fs.ErrPermission, unix.EROFS, unix.EBUSY, unix.EOPNOTSUPP, unix.ENOENT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // enter makes the directories of a group in one hierarchy.
