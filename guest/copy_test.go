@@ -182,6 +182,7 @@ func TestCopyStaysInside(t *testing.T) {
 }
 
 func TestCopyRefuses(t *testing.T) {
+	dir := t.TempDir() // is removed after the guest has ended
 	w := newWorld(t, pid1.LocalConfig{})
 	early := w.session(t)
 	if err := early.CopyTo(testContext(t), "/tmp", pack(t, tree)); !problem.HasCode(err, "guest.not_running") {
@@ -191,7 +192,6 @@ func TestCopyRefuses(t *testing.T) {
 		t.Errorf("CopyFrom before the command: %v", err)
 	}
 	_, s := running(t, guest.BootConfig{Argv: sleep})
-	dir := t.TempDir()
 	check(t, os.WriteFile(dir+"/file", nil, 0o600))
 	check(t, os.Mkdir(dir+"/f", 0o755))
 	check(t, os.Mkdir(dir+"/half", 0o755))
@@ -233,8 +233,8 @@ func (r errorReader) Read([]byte) (int, error) { return 0, r.err }
 
 // A copy whose caller goes away ends on both sides.
 func TestCopyEndsWithItsCaller(t *testing.T) {
+	dir := t.TempDir() // is removed after the guest has ended
 	w, s := running(t, guest.BootConfig{Argv: sleep})
-	dir := t.TempDir()
 	check(t, os.WriteFile(dir+"/large", make([]byte, 8<<20), 0o600))
 	r, err := s.CopyFrom(testContext(t), dir)
 	if err != nil {

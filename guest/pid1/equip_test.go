@@ -62,11 +62,11 @@ func TestNetlink(t *testing.T) {
 	}
 	defer nl.close()
 	// Loopback's hardware address is zeros.
-	if index, err := nl.linkByMAC([6]byte{}); index != 1 || err != nil {
-		t.Errorf("loopback is link %d, %v", index, err)
+	if l, err := nl.nicByMAC([6]byte{}); l != (nic{index: 1, name: "lo"}) || err != nil {
+		t.Errorf("loopback is link %+v, %v", l, err)
 	}
-	if index, err := nl.linkByMAC([6]byte{2, 9, 9, 9, 9, 9}); index != 0 || err != nil {
-		t.Errorf("no link is link %d, %v", index, err)
+	if l, err := nl.nicByMAC([6]byte{2, 9, 9, 9, 9, 9}); l.index != 0 || err != nil {
+		t.Errorf("no link is link %+v, %v", l, err)
 	}
 	const nobody = 1 << 30
 	if err := nl.linkUp(nobody, 0); !errors.Is(err, unix.ENODEV) {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,20 +124,33 @@ func walkAttributes(b []byte, each func(typ uint16, value []byte)) {
 
 func align(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
-// linkByMAC gives the index of the link with a hardware address, zero for none.
-func (n *netlink) linkByMAC(mac [6]byte) (uint32, error) {
+// nic is one as the kernel has it; its index is zero for none.
+type nic struct {
+	index uint32
+	name  string
+}
+
+// nicByMAC finds the NIC with a hardware address.
+func (n *netlink) nicByMAC(mac [6]byte) (nic, error) {
 	const indexAt = 4
-	var found uint32
+	var found nic
 	r := newRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP, make([]byte, unix.SizeofIfInfomsg))
 	err := n.do(r, func(typ uint16, body []byte) {
 		if typ != unix.RTM_NEWLINK || len(body) < unix.SizeofIfInfomsg {
 			return
 		}
+		l, same := nic{index: native.Uint32(body[indexAt:])}, false
 		walkAttributes(body[unix.SizeofIfInfomsg:], func(typ uint16, value []byte) {
-			if typ == unix.IFLA_ADDRESS && string(value) == string(mac[:]) {
-				found = native.Uint32(body[indexAt:])
+			switch typ {
+			case unix.IFLA_ADDRESS:
+				same = string(value) == string(mac[:])
+			case unix.IFLA_IFNAME:
+				l.name = strings.TrimRight(string(value), "\x00")
 			}
 		})
+		if same {
+			found = l
+		}
 	})
 	return found, err
 }

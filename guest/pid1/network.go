@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,8 @@ const (
 	// routeMetric is the first NIC's default route's, each further one has as much more. An image's own
 	// DHCP, which uses none or 1024, goes before or behind them and clashes with none.
 	routeMetric = 100
+	// routerAdvertisements is where the kernel is told, for each NIC, whether to believe them.
+	routerAdvertisements = "/proc/sys/net/ipv6/conf/"
 	// ownLine ends the lines of /etc/hosts that are this program's to change.
 	ownLine = " # blixard"
 )
@@ -85,27 +88,32 @@ func setupNetwork(interfaces []wire.Interface) error {
 
 // setup sets one NIC up, once its driver has found it.
 func (n *netlink) setup(c networkOf, metric uint32) error {
-	var index uint32
+	var found nic
 	var err error
 	if !poll(deviceLimit, func() bool {
-		index, err = n.linkByMAC(c.mac)
-		return index != 0 || err != nil
+		found, err = n.nicByMAC(c.mac)
+		return found.index != 0 || err != nil
 	}) {
 		return fmt.Errorf("no such NIC appeared within %s", deviceLimit)
 	}
 	if err != nil {
 		return err
 	}
-	if err := n.linkUp(index, c.mtu); err != nil {
+	if slices.ContainsFunc(c.prefixes, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		// What the configuration says is all: whoever advertises a router on this network changes nothing. A
+		// kernel without the setting takes no advertisements.
+		_ = writeSmall(routerAdvertisements+found.name+"/accept_ra", "0")
+	}
+	if err := n.linkUp(found.index, c.mtu); err != nil {
 		return fmt.Errorf("bring it up with an MTU of %d: %w", c.mtu, err)
 	}
 	for _, p := range c.prefixes {
-		if err := n.addAddress(index, p); err != nil {
+		if err := n.addAddress(found.index, p); err != nil {
 			return fmt.Errorf("add the address %s: %w", p, err)
 		}
 	}
 	for _, a := range c.gateways {
-		if err := n.addDefaultRoute(index, a, metric); err != nil {
+		if err := n.addDefaultRoute(found.index, a, metric); err != nil {
 			return fmt.Errorf("add the route by %s: %w", a, err)
 		}
 	}

@@ -31,6 +31,17 @@ func readSmall(path string) string {
 	return string(buf[:n])
 }
 
+// writeSmall writes a small file that is there, such as a setting of the kernel's.
+func writeSmall(path, text string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	_, err = ignoringEINTR(func() (int, error) { return unix.Write(fd, []byte(text)) })
+	return err
+}
+
 // readLine is the first line of a small file, or "".
 func readLine(path string) string {
 	line, _, _ := strings.Cut(readSmall(path), "\n")
