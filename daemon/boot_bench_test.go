@@ -42,8 +42,8 @@ type byHand struct {
 	n     int
 }
 
-// fdSetPattern is a descriptor that is handed to QEMU under the name of a set.
-var fdSetPattern = regexp.MustCompile(`^fd=([0-9]+),set=([0-9]+)$`)
+// fdSetPattern is the name of a set of descriptors.
+var fdSetPattern = regexp.MustCompile(`/dev/fdset/[0-9]+`)
 
 // likeVM takes the arguments of the only VM that runs on the node, with paths for
 // the descriptors that the product hands over.
@@ -58,46 +58,54 @@ func likeVM(b *testing.B, n *node) *byHand {
 	if err != nil {
 		b.Fatal(err)
 	}
-	file := func(fd string) string {
-		path, err := os.Readlink(proc + "/fd/" + fd)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if strings.HasPrefix(path, "/dev/pts/") {
-			return "/proc/self/fd/0"
-		}
-		return path
+	disks, err := filepath.Glob(filepath.Join(n.data, "vms", "*", "root.img"))
+	if err != nil || len(disks) != 1 {
+		b.Fatalf("root disks %q, %v", disks, err)
 	}
 	argv := strings.Split(strings.TrimSuffix(string(raw), "\x00"), "\x00")
-	var paths []string
-	h := &byHand{dir: b.TempDir()}
+	h := &byHand{dir: b.TempDir(), disk: disks[0]}
+	h.roots = disk.NewRoots(filepath.Join(h.dir, "templates"))
+	boots := map[string]bool{}
 	for i := 0; i < len(argv); i++ {
 		if argv[i] == "-add-fd" {
-			m := fdSetPattern.FindStringSubmatch(argv[i+1])
-			paths = append(paths, "/dev/fdset/"+m[2], file(m[1]))
 			i++
 			continue
 		}
-		if fd, ok := strings.CutPrefix(argv[i], "/proc/self/fd/"); ok {
-			argv[i] = file(fd)
+		if strings.HasPrefix(argv[i], "/proc/self/fd/") {
+			if argv[i], err = os.Readlink(proc + "/fd/" + filepath.Base(argv[i])); err != nil {
+				b.Fatal(err)
+			}
+			boots[argv[i]] = true
+		}
+		switch {
+		case strings.HasPrefix(argv[i], "pipe,id=console"):
+			argv[i] = fdSetPattern.ReplaceAllString(argv[i], "/proc/self/fd/0")
+		case strings.Contains(argv[i], "node-name=disk0"):
+			argv[i] = fdSetPattern.ReplaceAllString(argv[i], imageOf(b, proc, func(p string) bool { return boots[p] || p == h.disk }))
+		case strings.Contains(argv[i], "node-name=disk1"):
+			argv[i] = fdSetPattern.ReplaceAllString(argv[i], h.disk)
 		}
 		h.argv = append(h.argv, argv[i])
 	}
-	for i, a := range h.argv {
-		for k := 0; k < len(paths); k += 2 {
-			// A set's number may be the beginning of another's.
-			a = strings.Replace(a+",", paths[k]+",", paths[k+1]+",", 1)
-			a = strings.TrimSuffix(a, ",")
-		}
-		h.argv[i] = a
-	}
-	h.roots = disk.NewRoots(filepath.Join(h.dir, "templates"))
-	disks, err := filepath.Glob(filepath.Join(n.data, "vms", "*", "root.img"))
-	if err != nil || len(disks) != 1 || !strings.Contains(strings.Join(h.argv, " "), disks[0]) {
-		b.Fatalf("root disks %q in %q, %v", disks, h.argv, err)
-	}
-	h.disk = disks[0]
 	return h
+}
+
+// imageOf gives the one file that a hypervisor has open beside those of which other
+// tells.
+func imageOf(b *testing.B, proc string, other func(string) bool) string {
+	b.Helper()
+	fds, err := os.ReadDir(proc + "/fd")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, fd := range fds {
+		path, err := os.Readlink(proc + "/fd/" + fd.Name())
+		if err == nil && strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "/dev/") && !other(path) {
+			return path
+		}
+	}
+	b.Fatal("the hypervisor has no image")
+	return ""
 }
 
 // boot starts the machine; making its disk is not in its time.
