@@ -84,14 +84,22 @@ func TestBootConfig(t *testing.T) {
 		{"a system by its init", image(func(i *blixardv1.Image) {
 			i.Config = &blixardv1.ImageConfig{Command: []string{"/lib/systemd/systemd"}, StopSignal: 37}
 		}), &blixardv1.VMSpec{}, func(c guest.BootConfig) bool { return c.Init && c.StopSignal == 0 }},
-		{"an init as a command", image(func(i *blixardv1.Image) { i.Config = &blixardv1.ImageConfig{Command: []string{"/sbin/init"}} }),
-			&blixardv1.VMSpec{Init: blixardv1.InitMode_command}, func(c guest.BootConfig) bool { return !c.Init }},
-		{"a system without a command", image(func(i *blixardv1.Image) { i.Config = &blixardv1.ImageConfig{} }),
-			&blixardv1.VMSpec{Init: blixardv1.InitMode_system}, func(c guest.BootConfig) bool { return c.Init && len(c.Argv) == 0 }},
-		{"a disk boots as a system", image(func(i *blixardv1.Image) { i.Config, i.Source = nil, "disk" }), &blixardv1.VMSpec{},
-			func(c guest.BootConfig) bool { return c.Init }},
-		{"an image of an older record", &blixardv1.Image{Name: "busybox"}, &blixardv1.VMSpec{Command: []string{"sh"}},
-			func(c guest.BootConfig) bool { return c.Image.FSType == "ext4" }},
+		{
+			"an init as a command", image(func(i *blixardv1.Image) { i.Config = &blixardv1.ImageConfig{Command: []string{"/sbin/init"}} }),
+			&blixardv1.VMSpec{Init: blixardv1.InitMode_command}, func(c guest.BootConfig) bool { return !c.Init },
+		},
+		{
+			"a system without a command", image(func(i *blixardv1.Image) { i.Config = &blixardv1.ImageConfig{} }),
+			&blixardv1.VMSpec{Init: blixardv1.InitMode_system}, func(c guest.BootConfig) bool { return c.Init && len(c.Argv) == 0 },
+		},
+		{
+			"a disk boots as a system", image(func(i *blixardv1.Image) { i.Config, i.Source = nil, "disk" }), &blixardv1.VMSpec{},
+			func(c guest.BootConfig) bool { return c.Init },
+		},
+		{
+			"an image of an older record", &blixardv1.Image{Name: "busybox"}, &blixardv1.VMSpec{Command: []string{"sh"}},
+			func(c guest.BootConfig) bool { return c.Image.FSType == "ext4" },
+		},
 	} {
 		rec := &blixardv1.AllocationRecord{Allocation: &blixardv1.Allocation{VmName: "web", Spec: tc.spec, Volumes: []*blixardv1.AllocatedVolume{
 			{Path: "/data"}, {Path: "/ro", ReadOnly: true},

@@ -195,8 +195,12 @@ func (a *app) showNetwork(resp *blixardv1.GetNetworkResponse) error {
 		return fmt.Sprint(v) + unit
 	}
 	facts := [][2]string{
-		{"name", n.GetName()}, {"type", n.GetType().String()}, {"ipv4", n.GetIpv4Subnet()}, {"ipv6", n.GetIpv6Subnet()},
-		{"mtu", number(n.GetMtu(), "")}, {"rate", number(n.GetRules().GetRateMbit(), " Mbit/s for each VM")},
+		{"name", n.GetName()},
+		{"type", n.GetType().String()},
+		{"ipv4", n.GetIpv4Subnet()},
+		{"ipv6", n.GetIpv6Subnet()},
+		{"mtu", number(n.GetMtu(), "")},
+		{"rate", number(n.GetRules().GetRateMbit(), " Mbit/s for each VM")},
 	}
 	if n.GetRules().GetInternal() {
 		facts = append(facts, [2]string{"internal", "nothing goes out or comes in"})

@@ -134,8 +134,13 @@ func (a *app) volumeShowCommand() *cobra.Command {
 				return a.print(resp, func() error {
 					v := resp.GetVolume()
 					facts := [][2]string{
-						{"name", v.GetName()}, {"id", v.GetId()}, {"size", units.Size(v.GetSizeBytes()).Human()},
-						{"used", units.Size(resp.GetUsedBytes()).Human()}, {"node", v.GetNode()}, {"vm", users(v, names)}, {"from", v.GetSource()},
+						{"name", v.GetName()},
+						{"id", v.GetId()},
+						{"size", units.Size(v.GetSizeBytes()).Human()},
+						{"used", units.Size(resp.GetUsedBytes()).Human()},
+						{"node", v.GetNode()},
+						{"vm", users(v, names)},
+						{"from", v.GetSource()},
 					}
 					for _, s := range v.GetSnapshots() {
 						facts = append(facts, [2]string{"snapshot", s.GetName() + ", " + since(s.GetCreatedAt()) + " old"})

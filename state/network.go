@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 
 	"google.golang.org/protobuf/proto"
@@ -274,7 +273,7 @@ func address(n *blixardv1.Network, i *blixardv1.Interface, host uint32) {
 	v4 := hostAddress(netip.MustParsePrefix(n.GetIpv4Subnet()), host)
 	b := v4.As4()
 	i.Ipv4 = v4.String()
-	i.Mac = net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}.String()
+	i.Mac = fmt.Sprintf("0a:58:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3])
 	if n.GetIpv6Subnet() == "" {
 		return
 	}
@@ -286,7 +285,7 @@ func address(n *blixardv1.Network, i *blixardv1.Interface, host uint32) {
 // hashedMAC is for NICs that have no address to take it from: locally administered.
 func hashedMAC(vmID string, index int) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%d", vmID, index))
-	return net.HardwareAddr{0x0a, 0x59, sum[0], sum[1], sum[2], sum[3]}.String()
+	return fmt.Sprintf("0a:59:%02x:%02x:%02x:%02x", sum[0], sum[1], sum[2], sum[3])
 }
 
 // Gateway gives the first address of a subnet in CIDR form, which every node has on

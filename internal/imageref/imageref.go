@@ -1,5 +1,3 @@
-// Package imageref gives the one form in which the names of images are kept: "nginx"
-// is "docker.io/library/nginx:latest". It resolves nothing.
 package imageref
 
 import (
