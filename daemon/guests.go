@@ -3,13 +3,17 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/disk/image"
 	"github.com/blixard/blixard/disk/volume"
+	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/guest/bundle"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/replica"
@@ -36,6 +40,7 @@ type guests struct {
 	// networkReason says why there are no networks of type nat.
 	networkReason string
 	store         *volume.Store
+	spawner       driver.Spawner
 }
 
 // openGuests opens what the node keeps. The client must be there.
@@ -51,11 +56,11 @@ func (n *node) openGuests(ctx context.Context, b *bundle.Bundle) (*guests, error
 	if err != nil {
 		return nil, err
 	}
-	g := &guests{store: volumes}
+	g := &guests{store: volumes, spawner: n.super}
 	g.images = &imageKeeper{
 		nodeID: n.data.id.NodeID, store: images, bundle: b, view: n.replica.View, client: n.client, nodes: n.nodes, log: n.log,
 	}
-	g.volumes = newVolumeKeeper(n.data.id.NodeID, volumes, n.replica.View, n.client, n.nodes, n.log)
+	g.volumes = newVolumeKeeper(n.data.id.NodeID, n.data.join(volumesDir), volumes, n.replica.View, n.client, n.nodes, n.log)
 	g.networks = &networkKeeper{
 		nodeID: n.data.id.NodeID, node: n.cfg.Node.Name, underlay: n.underlay(), view: n.replica.View, log: n.log, mtus: map[string][]int{},
 	}
@@ -110,11 +115,51 @@ func (g *guests) networkTypes() []string {
 
 // served is what the API reaches.
 func (g *guests) served() server.Guests {
-	s := server.Guests{Images: g.images, Volumes: g.volumes}
+	s := server.Guests{Images: g.images, Volumes: g.volumes, Notices: g.notices}
 	if g.networks.fabric != nil {
 		s.Networks = g.networks
 	}
 	return s
+}
+
+// notices are what a person should know of networks, volumes and the confinement of
+// VMs on this node.
+func (g *guests) notices(ctx context.Context) []string {
+	var out []string
+	if g.networkReason != "" {
+		out = append(out, "no networks of type nat: "+g.networkReason)
+	}
+	if g.networks.fabric != nil {
+		problems := g.networks.fabric.Problems()
+		for _, name := range slices.Sorted(maps.Keys(problems)) {
+			out = append(out, problems[name].Error())
+		}
+	}
+	strays, err := g.volumes.strays(ctx)
+	if err != nil {
+		out = append(out, "the volumes can't be listed: "+err.Error())
+	}
+	for _, id := range strays {
+		out = append(out, fmt.Sprintf("the disk of volume %s is here, and the cluster has no such volume on this node: %s may be moved away", id, g.volumes.dir(id)))
+	}
+	return append(out, g.unconfined(ctx)...)
+}
+
+// unconfined tells what of the confinement of VMs this host does not have.
+func (g *guests) unconfined(ctx context.Context) []string {
+	var out []string
+	for _, lane := range []driver.Lane{driver.LaneShared, driver.LaneExclusive} {
+		list, err := g.spawner.List(ctx, lane)
+		if err != nil {
+			continue // the status tells of supervisors by itself
+		}
+		for _, p := range list {
+			if text := p.GetMetadata()[driver.MetadataJail]; text != "" && !p.GetExited() && !slices.Contains(out, "VMs are confined, but for this: "+text) {
+				out = append(out, "VMs are confined, but for this: "+text)
+			}
+		}
+	}
+	return out
 }
 
 // run keeps everything in step with the state until ctx ends.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -38,6 +39,8 @@ type runningVMs interface {
 // volumeKeeper is the node's part of volumes. It is safe for concurrent use.
 type volumeKeeper struct {
 	nodeID string
+	// root is the directory of store.
+	root   string
 	store  *volume.Store
 	view   func() *state.View
 	client *client.Client
@@ -54,9 +57,9 @@ type volumeKeeper struct {
 	arriving map[string]bool
 }
 
-func newVolumeKeeper(nodeID string, store *volume.Store, view func() *state.View, c *client.Client, nodes *nodes, log *slog.Logger) *volumeKeeper {
+func newVolumeKeeper(nodeID, root string, store *volume.Store, view func() *state.View, c *client.Client, nodes *nodes, log *slog.Logger) *volumeKeeper {
 	return &volumeKeeper{
-		nodeID: nodeID, store: store, view: view, client: c, nodes: nodes, log: log,
+		nodeID: nodeID, root: root, store: store, view: view, client: c, nodes: nodes, log: log,
 		users: map[string]map[string]int{}, busy: map[string]bool{}, arriving: map[string]bool{},
 	}
 }
@@ -539,6 +542,9 @@ func (k *volumeKeeper) delete(ctx context.Context, v *blixardv1.Volume) error {
 	_, err = k.register(ctx, &blixardv1.RegisterVolumeRequest{VolumeId: v.GetId(), Change: &blixardv1.RegisterVolumeRequest_Removed{Removed: true}})
 	return err
 }
+
+// dir is where a volume's files are.
+func (k *volumeKeeper) dir(id string) string { return filepath.Join(k.root, id) }
 
 // strays are volumes whose disks are here and that the cluster does not have on this
 // node. They are never removed by themselves: they may be all that is left.

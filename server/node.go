@@ -48,6 +48,9 @@ func (s nodeService) GetStatus(ctx context.Context, _ *blixardv1.GetStatusReques
 	if st.StorageFull {
 		resp.Notices = append(resp.Notices, "the disk of the data directory is full: changes are refused until there is space")
 	}
+	if kept, err := s.kept(); err == nil && kept.Notices != nil {
+		resp.Notices = append(resp.Notices, kept.Notices(ctx)...)
+	}
 	for _, lane := range []driver.Lane{driver.LaneShared, driver.LaneExclusive} {
 		info, err := s.cfg.Consoles.Info(ctx, lane)
 		if err != nil {

@@ -66,6 +66,8 @@ type Guests struct {
 	Images   Images
 	Volumes  Volumes
 	Networks Networks
+	// Notices are sentences about what a person should know of all that; may be nil.
+	Notices func(ctx context.Context) []string
 }
 
 // Consoles reaches the consoles that the supervisors hold.
