@@ -3,6 +3,7 @@ package vmnet
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -110,9 +111,10 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 		}
 		if !np.rules.GetIsolated() {
 			leave = append(leave, fmt.Sprintf("iifname %q oifname %q ct status ! dnat accept", np.bridge, np.bridge))
-			// Neighbour discovery, where the host shows frames between ports to these rules.
+			// Frames between ports, where the host shows them to these rules.
 			leave = append(leave, fmt.Sprintf("iifname %q oifname %q ct state untracked accept", np.bridge, np.bridge))
 		}
+		raw = append(raw, np.untracked()...)
 		chains = append(chains, np.egress(), np.ingress())
 		source = append(source, np.source()...)
 	}
@@ -176,6 +178,20 @@ func (p planner) guard(out planned, host hostFacts) []string {
 	if !host.forward6 {
 		rules = append(rules, fmt.Sprintf("meta nfproto ipv6 ct status ! dnat iifname { %s } oifname { %s } drop", list, list))
 	}
+	return rules
+}
+
+// untracked spares the tracking of connections within the network, where the host
+// shows frames between ports to the rules for IP.
+func (np netPlan) untracked() []string {
+	var rules []string
+	for subnet, gateway := range map[netip.Prefix]netip.Addr{np.subnet4: np.gateway4, np.subnet6: np.gateway6} {
+		if subnet.IsValid() {
+			f := family(subnet.Addr().Is6())
+			rules = append(rules, fmt.Sprintf("iifname %q %s saddr %s %s daddr %s %s daddr != %s notrack", np.bridge, f, subnet, f, subnet, f, gateway))
+		}
+	}
+	slices.Sort(rules)
 	return rules
 }
 

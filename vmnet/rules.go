@@ -54,7 +54,8 @@ func bridgeSets(out planned) []set {
 	origin := set{name: "origin", kind: "ifname : verdict", isMap: true}
 	targets := set{name: "targets", kind: "typeof iifname . @th,64,128"}
 	options := set{name: "options", kind: "typeof iifname . @th,192,64"}
-	ports, isolated, overlays := set{name: "ports", kind: "ifname"}, set{name: "isolated", kind: "ifname"}, set{name: "overlays", kind: "ifname"}
+	deliver := set{name: "deliver", kind: "ifname : verdict", isMap: true}
+	ports, overlays := set{name: "ports", kind: "ifname"}, set{name: "overlays", kind: "ifname"}
 	gateways := set{name: "gateways", kind: "ether_addr"}
 	macs := set{name: "macs", kind: "ifname . ether_addr"}
 	addresses4 := set{name: "addresses4", kind: "ifname . ether_addr . ipv4_addr"}
@@ -75,9 +76,11 @@ func bridgeSets(out planned) []set {
 			ports.add("%q", np.overlay)
 			overlays.add("%q", np.overlay)
 			origin.add("%q : goto overlay", np.overlay)
+			toOverlay := "to_overlay"
 			if np.rules.GetIsolated() {
-				isolated.add("%q", np.overlay)
+				toOverlay = "to_isolated"
 			}
+			deliver.add("%q : goto %s", np.overlay, toOverlay)
 			for _, e := range np.remote {
 				member(np.overlay, e)
 			}
@@ -89,9 +92,11 @@ func bridgeSets(out planned) []set {
 			}
 			ports.add("%q", l.tap)
 			origin.add("%q : goto %s", l.tap, to)
+			toGuest := "to_guest"
 			if np.rules.GetIsolated() {
-				isolated.add("%q", l.tap)
+				toGuest = "to_isolated"
 			}
+			deliver.add("%q : goto %s", l.tap, toGuest)
 			if l.IPv6.IsValid() {
 				hw, _ := net.ParseMAC(l.MAC) // checked by the plan
 				leased, local := l.IPv6.As16(), linkLocal(l.MAC).As16()
@@ -103,7 +108,7 @@ func bridgeSets(out planned) []set {
 			member(l.tap, l.Endpoint)
 		}
 	}
-	return []set{origin, ports, isolated, overlays, gateways, macs, addresses4, addresses6, targets, options}
+	return []set{origin, deliver, ports, overlays, gateways, macs, addresses4, addresses6, targets, options}
 }
 
 // bridgeChains say what frames pass. What a guest sends is refused unless a rule
@@ -111,14 +116,16 @@ func bridgeSets(out planned) []set {
 // that a rule can't see through.
 func bridgeChains(out planned) []chain {
 	const own4, own6 = "iifname . ether saddr . ip saddr @addresses4", "iifname . ether saddr . ip6 saddr @addresses6"
+	const strangeMAC = "iifname . ether saddr != @macs drop"
 	const target = "iifname . @th,64,128 @targets"
 	chains := []chain{
+		// What is most of the traffic is asked for first, with few look-ups.
 		{name: "guest", rules: []string{
-			"iifname . ether saddr != @macs drop",
 			"ether type vmap { arp : goto guest_arp, ip : goto guest_ip, ip6 : goto guest_ip6 }",
 			"drop",
 		}},
 		{name: "guest_arp", rules: []string{
+			strangeMAC,
 			"arp htype != 1 drop", "arp ptype != ip drop", "arp hlen != 6 drop", "arp plen != 4 drop",
 			"arp operation != { request, reply } drop",
 			"iifname . arp saddr ether . arp saddr ip @addresses4 accept",
@@ -127,12 +134,16 @@ func bridgeChains(out planned) []chain {
 		}},
 		{name: "guest_ip", rules: []string{
 			"udp sport 67 drop",
-			"ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
 			own4 + " accept",
+			strangeMAC,
+			"ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
 			"drop",
 		}},
 		{name: "guest_ip6", rules: []string{
+			"ip6 nexthdr 6 " + own6 + " accept",
 			"udp sport 547 drop",
+			"ip6 nexthdr 17 " + own6 + " accept",
+			strangeMAC,
 			"icmpv6 type { mld-listener-query, nd-router-advert, nd-redirect } drop",
 			// Listeners' reports come behind a hop-by-hop header; at the start of a NIC's
 			// life without an address.
@@ -140,8 +151,8 @@ func bridgeChains(out planned) []chain {
 			"ip6 nexthdr 0 icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } " + own6 + " accept",
 			"ip6 nexthdr icmpv6 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } goto guest_nd",
 			"ip6 nexthdr icmpv6 icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request, echo-reply } " + own6 + " accept",
-			// TCP, UDP, SCTP, DCCP, UDP-Lite, and what carries other protocols.
-			"ip6 nexthdr { 4, 6, 17, 33, 41, 47, 50, 132, 136 } " + own6 + " accept",
+			// SCTP, DCCP, UDP-Lite, and what carries other protocols.
+			"ip6 nexthdr { 4, 33, 41, 47, 50, 132, 136 } " + own6 + " accept",
 			// Fragments: the first one's protocol must be plain to see; neighbour discovery
 			// is never in fragments.
 			"ip6 nexthdr 44 frag nexthdr { 6, 17 } " + own6 + " accept",
@@ -174,7 +185,17 @@ func bridgeChains(out planned) []chain {
 			"ether type ip6 " + own6 + " accept",
 			"drop",
 		}},
+		{name: "to_guest", rules: []string{
+			// From a port that somebody else put on one of our bridges.
+			"iifname != @ports drop",
+			// Guests ask the node alone for addresses and routers.
+			"meta l4proto udp udp dport { 67, 547 } drop",
+			"meta l4proto ipv6-icmp icmpv6 type nd-router-solicit drop",
+		}},
+		// Nobody but the node, which does not forward between ports.
+		{name: "to_isolated", rules: []string{"drop"}},
 		{name: "to_overlay", rules: []string{
+			"iifname != @ports drop",
 			"ether saddr @gateways drop",
 			"oifname . ether daddr != @macs drop",
 			"icmpv6 type { 130, 131, 132, 133, 134, 135, 136, 137, 143 } drop",
@@ -200,13 +221,9 @@ func bridgeChains(out planned) []chain {
 			"iifname vmap @origin",
 		}},
 		chain{name: "forward", hook: "type filter hook forward priority -200; policy accept;", rules: []string{
-			// A port that somebody else put on one of our bridges reaches no guest.
-			"oifname @ports iifname != @ports drop",
-			"iifname @ports oifname != @ports drop",
-			"iifname @isolated oifname @isolated drop",
-			"iifname @ports udp dport { 67, 547 } drop",
-			"iifname @ports icmpv6 type nd-router-solicit drop",
-			"oifname @overlays goto to_overlay",
+			"oifname vmap @deliver",
+			// To a port that somebody else put on one of our bridges.
+			"iifname @ports drop",
 		}},
 		chain{name: "output", hook: "type filter hook output priority -200; policy accept;", rules: []string{
 			// The gateway is on every node: nobody else's guests hear this one's.

@@ -105,7 +105,9 @@ func spoofings(a, b, c Endpoint, gw string) []spoofing {
 	udp4 := func(src, dst string, from, to uint16) func(mark []byte) []byte {
 		return func(mark []byte) []byte { return ip4(src, dst, 17, udp(from, to, mark)) }
 	}
-	vlan := func(inner uint16, payload []byte) []byte { return join([]byte{0, 5, byte(inner >> 8), byte(inner)}, payload) }
+	vlan := func(inner uint16, payload []byte) []byte {
+		return join([]byte{0, 5, byte(inner >> 8), byte(inner)}, payload)
+	}
 	hopByHop := []byte{58, 0, 5, 2, 0, 0, 1, 0}
 	destination := []byte{58, 0, 1, 4, 0, 0, 0, 0}
 	fragment := func(next byte, offset uint16, more byte) []byte {
