@@ -17,8 +17,14 @@ func inetSets(out planned) []set {
 	nodes4, nodes6 := set{name: "nodes4", kind: "ipv4_addr"}, set{name: "nodes6", kind: "ipv6_addr"}
 	egress := set{name: "egress", kind: "ifname : verdict", isMap: true}
 	ingress := set{name: "ingress", kind: "ifname : verdict", isMap: true}
+	within := set{name: "within", kind: "ifname . ifname"}
+	untracked := set{name: "untracked", kind: "ifname : verdict", isMap: true}
 	for _, np := range out.networks {
 		bridges.add("%q", np.bridge)
+		untracked.add("%q : jump untracked%s", np.bridge, np.suffix())
+		if !np.rules.GetIsolated() {
+			within.add("%q . %q", np.bridge, np.bridge)
+		}
 		egress.add("%q : jump egress%s", np.bridge, np.suffix())
 		ingress.add("%q : goto ingress%s", np.bridge, np.suffix())
 		if np.gateway4.IsValid() {
@@ -64,7 +70,7 @@ func inetSets(out planned) []set {
 		}
 	}
 	return []set{
-		bridges, gateway4, gateway6, gateways4, gateways6, nodes4, nodes6, egress, ingress,
+		bridges, within, untracked, gateway4, gateway6, gateways4, gateways6, nodes4, nodes6, egress, ingress,
 		publish4, publish6, relay4, relay6,
 	}
 }
@@ -75,6 +81,7 @@ func (np netPlan) suffix() string { return np.bridge[strings.LastIndexByte(np.br
 // inetChains say what packets pass between the networks, the node and the outside.
 func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []chain {
 	raw := []string{
+		"iifname vmap @untracked",
 		// What the kernel drops by itself where route_localnet is off.
 		`iifname != "lo" ip daddr 127.0.0.0/8 drop`,
 		`iifname != "lo" ip saddr 127.0.0.0/8 drop`,
@@ -91,6 +98,11 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 			"dnat ip to meta l4proto . th dport map @publish4",
 			"dnat ip6 to meta l4proto . th dport map @publish6",
 		}},
+		// A connection's packets fit into the links that it goes by.
+		{name: "clamp", rules: []string{
+			"iifname @bridges tcp option maxseg size set rt mtu",
+			"oifname @bridges tcp option maxseg size set rt mtu",
+		}},
 		{name: "from_guest", rules: []string{
 			"ct state established,related accept",
 			"udp sport 68 udp dport 67 accept",
@@ -104,28 +116,22 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 			"drop",
 		}},
 	}
-	leave := []string{"ct state established,related return"}
 	for _, np := range out.networks {
 		if np.overlay != "" {
 			vnis = append(vnis, strconv.Itoa(np.vni))
 		}
-		if !np.rules.GetIsolated() {
-			leave = append(leave, fmt.Sprintf("iifname %q oifname %q ct status ! dnat accept", np.bridge, np.bridge))
-			// Frames between ports, where the host shows them to these rules.
-			leave = append(leave, fmt.Sprintf("iifname %q oifname %q ct state untracked accept", np.bridge, np.bridge))
-		}
-		raw = append(raw, np.untracked()...)
-		chains = append(chains, np.egress(), np.ingress())
+		chains = append(chains, np.untracked(), np.egress(), np.ingress())
 		source = append(source, np.source()...)
 	}
-	leave = append(
-		leave,
+	leave := []string{
+		"ct state established,related return",
+		"iifname . oifname @within ct status ! dnat accept",
 		"ip daddr { 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4 } drop",
 		"ip6 daddr { fe80::/10, ff00::/8 } drop",
 		"oifname @bridges ct status ! dnat drop",
 		"oifname @bridges ct state untracked drop",
 		"iifname vmap @egress",
-	)
+	}
 	if len(vnis) > 0 {
 		// The overlay is only for the nodes that have endpoints in it.
 		match := fmt.Sprintf("udp dport %d @th,96,24 { %s } %s saddr != @nodes%s drop", p.vxlanPort, strings.Join(vnis, ", "), family(underlay.Is6()), map[bool]string{false: "4", true: "6"}[underlay.Is6()])
@@ -138,8 +144,9 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 		"ct status dnat oifname @bridges ip saddr 127.0.0.0/8 masquerade",
 	)
 	forward := []string{
-		"iifname @bridges tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
-		"oifname @bridges tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+		// Frames between ports, where the host shows them to these rules.
+		"ct state untracked iifname . oifname @within accept",
+		"tcp flags & (syn | rst) == syn jump clamp",
 		"iifname @bridges jump leave",
 		"oifname @bridges goto enter",
 	}
@@ -183,16 +190,16 @@ func (p planner) guard(out planned, host hostFacts) []string {
 
 // untracked spares the tracking of connections within the network, where the host
 // shows frames between ports to the rules for IP.
-func (np netPlan) untracked() []string {
+func (np netPlan) untracked() chain {
 	var rules []string
 	for subnet, gateway := range map[netip.Prefix]netip.Addr{np.subnet4: np.gateway4, np.subnet6: np.gateway6} {
 		if subnet.IsValid() {
 			f := family(subnet.Addr().Is6())
-			rules = append(rules, fmt.Sprintf("iifname %q %s saddr %s %s daddr %s %s daddr != %s notrack", np.bridge, f, subnet, f, subnet, f, gateway))
+			rules = append(rules, fmt.Sprintf("%s saddr %s %s daddr %s %s daddr != %s notrack", f, subnet, f, subnet, f, gateway))
 		}
 	}
 	slices.Sort(rules)
-	return rules
+	return chain{name: "untracked" + np.suffix(), rules: rules}
 }
 
 // source gives the rules for the source address of what leaves a network.
