@@ -676,3 +676,58 @@ func isTun(path string) bool {
 	to, err := os.Readlink(path)
 	return err == nil && strings.HasSuffix(to, "net/tun")
 }
+
+// TestManyJailsLeaveNothing: no thread, no descriptor, no group and no mount.
+func TestManyJailsLeaveNothing(t *testing.T) {
+	c, dir := launchingClient(t)
+	round := func(i int) {
+		r := jailedRequest(t, fmt.Sprintf("a.%d", i), "/bin/true")
+		r.Jail.MemoryBytes, r.Jail.PidsMax, r.Listeners = 64<<20, 5, []string{"s"}
+		if i%10 == 9 {
+			r.Jail.ReadPaths = []string{"/nonexistent"}
+			if _, err := c.Spawn(t.Context(), driver.LaneShared, r); !problem.HasCode(err, "supervisor.jail") {
+				t.Fatal(err)
+			}
+			return
+		}
+		if _, p := consoleOf(t, c, r); p.GetExit().GetCode() != 0 {
+			t.Fatal(p)
+		}
+		if err := c.Forget(t.Context(), driver.LaneShared, r.GetProcessId()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count := func(pid int, what string) int {
+		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/%s", pid, what))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	const warm, rounds = 10, 100
+	for i := range warm {
+		round(i)
+	}
+	rec, err := ReadRecord(dir, driver.LaneShared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fds, mounts := count(rec.PID, "fd"), strings.Count(procFile(t, uint32(rec.PID), "mountinfo"), "\n")
+	for i := range rounds {
+		round(warm + i)
+	}
+	if n := count(rec.PID, "fd"); n > fds+2 {
+		t.Errorf("%d descriptors, %d before", n, fds)
+	}
+	// Go keeps some threads for later.
+	if n := count(rec.PID, "task"); n > 40 {
+		t.Errorf("%d threads", n)
+	}
+	if n := strings.Count(procFile(t, uint32(rec.PID), "mountinfo"), "\n"); n != mounts {
+		t.Errorf("%d mounts, %d before", n, mounts)
+	}
+	left, err := filepath.Glob("/sys/fs/cgroup/*/blixard/" + groupScope(driver.LaneShared, lanePaths(dir, driver.LaneShared).dir) + "/vm-*")
+	if err != nil || len(left) != 0 {
+		t.Errorf("groups %v, %v", left, err)
+	}
+}
