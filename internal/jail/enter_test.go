@@ -15,7 +15,7 @@ import (
 func onThread(t *testing.T, run func() error) error {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("only root gets a root directory of its own")
+		t.Fatal("only root gets a root directory of its own: run the tests as root")
 	}
 	failed := make(chan error)
 	var try func()
