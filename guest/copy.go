@@ -24,20 +24,22 @@ func (s *Session) CopyTo(ctx context.Context, path string, r io.Reader) error {
 		return err
 	}
 	defer c.close()
-	outcome := make(chan error, 1)
+	var outcome error
+	told := make(chan struct{})
 	go func() {
-		err := c.awaitDone()
-		outcome <- err
+		outcome = c.awaitDone()
+		close(told)
 		_ = c.stream.SetWriteDeadline(time.Unix(1, 0)) // whoever still sends gives up
 	}()
 	readErr, sendErr := c.sendAll(r)
 	if readErr != nil {
 		c.close()
-		<-outcome
+		<-told // the outcome is that of a cut archive
 		return fmt.Errorf("guest: copy to %s: %w", path, readErr)
 	}
-	if err := <-outcome; err != nil {
-		return err
+	<-told
+	if outcome != nil {
+		return outcome
 	}
 	return sendErr
 }

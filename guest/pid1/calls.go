@@ -164,8 +164,8 @@ func (s *server) copyTo(c *call, dir string) error {
 	if _, err := s.m.mainCommand(); err != nil {
 		return err
 	}
-	if err := c.respond(wire.Response{}); err != nil {
-		return nil
+	if c.respond(wire.Response{}) != nil {
+		return nil //nolint:nilerr // the caller is gone: nobody is left to tell
 	}
 	in := &inbound{c: c}
 	c.done(s.m.work(c.abort, func() error { return unpack(dir, in) }))
@@ -209,8 +209,8 @@ func (s *server) copyFrom(c *call, name string) error {
 	if err := s.m.beside(func() error { return checkSource(name) }); err != nil {
 		return fileProblem("guest.copy", err)
 	}
-	if err := c.respond(wire.Response{}); err != nil {
-		return nil
+	if c.respond(wire.Response{}) != nil {
+		return nil //nolint:nilerr // the caller is gone: nobody is left to tell
 	}
 	c.done(s.m.work(c.abort, func() error {
 		w := bufio.NewWriterSize(outbound{c}, wire.MaxData)

@@ -103,9 +103,8 @@ func (s *server) dial(c *call, port uint16) error {
 			Hint:    "nothing in the guest listens there on the loopback address",
 		}
 	}
-	if err := c.respond(wire.Response{}); err != nil {
-		_ = f.Close()
-		return nil
+	if c.respond(wire.Response{}) != nil { // the caller is gone
+		return f.Close()
 	}
 	var answers sync.WaitGroup
 	answers.Go(func() { sendAnswers(c, f) })

@@ -54,12 +54,12 @@ func (m *Mount) encode(e *encoder) {
 	e.bool(3, m.ReadOnly)
 }
 
-func (f *File) encode(e *encoder) {
-	e.string(1, f.Path)
-	e.uint(2, uint64(f.Mode))
-	e.uint(3, uint64(f.UID))
-	e.uint(4, uint64(f.GID))
-	e.bytes(5, f.Content)
+func (v *File) encode(e *encoder) {
+	e.string(1, v.Path)
+	e.uint(2, uint64(v.Mode))
+	e.uint(3, uint64(v.UID))
+	e.uint(4, uint64(v.GID))
+	e.bytes(5, v.Content)
 }
 
 func (s *Status) encode(e *encoder) {
