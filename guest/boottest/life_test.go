@@ -77,6 +77,12 @@ func TestEnds(t *testing.T) {
 	missing.Writable = &guest.Disk{Device: "/dev/vdz", FSType: "ext4"}
 	serial := config("true")
 	serial.Image.Device = "serial:nobody"
+	volume := config("true")
+	volume.Mounts = []guest.Mount{{Disk: guest.Disk{Device: guest.DevicePrefix + "nobody", FSType: "ext4"}, Path: "/data"}}
+	nic := config("true")
+	nic.Interfaces = []guest.Interface{{MAC: mac}}
+	file := config("true")
+	file.Files = []guest.File{{Path: "/etc"}}
 	for name, c := range map[string]struct {
 		cfg  guest.BootConfig
 		want guest.Exit
@@ -89,6 +95,9 @@ func TestEnds(t *testing.T) {
 		"power-off":         {config("sh", "-c", "poweroff; exec sleep 1000000"), guest.Exit{Reason: guest.ExitPowerOff, Code: 143, Signal: 15}, ""},
 		"no file system":    {damaged, guest.Exit{Reason: guest.ExitBootFailed, Code: guest.CodeBootFailed}, "build the root: mount /dev/vda"},
 		"missing disk":      {missing, guest.Exit{Reason: guest.ExitBootFailed, Code: guest.CodeBootFailed}, "/dev/vdz did not appear"},
+		"missing volume":    {volume, guest.Exit{Reason: guest.ExitBootFailed, Code: guest.CodeBootFailed}, "volume /data: drive serial:nobody did not appear"},
+		"missing NIC":       {nic, guest.Exit{Reason: guest.ExitBootFailed, Code: guest.CodeBootFailed}, "interface " + mac + ": no such NIC appeared"},
+		"a file's place":    {file, guest.Exit{Reason: guest.ExitBootFailed, Code: guest.CodeBootFailed}, "file: make /etc: is a directory"},
 		"missing by serial": {serial, guest.Exit{Reason: guest.ExitBootFailed, Code: guest.CodeBootFailed}, "serial:nobody did not appear"},
 	} {
 		t.Run(name, func(t *testing.T) {

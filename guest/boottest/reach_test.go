@@ -200,6 +200,9 @@ func TestVolumesOfARunningGuest(t *testing.T) {
 	}
 }
 
+// xattr is an archive's record of an attribute.
+const xattr = "SCHILY.xattr.user.note"
+
 // tree makes an archive of a thousand files with all that a copy must keep, and describes it.
 func tree(t *testing.T) (archive []byte, files map[string]string) {
 	t.Helper()
@@ -225,7 +228,7 @@ func tree(t *testing.T) (archive []byte, files map[string]string) {
 		add(tar.Header{Typeflag: tar.TypeLink, Name: dir + "/g", Linkname: dir + "/f042"}, "")
 		add(tar.Header{Typeflag: tar.TypeSymlink, Name: dir + "/h", Linkname: "../../none", Mode: 0o777, Uid: 3}, "")
 	}
-	add(tar.Header{Typeflag: tar.TypeReg, Name: "tree/tail", Mode: 0o4711}, "")
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "tree/tail", Mode: 0o4711, PAXRecords: map[string]string{xattr: "kept"}}, "")
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +256,7 @@ func describe(t *testing.T, r io.Reader) map[string]string {
 			files[h.Name] = "link to " + h.Linkname
 			continue
 		}
-		files[h.Name] = fmt.Sprintf("%c %o %d:%d %s %d %s %s", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Linkname, h.Size, h.ModTime.UTC(), body)
+		files[h.Name] = fmt.Sprintf("%c %o %d:%d %s %d %s %s%s", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Linkname, h.Size, h.ModTime.UTC(), body, h.PAXRecords[xattr])
 	}
 }
 

@@ -31,6 +31,7 @@ func TestSystemdEquipment(t *testing.T) {
 	cfg.Init = true
 	cfg.UserData = "#cloud-config\n"
 	m.Ready(s, cfg)
+	m.AwaitConsole("the image has no cloud-init")
 	if state, code := awaitSystemd(m, s); state != "running" && state != "degraded" {
 		t.Fatalf("systemd is %q (exit code %d)", state, code)
 	}

@@ -6,10 +6,11 @@
 // What it does, in order:
 //  1. Mount /dev, /proc and /sys, load the modules listed in /blixard/modules, open the channel.
 //  2. Wait for the boot configuration. A host may come and go at any moment.
-//  3. Mount the image read-only, lay the writable disk (or memory) over it, make that the root.
+//  3. Mount the image read-only, lay the writable disk (or memory) over it, make that the root; mount the
+//     volumes below it, set up the NICs, write names, secrets (to memory alone), files and keys.
 //  4. Start the command, and say ready.
-//  5. Reap orphans; copy the command's output to the console and to whoever is attached; run further
-//     commands on request.
+//  5. Reap orphans; copy the command's output to the console and to whoever is attached; on request run
+//     further commands, copy files, join connections to servers, probe those, change volumes.
 //  6. When the command ends or someone asks for the end: kill what is left, make the disks clean,
 //     report the exit, wait for the host's acknowledgement, end the machine.
 //

@@ -12,5 +12,6 @@
 //  2. The guest ends what session it had and answers with the nonce and its own version.
 //     The host discards every byte before the answer to its own nonce.
 //  3. Both run yamux over the rest, the host as client. Only the host opens streams, one a call.
-//  4. A call is a request frame and a response frame. Exec, attach and events go on with frames.
+//  4. A call is a request frame and a response frame. Exec, attach, events, copies and dialled connections
+//     go on with frames.
 package wire
