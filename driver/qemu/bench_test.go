@@ -76,7 +76,7 @@ func BenchmarkJail(b *testing.B) {
 // bootTo gives the time until the console says something.
 func bootTo(b *testing.B, d driver.Driver, s *supervisor.Client, cfg driver.Config, says string) time.Duration {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.Context(), drivertest.Timeout)
+	ctx, cancel := context.WithTimeout(b.Context(), boottest.Patience)
 	defer cancel()
 	began := time.Now()
 	vm, err := d.Start(ctx, cfg)
