@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -55,15 +56,18 @@ func TestKilledWhilePulling(t *testing.T) {
 	img := imageOf(t, nil, layers...)
 	h := newHub(t)
 	ref, digest := h.push(t, "a/b:c", img)
+	blobs := map[string][]byte{}
+	for n := range layers {
+		d, raw := blobOf(t, img, n)
+		blobs["/v2/a/b/blobs/"+d] = raw
+	}
+	var hold atomic.Bool                                           // nothing comes after the half of a layer
 	h.setFault(func(w http.ResponseWriter, r *http.Request) bool { // a slow line
-		for n := range layers {
-			d, raw := blobOf(t, img, n)
-			if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, d) {
-				slowly(w, r, raw)
-				return true
-			}
+		raw := blobs[r.URL.Path]
+		if raw != nil {
+			slowly(w, r, raw, hold.Load())
 		}
-		return false
+		return raw != nil
 	})
 	want, err := newStore(t, nil).Pull(t.Context(), ref, PullOptions{})
 	if err != nil {
@@ -73,7 +77,10 @@ func TestKilledWhilePulling(t *testing.T) {
 	whole := 0
 	for n := range 14 {
 		// Not before the phase, then a little later each time.
-		runAndKill(t, dir, ref, []string{phaseResolving, phaseDownloading, phaseBuilding, phaseStoring}[n%4], time.Duration(n/4)*7*time.Millisecond)
+		phase := []string{phaseResolving, phaseDownloading, phaseBuilding, phaseStoring}[n%4]
+		hold.Store(phase == phaseDownloading)
+		runAndKill(t, dir, ref, phase, time.Duration(n/4)*7*time.Millisecond)
+		hold.Store(false)
 		s := reopen(t, Config{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
 		for _, l := range left(t, s) {
 			if strings.HasPrefix(l, tmpDir) {
@@ -106,15 +113,19 @@ func TestKilledWhilePulling(t *testing.T) {
 }
 
 // slowly sends a blob in pieces.
-func slowly(w http.ResponseWriter, r *http.Request, raw []byte) {
+func slowly(w http.ResponseWriter, r *http.Request, raw []byte, hold bool) {
 	at := 0
 	if from, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok {
 		_, _ = fmt.Sscanf(from, "%d", &at)
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", at, len(raw)-1, len(raw)))
 		w.WriteHeader(http.StatusPartialContent)
 	}
-	for at < len(raw) {
-		n := min(len(raw)-at, 1<<20)
+	for end := (at + len(raw)) / 2; at < len(raw); {
+		if hold && at >= end {
+			<-r.Context().Done()
+			return
+		}
+		n := min(len(raw)-at, 256<<10)
 		if _, err := w.Write(raw[at : at+n]); err != nil {
 			return
 		}
