@@ -114,7 +114,7 @@ func echo(t testing.TB, ns, name string, address string) {
 				if err != nil {
 					return
 				}
-				fmt.Fprintf(c, "%s %s\n", name, c.RemoteAddr())
+				_, _ = fmt.Fprintf(c, "%s %s\n", name, c.RemoteAddr())
 				_ = c.Close()
 			}
 		}()

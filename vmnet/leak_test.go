@@ -25,9 +25,13 @@ func census(t testing.TB) []string {
 	t.Helper()
 	var all []string
 	for _, args := range [][]string{
-		{"ip", "-br", "link"}, {"ip", "-o", "addr"}, {"ip", "neigh", "show", "nud", "permanent"},
-		{"ip", "-4", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
-		{"bridge", "fdb"}, {"nft", "list", "ruleset"},
+		{"ip", "-br", "link"},
+		{"ip", "-o", "addr"},
+		{"ip", "neigh", "show", "nud", "permanent"},
+		{"ip", "-4", "route", "show", "table", "all"},
+		{"ip", "-6", "route", "show", "table", "all"},
+		{"bridge", "fdb"},
+		{"nft", "list", "ruleset"},
 	} {
 		for _, l := range lines(t, args...) {
 			all = append(all, args[0]+": "+strings.TrimSpace(l))

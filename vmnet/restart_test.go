@@ -214,3 +214,20 @@ func TestDriftIsFoundAndMended(t *testing.T) {
 		t.Errorf("a firewall of the host: %v %v", drifts, err)
 	}
 }
+
+// TestOtherRulesAreReplaced: a blixard of another version has left tables whose sets
+// can't become these.
+func TestOtherRulesAreReplaced(t *testing.T) {
+	f := newFabric(t)
+	table := f.planner.table()
+	run(t, "nft", "add", "table", "bridge", table, "{ comment \"blixard owner=node-1\" ; }")
+	run(t, "nft", "add", "set", "bridge", table, "macs", "{ type ipv4_addr ; }")
+	run(t, "nft", "add", "set", "bridge", table, "older", "{ type ipv4_addr ; }")
+	run(t, "nft", "add", "chain", "bridge", table, "prerouting", "{ type filter hook prerouting priority -100 ; }")
+	apply(t, f, Desired{Networks: []Network{{Spec: newNetwork(1), Local: []Endpoint{nic(1, 2)}}}})
+	noDrift(t, f)
+	text := run(t, "nft", "list", "table", "bridge", table)
+	if strings.Contains(text, "older") || !strings.Contains(text, "type ifname . ether_addr\n") {
+		t.Errorf("the tables are %s", text)
+	}
+}

@@ -60,27 +60,47 @@ func TestRulesDecide(t *testing.T) {
 				passes             bool
 			}{
 				// Between networks nothing, but by published ports.
-				{"g12", "tcp", "10.3.0.2:80", false}, {"g12", "udp", "[fd00:3::2]:80", false}, {"g12", "tcp", "10.5.0.2:80", false},
-				{"g12", "tcp", "192.0.2.1:8003", true}, {"g12", "tcp", "10.3.0.1:8003", false},
+				{"g12", "tcp", "10.3.0.2:80", false},
+				{"g12", "udp", "[fd00:3::2]:80", false},
+				{"g12", "tcp", "10.5.0.2:80", false},
+				{"g12", "tcp", "192.0.2.1:8003", true},
+				{"g12", "tcp", "10.3.0.1:8003", false},
 				// The node's own.
-				{"g12", "tcp", "192.0.2.1:9", false}, {"g12", "udp", "192.0.2.1:9", false}, {"g12", "tcp", "169.254.169.254:9", false},
-				{"g12", "tcp", "10.2.0.1:9", false}, {"g12", "udp", "127.0.0.1:9", false},
+				{"g12", "tcp", "192.0.2.1:9", false},
+				{"g12", "udp", "192.0.2.1:9", false},
+				{"g12", "tcp", "169.254.169.254:9", false},
+				{"g12", "tcp", "10.2.0.1:9", false},
+				{"g12", "udp", "127.0.0.1:9", false},
 				// Internal.
-				{"g22", "tcp", "10.2.0.3:80", true}, {"g22", "tcp", "192.0.2.2:80", false}, {"g22", "udp", "[2001:db8::2]:80", false},
-				{"outside", "tcp", "192.0.2.1:8002", false}, {"g22", "tcp", "192.0.2.1:8001", false}, {"g22", "tcp", "192.0.2.1:8002", false},
+				{"g22", "tcp", "10.2.0.3:80", true},
+				{"g22", "tcp", "192.0.2.2:80", false},
+				{"g22", "udp", "[2001:db8::2]:80", false},
+				{"outside", "tcp", "192.0.2.1:8002", false},
+				{"g22", "tcp", "192.0.2.1:8001", false},
+				{"g22", "tcp", "192.0.2.1:8002", false},
 				// Isolated: to the outside, not to each other.
-				{"g32", "tcp", "10.3.0.3:80", false}, {"g32", "udp", "[fd00:3::3]:80", false}, {"g32", "tcp", "192.0.2.2:80", true},
+				{"g32", "tcp", "10.3.0.3:80", false},
+				{"g32", "udp", "[fd00:3::3]:80", false},
+				{"g32", "tcp", "192.0.2.2:80", true},
 				{"outside", "udp", "192.0.2.1:8003", true},
 				// Egress.
-				{"g42", "tcp", "192.0.2.2:80", false}, {"g42", "udp", "192.0.2.2:80", true}, {"g42", "tcp", "192.0.2.3:80", true},
-				{"g42", "tcp", "198.51.100.254:80", false}, {"g42", "udp", "[2001:db8::2]:80", true}, {"g42", "tcp", "[2001:db8::2]:80", false},
-				{"g42", "tcp", "10.4.0.3:80", true}, {"outside", "tcp", "192.0.2.1:8004", true},
+				{"g42", "tcp", "192.0.2.2:80", false},
+				{"g42", "udp", "192.0.2.2:80", true},
+				{"g42", "tcp", "192.0.2.3:80", true},
+				{"g42", "tcp", "198.51.100.254:80", false},
+				{"g42", "udp", "[2001:db8::2]:80", true},
+				{"g42", "tcp", "[2001:db8::2]:80", false},
+				{"g42", "tcp", "10.4.0.3:80", true},
+				{"outside", "tcp", "192.0.2.1:8004", true},
 				{"g12", "tcp", "198.51.100.254:80", true},
 				// Ingress.
-				{"outside", "tcp", "192.0.2.1:8005", true}, {"outside", "udp", "192.0.2.1:8005", false}, {"outside", "tcp", "[2001:db8::1]:8005", false},
+				{"outside", "tcp", "192.0.2.1:8005", true},
+				{"outside", "udp", "192.0.2.1:8005", false},
+				{"outside", "tcp", "[2001:db8::1]:8005", false},
 				{"g52", "udp", "192.0.2.2:80", true},
 				// Without rules: published ports alone.
-				{"outside", "tcp", "[2001:db8::1]:8001", true}, {"outside", "udp", "192.0.2.1:8001", true},
+				{"outside", "tcp", "[2001:db8::1]:8001", true},
+				{"outside", "udp", "192.0.2.1:8001", true},
 			} {
 				asking.Go(func() {
 					if got := ask(t, tc.from, tc.protocol, tc.to); (got != "") != tc.passes {

@@ -202,7 +202,7 @@ func startResolver(t testing.TB) string {
 			if err := s.ShutdownContext(context.Background()); err != nil && !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
-			<-ended
+			_ = <-ended
 		})
 	}
 	return netip.MustParseAddrPort(at).Addr().String()

@@ -24,7 +24,7 @@ func (l *Leases) Reply4(packet []byte) (reply []byte, to netip.AddrPort, ok bool
 	if !lease.IPv4.IsValid() {
 		return nil, to, false
 	}
-	kind := dhcpv4.MessageTypeNone
+	var kind dhcpv4.MessageType
 	switch request.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
 		kind = dhcpv4.MessageTypeOffer

@@ -81,7 +81,7 @@ func upstream(t testing.TB, ip string, port int, do dns.HandlerFunc) {
 		}
 		t.Cleanup(func() {
 			_ = s.ShutdownContext(context.Background())
-			<-ended
+			_ = <-ended
 		})
 	}
 }
