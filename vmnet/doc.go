@@ -34,4 +34,10 @@
 // are, by unicast. Broadcast and multicast stay on the node. The gateway is the
 // same on every node and each node answers for it, so a guest never depends on
 // another node for its way out.
+//
+// Published ports are answered on every address of the node and on 127.0.0.1, not
+// on ::1, which can't be sent on from. Where the host shows frames between the ports
+// of bridges to the rules for IP (br_netfilter), a VM does not reach itself by its
+// own published port. A connection that another node relays comes from that node's
+// address. A change of rules is for new connections.
 package vmnet

@@ -342,10 +342,17 @@ func (f *Fabric) Tap(ctx context.Context, allocationID string, index int, opts T
 		}
 	}
 	f.taps[l.tap] = opts
-	problems := map[string]error{}
-	err = f.convergeLocked(ctx, problems)
-	if err = errors.Join(err, problems[np.name]); err != nil {
+	if err := f.convergeLocked(ctx, map[string]error{}); err != nil {
 		return "", 0, err
+	}
+	// What else is wrong with the network is no reason not to start; this is.
+	if have, _, err = f.readLocked(); err != nil {
+		return "", 0, err
+	}
+	for _, c := range changes(f.plan.objects, have) {
+		if c.link == l.tap || c.link == np.bridge {
+			return "", 0, problem.New(problem.Internal, "network.tap_failed", "allocation %s: NIC %d: %s", allocationID, index, c.what)
+		}
 	}
 	return l.tap, np.mtu, nil
 }

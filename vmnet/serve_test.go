@@ -202,7 +202,9 @@ func startResolver(t testing.TB) string {
 			if err := s.ShutdownContext(context.Background()); err != nil && !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
-			_ = <-ended
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
 		})
 	}
 	return netip.MustParseAddrPort(at).Addr().String()

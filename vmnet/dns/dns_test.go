@@ -81,7 +81,9 @@ func upstream(t testing.TB, ip string, port int, do dns.HandlerFunc) {
 		}
 		t.Cleanup(func() {
 			_ = s.ShutdownContext(context.Background())
-			_ = <-ended
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }
