@@ -16,6 +16,8 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/dhcpv6/nclient6"
 	"github.com/miekg/dns"
+
+	"github.com/blixard/blixard/internal/problem"
 )
 
 // addBareGuest attaches a guest that knows nothing yet.
@@ -208,4 +210,29 @@ func startResolver(t testing.TB) string {
 		})
 	}
 	return netip.MustParseAddrPort(at).Addr().String()
+}
+
+// TestServiceThatCanNotStart: a program that has the DNS port of all addresses is
+// named; VMs start all the same, and once it is gone the service comes.
+func TestServiceThatCanNotStart(t *testing.T) {
+	stranger, err := net.Listen("tcp4", "0.0.0.0:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFabric(t)
+	e := nic(1, 2)
+	want := Desired{Networks: []Network{{Spec: newNetwork(1), Local: []Endpoint{e}}}}
+	if err := f.Apply(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	if p := f.Problems(); len(p) != 1 || !problem.HasCode(p["net1"], "network.service_failed") {
+		t.Errorf("problems: %v", p)
+	}
+	if _, _, err := f.Tap(t.Context(), e.AllocationID, 0, TapOptions{}); err != nil {
+		t.Error(err)
+	}
+	if err := stranger.Close(); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, f, want)
 }
