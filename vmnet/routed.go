@@ -98,6 +98,8 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 			"dnat ip to meta l4proto . th dport map @publish4",
 			"dnat ip6 to meta l4proto . th dport map @publish6",
 		}},
+		// Frames between ports, where the host shows them to these rules.
+		{name: "frames", rules: []string{"iifname . oifname @within accept"}},
 		// A connection's packets fit into the links that it goes by.
 		{name: "clamp", rules: []string{
 			"iifname @bridges tcp option maxseg size set rt mtu",
@@ -124,7 +126,6 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 		source = append(source, np.source()...)
 	}
 	leave := []string{
-		"ct state established,related return",
 		"iifname . oifname @within ct status ! dnat accept",
 		"ip daddr { 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4 } drop",
 		"ip6 daddr { fe80::/10, ff00::/8 } drop",
@@ -144,9 +145,9 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 		"ct status dnat oifname @bridges ip saddr 127.0.0.0/8 masquerade",
 	)
 	forward := []string{
-		// Frames between ports, where the host shows them to these rules.
-		"ct state untracked iifname . oifname @within accept",
 		"tcp flags & (syn | rst) == syn jump clamp",
+		// What has begun goes on, whatever the rules are now.
+		"ct state vmap { established : accept, related : accept, untracked : jump frames }",
 		"iifname @bridges jump leave",
 		"oifname @bridges goto enter",
 	}
@@ -154,7 +155,6 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 		chains,
 		chain{name: "leave", rules: leave},
 		chain{name: "enter", rules: []string{
-			"ct state established,related accept",
 			"oifname vmap @ingress",
 			"drop",
 		}},
