@@ -150,7 +150,9 @@ func digestOf(cfg *wire.BootConfig) (digest [2]uint64) {
 func (m *machine) forgetContents() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.digest, m.given = digestOf(m.given), nil
+	if g := m.given; len(g.Files) > 0 || len(g.Secrets) > 0 || g.UserData != "" || g.MetaData != "" {
+		m.digest, m.given = digestOf(g), nil
+	}
 }
 
 func checkConfig(cfg *wire.BootConfig) error {
