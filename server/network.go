@@ -166,11 +166,22 @@ func (s *Server) defaultNetwork(ctx context.Context, spec *blixardv1.VMSpec) err
 	if view.Network(name) != nil || name != DefaultNetwork {
 		return nil
 	}
-	kind := blixardv1.NetworkType_user
+	// What this node can do counts before the state knows of it.
+	kind, known := blixardv1.NetworkType_user, false
+	if guests, err := s.kept(); err == nil {
+		known = true
+		if guests.Networks != nil {
+			kind = blixardv1.NetworkType_nat
+		}
+	}
 	for _, n := range view.Nodes() {
+		known = true
 		if slices.Contains(n.GetFingerprint().GetNetworkTypes(), blixardv1.NetworkType_nat.String()) {
 			kind = blixardv1.NetworkType_nat
 		}
+	}
+	if !known {
+		return problem.New(problem.Unavailable, "node.starting", "no node has told yet which networks it can have").WithHint("try again in a moment")
 	}
 	_, err := s.createNetwork(ctx, &blixardv1.CreateNetworkRequest{Name: name, Type: kind})
 	if problem.HasCode(err, "network.name_taken") {
