@@ -208,8 +208,8 @@ func (n *node) qemuOf(name string) int {
 		n.t.Fatal(err)
 	}
 	id := resp.GetVm().GetStatus().GetAllocationId()
-	for pid := range n.processes() {
-		if cwd, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); filepath.Base(cwd) == id {
+	for pid, args := range n.processes() {
+		if strings.Contains(args, "guest="+id+".") {
 			return pid
 		}
 	}

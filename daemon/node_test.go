@@ -108,7 +108,7 @@ func (n *node) command(args ...string) *exec.Cmd {
 	}
 	cmd := exec.Command(p, args...)
 	if n.host != "" {
-		cmd = exec.Command("ip", append([]string{"netns", "exec", n.host, p}, args...)...)
+		cmd = exec.Command("nsenter", append([]string{"--net=/run/netns/" + n.host, p}, args...)...)
 	}
 	cmd.Env = append(append(os.Environ(), "BLIXARD_ADDR=unix:"+n.socket, "BLIXARD_NODE_BIND=127.0.0.1:0", "BLIXARD_NETWORK_DEFAULT=none"), n.env...)
 	if coverDir != "" {
