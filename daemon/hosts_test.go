@@ -21,14 +21,14 @@ import (
 // path of a host's network namespace.
 func (h *hosts) path(k int) string { return filepath.Join("/run/netns", h.name[k]) }
 
-// inside calls a function on a thread that is in a host's network: sockets that it
+// inside calls a function on a thread that is in a network namespace: sockets that it
 // makes stay there.
-func (h *hosts) inside(k int, f func() error) error {
+func inside(path string, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked, so that the thread ends with the goroutine
 		done <- func() error {
-			ns, err := os.Open(h.path(k))
+			ns, err := os.Open(path)
 			if err != nil {
 				return err
 			}
@@ -44,7 +44,7 @@ func (h *hosts) inside(k int, f func() error) error {
 
 // dial connects from a host.
 func (h *hosts) dial(ctx context.Context, k int, network, address string) (conn net.Conn, err error) {
-	err = h.inside(k, func() error {
+	err = inside(h.path(k), func() error {
 		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
 		return err
 	})
