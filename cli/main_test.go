@@ -15,7 +15,8 @@ import (
 // scripts and wherever the program starts itself again, it is nothing else.
 func TestMain(m *testing.M) {
 	testscript.Main(leakChecked{m}, map[string]func(){
-		"blixard": func() { os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+		"blixard":   func() { os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+		"pushimage": pushimage,
 	})
 }
 

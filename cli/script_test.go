@@ -127,6 +127,11 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"words":   wordsCommand,
 	"kill9":   kill9Command,
 	"damage":  damageCommand,
+	"keep":    keepCommand,
+
+	"hosts":     hostsCommand,
+	"on":        onCommand,
+	"makeimage": makeimageCommand,
 }
 
 // exitsCommand is "exits CODE COMMAND...": the command ends with that code.
@@ -161,6 +166,7 @@ func refusesCommand(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func exitOf(ts *testscript.TestScript, argv []string) int {
+	argv = program(ts, argv)
 	err := ts.Exec(argv[0], argv[1:]...)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -178,8 +184,9 @@ func awaitCommand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	pattern, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
+	argv := program(ts, args[1:])
 	for begin := time.Now(); time.Since(begin) < eventLimit; <-time.After(lookAgain) {
-		if ts.Exec(args[1], args[2:]...) == nil && pattern.MatchString(ts.ReadFile("stdout")) {
+		if ts.Exec(argv[0], argv[1:]...) == nil && pattern.MatchString(ts.ReadFile("stdout")) {
 			return
 		}
 	}
@@ -200,6 +207,21 @@ func wordsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Setenv(args[1], found[1])
 	ts.Setenv(args[2], found[2])
+}
+
+// keepCommand is "keep VARIABLE PATTERN": sets the variable to what the group of the
+// pattern matches in what the last command printed.
+func keepCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: keep VARIABLE PATTERN")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	found := pattern.FindStringSubmatch(ts.ReadFile("stdout"))
+	if len(found) != 2 {
+		ts.Fatalf("nothing printed matches, or the pattern has not one group")
+	}
+	ts.Setenv(args[0], found[1])
 }
 
 // kill9Command is "kill9 DIR": the daemon of that data directory loses its life.
