@@ -251,7 +251,11 @@ func (k *imageKeeper) Release(owner string) { k.store.Release(owner) }
 func (k *imageKeeper) Pull(ctx context.Context, name, username, password string, progress func(*blixardv1.PullImageResponse)) (*blixardv1.Image, error) {
 	k.arriving.RLock()
 	defer k.arriving.RUnlock()
-	i, err := k.store.Pull(ctx, name, image.PullOptions{Username: username, Password: password, Progress: progress})
+	i, err := k.store.Pull(ctx, name, image.PullOptions{Username: username, Password: password, Progress: func(p *blixardv1.PullImageResponse) {
+		if p.GetImage() == nil { // it is done when the cluster knows it
+			progress(p)
+		}
+	}})
 	if err != nil {
 		return nil, err
 	}
