@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"google.golang.org/protobuf/proto"
+
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/problem"
 )
@@ -39,6 +41,8 @@ func (s *Store) ImportDisk(ctx context.Context, r io.Reader, name, format string
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", clip(name), err)
 	}
+	img = proto.CloneOf(img)
+	img.Name = name // the same disk may be there under another
 	return img, nil
 }
 
