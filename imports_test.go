@@ -32,6 +32,8 @@ var bans = []struct {
 	{[]string{"auth"}, []string{"server", "state", "replica", "agent", "client"}, "who calls and what they may is decided without asking what for"},
 	{[]string{"vmnet", "vmnet/dhcp", "vmnet/dns"}, []string{"agent", "state", "replica", "server", "leader", "scheduler", "driver", "supervisor", "daemon"}, "it is told what the node shall have and changes the kernel, whoever decided it"},
 	{[]string{"vmnet/dhcp", "vmnet/dns"}, []string{"vmnet"}, "they answer packets and know nothing of the kernel"},
+	{[]string{"disk", "disk/image", "disk/volume"}, []string{"agent", "state", "replica", "server", "leader", "driver", "supervisor", "guest", "vmnet", "daemon"}, "they keep files: which there are, and who uses them, is decided elsewhere"},
+	{[]string{"internal/jail", "internal/cgroup"}, []string{"api/blixard/v1", "supervisor", "driver", "agent"}, "they confine whatever is started and know nothing of VMs"},
 	{[]string{"supervisor"}, []string{"agent", "state", "replica", "server", "guest", "driver/qemu"}, "it outlives the daemon and must stay small and ignorant"},
 	{[]string{"guest", "guest/wire", "guest/pid1"}, []string{"agent", "state", "replica", "server", "driver", "supervisor"}, "the guest's protocol serves every hypervisor"},
 	{[]string{"cmd/blixard-guest"}, []string{"api/blixard/v1", "net/http", "google.golang.org/grpc", "google.golang.org/protobuf/proto"}, "init must be small and start fast"},
