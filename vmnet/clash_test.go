@@ -61,11 +61,14 @@ func TestClashesAreRefused(t *testing.T) {
 	ip(t, "", "link", "del", bridge)
 	e := nic(1, 2)
 	ip(t, "", "link", "add", f.planner.tap(e.AllocationID, 0), "type", "bridge")
-	refused(t, f, one(newNetwork(1), e), "net1", "network.name_taken", f.planner.tap(e.AllocationID, 0))
+	if err := f.Apply(t.Context(), one(newNetwork(1), e)); err != nil {
+		t.Fatal(err)
+	}
 	if _, _, err := f.Tap(t.Context(), e.AllocationID, 0, TapOptions{}); !problem.HasCode(err, "network.name_taken") {
 		t.Errorf("a tap of the network: %v", err)
 	}
 	ip(t, "", "link", "del", f.planner.tap(e.AllocationID, 0))
+	apply(t, f, Desired{})
 
 	ip(t, "", "link", "add", "vx", "type", "vxlan", "id", "1", "dstport", "4789", "local", "192.0.2.1")
 	refused(t, f, one(newNetwork(1)), "net1", "network.vni_taken", "vx")
@@ -128,6 +131,25 @@ func TestInvalidNetworksAreRefused(t *testing.T) {
 		{"10.1.0.1/24", func(n *Network) { n.Spec.Ipv4Subnet = "10.1.0.1/24" }},
 		{"fd00::/16 x", func(n *Network) { n.Spec.Ipv6Subnet = "fd00::/16 x" }},
 		{"10.1.0.0/31", func(n *Network) { n.Spec.Ipv4Subnet = "10.1.0.0/31" }},
+	} {
+		n := Network{Spec: newNetwork(1), Local: []Endpoint{nic(1, 2), nic(1, 3)}}
+		tc.change(&n)
+		refused(t, f, Desired{Networks: []Network{n}}, "net1", "network.invalid", tc.names)
+	}
+	for _, n := range []uint32{0, 1 << 24} {
+		spec := newNetwork(1, func(s *blixardv1.Network) { s.Vni = n })
+		refused(t, f, Desired{Underlay: netip.MustParseAddr("192.0.2.1"), Networks: []Network{{Spec: spec}}}, "net1", "network.invalid", "1 to 16777215")
+	}
+}
+
+// TestInvalidNICsAreLeftOut: the others of their network are not.
+func TestInvalidNICsAreLeftOut(t *testing.T) {
+	f := newFabric(t)
+	good := nic(1, 9)
+	for _, tc := range []struct {
+		names  string
+		change func(*Network)
+	}{
 		{"no MAC", func(n *Network) { n.Local[0].MAC = "52-54-00-00-01-02" }},
 		{"no MAC", func(n *Network) { n.Local[0].MAC = "53:54:00:00:01:02" }},
 		{"no MAC", func(n *Network) { n.Local[0].MAC = `"; flush ruleset` }},
@@ -138,13 +160,31 @@ func TestInvalidNetworksAreRefused(t *testing.T) {
 		{"both have 10.1.0.2", func(n *Network) { n.Local[1].IPv4 = n.Local[0].IPv4 }},
 		{"both have 52:54:00:00:01:02", func(n *Network) { n.Local[1].MAC = n.Local[0].MAC }},
 	} {
-		n := Network{Spec: newNetwork(1), Local: []Endpoint{nic(1, 2), nic(1, 3)}}
+		n := Network{Spec: newNetwork(1), Local: []Endpoint{nic(1, 2), nic(1, 3), good}}
 		tc.change(&n)
-		refused(t, f, Desired{Networks: []Network{n}}, "net1", "network.invalid", tc.names)
+		if err := f.Apply(t.Context(), Desired{Networks: []Network{n}}); err != nil {
+			t.Fatal(err)
+		}
+		p := f.Problems()
+		if len(p) != 1 || !problem.HasCode(p["net1"], "network.nic_invalid") || !strings.Contains(p["net1"].Error(), tc.names) {
+			t.Errorf("got %v, want one that names %q", p, tc.names)
+		}
+		if _, _, err := f.Tap(t.Context(), good.AllocationID, 0, TapOptions{}); err != nil {
+			t.Errorf("%s: the other VM: %v", tc.names, err)
+		}
 	}
-	for _, n := range []uint32{0, 1 << 24} {
-		spec := newNetwork(1, func(s *blixardv1.Network) { s.Vni = n })
-		refused(t, f, Desired{Underlay: netip.MustParseAddr("192.0.2.1"), Networks: []Network{{Spec: spec}}}, "net1", "network.invalid", "1 to 16777215")
+	// While a VM moves it may be told of in both places; it is here then.
+	moved := on(nic(1, 2), "192.0.2.2")
+	moved.AllocationID = "older"
+	apply(t, f, Desired{Underlay: netip.MustParseAddr("192.0.2.1"), Networks: []Network{{Spec: newNetwork(1), Local: []Endpoint{nic(1, 2)}, Remote: []Endpoint{moved}}}})
+	noDrift(t, f)
+	// A new network that overlaps one that is there does not take its place.
+	before := newNetwork(0, func(n *blixardv1.Network) { n.Ipv4Subnet, n.Vni = "10.1.0.0/16", 9 })
+	if err := f.Apply(t.Context(), Desired{Networks: []Network{{Spec: before}, {Spec: newNetwork(1)}}}); err != nil {
+		t.Fatal(err)
+	}
+	if p := f.Problems(); len(p) != 1 || !problem.HasCode(p["net0"], "network.subnet_overlaps") {
+		t.Errorf("problems: %v", p)
 	}
 }
 

@@ -2,6 +2,7 @@ package vmnet
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -69,8 +70,15 @@ func (p planner) plan(want Desired, host hostFacts) planned {
 	if !underlay.IsValid() || underlay.IsLoopback() {
 		underlay = netip.Addr{}
 	}
+	// Those that are there come first: a new one never takes their place.
+	isNew := func(n Network) int {
+		if host.ours[p.bridge(n.Spec.GetId())] {
+			return 0
+		}
+		return 1
+	}
 	for _, n := range slices.SortedFunc(slices.Values(want.Networks), func(a, b Network) int {
-		return cmp.Compare(a.Spec.GetName(), b.Spec.GetName())
+		return cmp.Or(cmp.Compare(isNew(a), isNew(b)), cmp.Compare(a.Spec.GetName(), b.Spec.GetName()))
 	}) {
 		if n.Spec.GetType() == blixardv1.NetworkType_user {
 			continue
@@ -82,6 +90,10 @@ func (p planner) plan(want Desired, host hostFacts) planned {
 		if err != nil {
 			out.problems[n.Spec.GetName()] = err
 			continue
+		}
+		// A NIC that can't be is no reason to take the network from the others.
+		if err := p.endpoints(&np, n, host); err != nil {
+			out.problems[np.name] = err
 		}
 		if room := mtuMax(host, underlay); np.overlay != "" && np.mtu > room {
 			out.problems[np.name] = problem.New(problem.Invalid, "network.mtu_too_large", "network %q: its MTU of %d bytes does not fit into the %d of this node's overlay", np.name, np.mtu, room).
@@ -136,7 +148,7 @@ func (p planner) network(n Network, host hostFacts, underlay netip.Addr) (netPla
 	spec := n.Spec
 	np := netPlan{
 		id: spec.GetId(), name: spec.GetName(), bridge: p.bridge(spec.GetId()), gatewayMAC: gatewayMAC(spec.GetId()),
-		mtu: int(spec.GetMtu()), vni: int(spec.GetVni()), rules: spec.GetRules(), remote: n.Remote,
+		mtu: int(spec.GetMtu()), vni: int(spec.GetVni()), rules: spec.GetRules(),
 	}
 	bad := func(format string, args ...any) error {
 		return problem.New(problem.Invalid, "network.invalid", "network %q: "+format, append([]any{np.name}, args...)...)
@@ -169,23 +181,46 @@ func (p planner) network(n Network, host hostFacts, underlay netip.Addr) (netPla
 		}
 		np.overlay = p.names.overlay(np.id)
 	}
+	return np, nil
+}
+
+// endpoints takes those of a network that can be. Of two with the same address the
+// first is taken, and a local one before a remote one: while a VM moves, it may be
+// told of in both places.
+func (p planner) endpoints(np *netPlan, n Network, host hostFacts) error {
+	var errs []error
 	seen := map[string]string{}
-	for _, e := range slices.Concat(n.Local, n.Remote) {
+	take := func(e Endpoint, local bool) bool {
 		if err := np.checkEndpoint(e); err != nil {
-			return np, bad("VM %q: %v", e.VMName, err)
+			errs = append(errs, problem.New(problem.Invalid, "network.nic_invalid", "network %q: VM %q: %v", np.name, e.VMName, err))
+			return false
 		}
 		for _, own := range []string{e.MAC, e.IPv4.String(), e.IPv6.String()} {
 			if other, taken := seen[own]; taken && own != "invalid IP" {
-				return np, bad("VM %q and VM %q both have %s", other, e.VMName, own)
+				if local || other != e.VMName {
+					errs = append(errs, problem.New(problem.Invalid, "network.nic_invalid", "network %q: VM %q and VM %q both have %s", np.name, other, e.VMName, own))
+				}
+				return false
 			}
-			seen[own] = e.VMName
 		}
+		seen[e.MAC], seen[e.IPv4.String()], seen[e.IPv6.String()] = e.VMName, e.VMName, e.VMName
+		return true
 	}
 	for _, e := range n.Local {
-		np.local = append(np.local, nicPlan{Endpoint: e, tap: p.tap(e.AllocationID, e.Index)})
+		tap := p.tap(e.AllocationID, e.Index)
+		if err := p.nameTaken(np.name, tap, host); err != nil {
+			errs = append(errs, err)
+		} else if take(e, true) {
+			np.local = append(np.local, nicPlan{Endpoint: e, tap: tap})
+		}
 	}
 	slices.SortFunc(np.local, func(a, b nicPlan) int { return cmp.Compare(a.tap, b.tap) })
-	return np, nil
+	for _, e := range n.Remote {
+		if take(e, false) {
+			np.remote = append(np.remote, e)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func parseSubnet(s string, bits int) (netip.Prefix, error) {
@@ -226,24 +261,10 @@ func (p planner) clash(np netPlan, host hostFacts, others []netPlan) error {
 			}
 		}
 	}
-	taken := []string{np.bridge}
-	if np.overlay != "" {
-		taken = append(taken, np.overlay)
-	}
-	for _, l := range np.local {
-		taken = append(taken, l.tap)
-	}
-	for _, name := range taken {
-		alias, there := host.links[name]
-		if !there {
-			continue
+	for _, name := range []string{np.bridge, np.overlay} {
+		if err := p.nameTaken(np.name, name, host); err != nil {
+			return err
 		}
-		if m, ok := parseMark(alias); ok {
-			return problem.New(problem.Conflict, "network.owned_elsewhere", "network %q: interface %s belongs to the blixard of node %s", np.name, name, m.owner).
-				WithHint("give this daemon another prefix for its interfaces, or remove the other one's")
-		}
-		return problem.New(problem.Conflict, "network.name_taken", "network %q: interface %s is there already and not of blixard", np.name, name).
-			WithHint("rename it, or give the daemon another prefix for its interfaces")
 	}
 	if host.ours[np.bridge] {
 		return nil
@@ -272,6 +293,20 @@ func (p planner) clash(np netPlan, host hostFacts, others []netPlan) error {
 		}
 	}
 	return nil
+}
+
+// nameTaken refuses a name of an interface that is somebody else's.
+func (p planner) nameTaken(network, name string, host hostFacts) error {
+	alias, there := host.links[name]
+	if !there {
+		return nil
+	}
+	if m, ok := parseMark(alias); ok {
+		return problem.New(problem.Conflict, "network.owned_elsewhere", "network %q: interface %s belongs to the blixard of node %s", network, name, m.owner).
+			WithHint("give this daemon another prefix for its interfaces, or remove the other one's")
+	}
+	return problem.New(problem.Conflict, "network.name_taken", "network %q: interface %s is there already and not of blixard", network, name).
+		WithHint("rename it, or give the daemon another prefix for its interfaces")
 }
 
 // addNetwork adds the kernel's objects of a network.
