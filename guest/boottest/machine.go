@@ -245,12 +245,18 @@ func Run(t testing.TB, argv []string, token guest.Token) *Machine {
 		close(m.ended)
 	}()
 	t.Cleanup(func() {
+		how := "ran to the end of the test"
+		select {
+		case <-m.ended:
+			how = "ended before, " + m.cmd.ProcessState.String()
+		default:
+		}
 		_ = m.cmd.Process.Kill()
 		<-m.ended
 		_ = m.pty.Close()
 		_ = os.RemoveAll(dir)
 		if t.Failed() {
-			t.Logf("QEMU said %q; the console:\n%s", errs.String(), m.Console())
+			t.Logf("QEMU %s, and said %q; the console:\n%s", how, errs.String(), m.Console())
 		}
 	})
 	return m
