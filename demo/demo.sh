@@ -52,11 +52,16 @@ step "3/8 Start a node"
 "$blixard" node start --data-dir "$data" --socket "$data/blixard.sock" --bundle-dir "$PWD/bin/bundle" --detach
 show node status
 
-step "4/8 Boot a microVM and wait until its guest is ready"
-show vm create demo --image busybox -- sh -c 'echo "hello from $(hostname), kernel $(uname -r)"; exec sleep 1000000'
+step "4/8 Boot a microVM with a volume and wait until its guest is ready"
+show volume create demo-data --size 64MiB
+show vm create demo --image busybox -v demo-data:/data -- sh -c 'echo "hello from $(hostname), kernel $(uname -r)" | tee /data/hello; exec sleep 1000000'
 
 step "5/8 Its console, and a command in it"
 show vm exec demo -- sh -c 'uname -a; cat /proc/uptime'
+for _ in $(seq 50); do
+	[ -n "$("$blixard" vm logs demo)" ] && break
+	sleep 0.1
+done
 show vm logs demo
 show vm list
 
@@ -72,9 +77,11 @@ done
 echo "the same boot as before: $after"
 show vm list
 
-step "7/8 Stop and delete it"
+step "7/8 Stop and delete it; what it wrote on the volume is there for another one"
 show vm stop demo
 show vm delete demo
+show run --rm -v demo-data:/data busybox -- cat /data/hello
+show volume delete demo-data
 show vm list
 
 step "8/8 Stop the node"
