@@ -217,7 +217,7 @@ func (a *app) volumeSnapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "snapshot NAME SNAPSHOT", Short: "Keep what is on a volume now", Args: exactly("NAME", "SNAPSHOT"),
 		Long: `Keep what is on a volume now, under the name SNAPSHOT. A VM that uses the volume stands still meanwhile, and the snapshot is
-what a loss of power at that moment would have left.`,
+what a loss of power at that moment would have left: let the guest sync first, or stop it.`,
 		Example: "  blixard volume snapshot data before-upgrade\n  blixard volume snapshot data before-upgrade --delete",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
@@ -292,7 +292,7 @@ func (a *app) volumeCloneCommand() *cobra.Command {
 func (a *app) volumeMoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "move NAME NODE", Short: "Bring a volume to another node", Args: exactly("NAME", "NODE"),
-		Long: `Bring a volume and its snapshots to another node. The VM that has it must not be placed: stop it, or move it with its volumes.
+		Long: `Bring a volume and its snapshots to another node. No VM may have it: stop the VM and detach it first.
 What was copied before a break is not copied again; the old node keeps its copy until the new one is whole and checked.`,
 		Example: "  blixard volume move data node-2",
 		RunE: func(cmd *cobra.Command, args []string) error {
