@@ -292,7 +292,8 @@ func (a *app) volumeCloneCommand() *cobra.Command {
 func (a *app) volumeMoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "move NAME NODE", Short: "Bring a volume to another node", Args: exactly("NAME", "NODE"),
-		Long: `Bring a volume and its snapshots to another node. No VM may have it: stop the VM and detach it first.
+		Long: `Bring a volume and its snapshots to another node. A VM that was placed must give it up first, since the VM's
+own disk stays where it is: "vm stop", then "volume detach".
 What was copied before a break is not copied again; the old node keeps its copy until the new one is whole and checked.`,
 		Example: "  blixard volume move data node-2",
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -199,7 +199,8 @@ func (s volumeService) MoveVolume(req *blixardv1.MoveVolumeRequest, stream blixa
 	if err != nil {
 		return err
 	}
-	to := s.cfg.Replica.View().Node(req.GetNode())
+	view := s.cfg.Replica.View()
+	to := view.Node(req.GetNode())
 	switch {
 	case to == nil:
 		return problem.New(problem.NotFound, "node.not_found", "there is no node %q", req.GetNode()).WithHint("`blixard node list` shows the nodes")
@@ -207,6 +208,14 @@ func (s volumeService) MoveVolume(req *blixardv1.MoveVolumeRequest, stream blixa
 		return problem.New(problem.Unavailable, "node.not_ready", "node %q is %s", to.GetName(), to.GetState())
 	case to.GetId() == v.GetNodeId():
 		return stream.Send(&blixardv1.MoveVolumeResponse{Volume: v})
+	}
+	for _, id := range v.GetVmIds() {
+		// The cluster would refuse it in the end: it is not copied for nothing.
+		if placed := view.AllocationsOfVM(id); len(placed) > 0 {
+			name := placed[0].GetVmName()
+			return problem.New(problem.Conflict, "volume.in_use", "volume %q is in use by VM %q", v.GetName(), name).
+				WithHint("stop that VM and take the volume from it: blixard volume detach %s %s", name, v.GetName())
+		}
 	}
 	v, err = own.Move(ctx, v, to.GetId(), func(done, total uint64) {
 		_ = stream.Send(&blixardv1.MoveVolumeResponse{DoneBytes: done, TotalBytes: total})
