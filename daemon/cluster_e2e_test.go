@@ -31,7 +31,8 @@ func startCluster(t testing.TB, flags ...string) *cluster {
 	return c
 }
 
-// join lets all nodes join the first, and waits until three vote.
+// join lets all nodes join the first, and waits until three vote, or all have joined
+// that there are.
 func (c *cluster) join() {
 	c.t.Helper()
 	token, err := c.nodes[0].client.Cluster().CreateToken(c.t.Context(), &blixardv1.CreateTokenRequest{Uses: uint32(len(c.nodes) - 1)})
@@ -42,6 +43,13 @@ func (c *cluster) join() {
 		if _, err := n.client.Cluster().Join(c.t.Context(), &blixardv1.JoinRequest{Peer: token.GetAddress(), Token: token.GetText()}); err != nil {
 			c.t.Fatal(err)
 		}
+	}
+	if len(c.nodes) < 3 {
+		eventually(c.t, "all nodes are there", healLimit, func() bool {
+			resp, err := c.nodes[0].client.Nodes().ListNodes(c.t.Context(), &blixardv1.ListNodesRequest{})
+			return err == nil && len(resp.GetNodes()) == len(c.nodes)
+		})
+		return
 	}
 	eventually(c.t, "three voters", healLimit, func() bool { return c.voters(c.nodes[0]) == 3 })
 }
