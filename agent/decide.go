@@ -319,7 +319,11 @@ func (c *Core) start(i *instance, asked bool, now time.Time) (Action, bool) {
 		if r.Uid == 0 { // of an older version
 			r.Uid = c.freeUID()
 		}
-		move(s, blixardv1.AllocationState_starting, "starting", "the hypervisor is starting")
+		if r.GetImage() == nil {
+			move(s, blixardv1.AllocationState_starting, "starting", "its image and disks are prepared")
+		} else {
+			move(s, blixardv1.AllocationState_starting, "starting", "the hypervisor is starting")
+		}
 	})
 	return Action{Kind: ActionStart, Record: i.rec}, true
 }

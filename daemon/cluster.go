@@ -390,6 +390,12 @@ func (m membership) leave(ctx context.Context) error {
 		return problem.New(problem.Conflict, "member.last_voter", "node %q is the last one with a vote: without it nobody could decide anything", own.GetName()).
 			WithHint("promote another member first: `blixard cluster promote NODE`")
 	}
+	for _, v := range m.replica.View().Volumes() {
+		if v.GetNodeId() == m.data.id.NodeID {
+			return problem.New(problem.Conflict, "volume.on_node", "volume %q is on this node, and would be lost with it", v.GetName()).
+				WithHint("move it (blixard volume move %s NODE), or delete it; a VM that has it must give it up first", v.GetName())
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	cluster := m.client.Cluster()

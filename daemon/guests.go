@@ -47,7 +47,7 @@ type guests struct {
 func (n *node) openGuests(ctx context.Context, b *bundle.Bundle) (*guests, error) {
 	images, err := image.Open(image.Config{
 		Dir: n.data.join(imagesDir), BudgetBytes: uint64(n.cfg.Image.Budget), Mirrors: n.cfg.Image.MirrorMap(),
-		CAFiles: n.cfg.Image.CAFileList(), DockerConfig: n.cfg.Image.DockerConfig, Logger: n.log,
+		AllowPrivate: n.cfg.Image.PrivateAddresses == "allow", CAFiles: n.cfg.Image.CAFileList(), DockerConfig: n.cfg.Image.DockerConfig, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err

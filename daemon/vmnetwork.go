@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,7 +26,7 @@ const (
 	applyDelay = 20 * time.Millisecond
 	// applyEvery mends what somebody else took away, and tries again what failed.
 	applyEvery = time.Minute
-	// stopApplyTimeout bounds what is done when the node leaves its cluster.
+	// stopApplyTimeout bounds what is done when the daemon ends.
 	stopApplyTimeout = 10 * time.Second
 )
 
@@ -316,6 +315,14 @@ func (k *networkKeeper) tell(problems map[string]error) {
 func (k *networkKeeper) run(ctx context.Context, changed <-chan struct{}) {
 	tick := time.NewTicker(applyEvery)
 	defer tick.Stop()
+	// What was deleted just before the end goes as well.
+	defer func() {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopApplyTimeout)
+		defer cancel()
+		if err := k.apply(last); err != nil {
+			k.log.Warn("the networks are not as they should be at the end", "err", err)
+		}
+	}()
 	for {
 		if err := k.apply(ctx); err != nil && ctx.Err() == nil {
 			k.log.Warn("the networks can't be made to follow the state", "err", err)
@@ -360,7 +367,7 @@ func (k *networkKeeper) HostSubnets() ([]netip.Prefix, error) {
 	}
 	ours := map[int]bool{}
 	for _, l := range links {
-		ours[l.Attrs().Index] = strings.HasPrefix(l.Attrs().Name, linkPrefix)
+		ours[l.Attrs().Index] = vmnet.OwnerOf(l.Attrs().Alias) == k.nodeID
 	}
 	var subnets []netip.Prefix
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {

@@ -452,6 +452,7 @@ func (k *volumeKeeper) sendFile(ctx context.Context, stream blixardv1.VolumeServ
 
 // Receive implements server.Volumes.
 func (k *volumeKeeper) Receive(stream blixardv1.VolumeService_ReceiveVolumeServer) error {
+	cleared := false
 	for {
 		m, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -467,10 +468,30 @@ func (k *volumeKeeper) Receive(stream blixardv1.VolumeService_ReceiveVolumeServe
 		if known := k.view().Volume(v.GetId()); known != nil && known.GetNodeId() == k.nodeID {
 			return problem.New(problem.Conflict, "volume.here", "volume %q is on this node already", known.GetName())
 		}
+		if !cleared {
+			if err := k.clearGivenUp(stream.Context(), v); err != nil {
+				return err
+			}
+			cleared = true
+		}
 		if err := k.receiveFile(stream, m); err != nil {
 			return err
 		}
 	}
+}
+
+// clearGivenUp removes a whole copy of a volume that is about to arrive: an earlier
+// move brought it and was given up, and its owner has gone on writing since.
+func (k *volumeKeeper) clearGivenUp(ctx context.Context, v *blixardv1.Volume) error {
+	files, err := k.store.Files(ctx, v.GetId())
+	if problem.Is(err, problem.NotFound) || err == nil && !slices.Contains(files, volume.DiskFile) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	k.log.Info("a copy of an earlier move that was given up is removed", "volume", v.GetName())
+	return k.store.Delete(ctx, v.GetId())
 }
 
 func (k *volumeKeeper) receiveFile(stream blixardv1.VolumeService_ReceiveVolumeServer, first *blixardv1.ReceiveVolumeRequest) (err error) {

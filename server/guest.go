@@ -51,11 +51,7 @@ func (s vmService) Exec(stream blixardv1.VMService_ExecServer) error {
 	if start == nil {
 		return firstMessage("exec")
 	}
-	a, local, err := s.here(ctx, start.GetName())
-	if err != nil {
-		return err
-	}
-	session, err := local.Session(ctx, a.GetId(), false)
+	session, err := s.guestSession(ctx, start.GetName())
 	if err != nil {
 		return err
 	}
@@ -66,7 +62,7 @@ func (s vmService) Exec(stream blixardv1.VMService_ExecServer) error {
 	for _, e := range start.GetEnv() {
 		req.Env = append(req.Env, e.GetName()+"="+e.GetValue())
 	}
-	st, err := session.Exec(ctx, req)
+	st, cancel, err := begin(ctx, func(ctx context.Context) (*guest.Stream, error) { return session.Exec(ctx, req) })
 	var failed *guest.StartError
 	if errors.As(err, &failed) {
 		return s.execNotStarted(stream, failed)
@@ -74,6 +70,7 @@ func (s vmService) Exec(stream blixardv1.VMService_ExecServer) error {
 	if err != nil {
 		return err
 	}
+	defer cancel()
 	defer st.Close()
 	if err := stream.Send(&blixardv1.ExecResponse{Message: &blixardv1.ExecResponse_Started{Started: true}}); err != nil {
 		return err
@@ -308,11 +305,7 @@ func (s *Server) untilEnded(ctx context.Context, allocID string) error {
 
 // Stats asks the guest for its figures.
 func (s vmService) Stats(ctx context.Context, req *blixardv1.StatsRequest) (*blixardv1.StatsResponse, error) {
-	a, local, err := s.here(ctx, req.GetName())
-	if err != nil {
-		return nil, err
-	}
-	session, err := local.Session(ctx, a.GetId(), false)
+	session, err := s.guestSession(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/guest"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/state"
 )
 
 // reachChunkBytes is one message of a copy or a connection.
@@ -22,7 +23,44 @@ func (s *Server) guestSession(ctx context.Context, name string) (*guest.Session,
 	if err != nil {
 		return nil, err
 	}
+	if err := reachable(a); err != nil {
+		return nil, err
+	}
 	return local.Session(ctx, a.GetId(), false)
+}
+
+// reachable refuses a VM whose guest can't answer, with the reason.
+func reachable(a *blixardv1.Allocation) error {
+	st := a.GetStatus()
+	if st.GetPaused() {
+		return problem.New(problem.Conflict, "vm.paused", "VM %q is paused", a.GetVmName()).
+			WithHint("let it go on first: blixard vm resume %s", a.GetVmName())
+	}
+	if state.Ended(st.GetState()) {
+		return problem.New(problem.Unavailable, "vm.not_running", "VM %q does not run: %s", a.GetVmName(), st.GetMessage()).
+			WithHint("start it with `blixard vm start %s`", a.GetVmName())
+	}
+	return nil
+}
+
+// guestAnswerWait bounds how long a guest may take to begin what it is asked for: a
+// busy one under emulation takes some hundred milliseconds.
+const guestAnswerWait = 30 * time.Second
+
+// begin starts something in a guest whose life is that of ctx, and gives up when the
+// guest does not begin it in time.
+func begin[T any](ctx context.Context, start func(context.Context) (T, error)) (T, context.CancelFunc, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	late := time.AfterFunc(guestAnswerWait, cancel)
+	v, err := start(ctx)
+	if !late.Stop() && err != nil {
+		err = problem.New(problem.Unavailable, "guest.no_answer", "the guest did not answer within %v", guestAnswerWait).WithCause(err).
+			WithHint("it may be overloaded or hung: look at its console")
+	}
+	if err != nil {
+		cancel()
+	}
+	return v, cancel, err
 }
 
 // Top lists the processes of a guest.
@@ -95,10 +133,11 @@ func (r *copyInReader) Read(p []byte) (int, error) {
 }
 
 func copyOut(stream blixardv1.VMService_CopyServer, session *guest.Session, path string) error {
-	r, err := session.CopyFrom(stream.Context(), path)
+	r, cancel, err := begin(stream.Context(), func(ctx context.Context) (io.ReadCloser, error) { return session.CopyFrom(ctx, path) })
 	if err != nil {
 		return err
 	}
+	defer cancel()
 	defer func() { _ = r.Close() }()
 	buf := make([]byte, reachChunkBytes)
 	for {
@@ -132,13 +171,14 @@ func (s vmService) Forward(stream blixardv1.VMService_ForwardServer) error {
 	if err != nil {
 		return err
 	}
-	conn, err := session.Dial(ctx, uint16(start.GetPort()))
+	conn, cancel, err := begin(ctx, func(ctx context.Context) (*guest.Conn, error) { return session.Dial(ctx, uint16(start.GetPort())) })
 	if err != nil {
 		if problem.HasCode(err, "guest.refused") {
 			return problem.From(err).WithHint("does its server run, and listen on the loopback address? See `blixard vm top %s`", start.GetName())
 		}
 		return err
 	}
+	defer cancel()
 	defer func() { _ = conn.Close() }()
 	if err := stream.Send(&blixardv1.ForwardResponse{Message: &blixardv1.ForwardResponse_Started{Started: true}}); err != nil {
 		return err

@@ -55,6 +55,8 @@ type Image struct {
 	// Mirrors are REGISTRY=MIRROR with commas between, CAFiles paths with commas
 	// between, and DockerConfig a config.json with credentials.
 	Mirrors, CAFiles, DockerConfig string
+	// PrivateAddresses is refuse or allow: whether a registry's name may lead to one.
+	PrivateAddresses string
 }
 
 // MirrorMap is Mirrors by registry.

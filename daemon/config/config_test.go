@@ -45,6 +45,7 @@ func TestDefaults(t *testing.T) {
 		Boot:            Boot{ReadyTimeout: time.Minute, Tries: 3},
 		QEMU:            QEMU{Path: "qemu-system-x86_64"},
 		Network:         Network{Default: "default", Mode: "auto", VXLANPort: 4789},
+		Image:           Image{PrivateAddresses: "refuse"},
 	}
 	if cfg != want {
 		t.Errorf("got %+v\nwant %+v", cfg, want)

@@ -276,6 +276,12 @@ var keys = []Key{
 		DefaultDoc: "~/.docker/config.json of the daemon's user",
 	},
 	{
+		Name: "image.private_addresses", field: func(c *Config) any { return &c.Image.PrivateAddresses },
+		check:   oneOf(func(c *Config) string { return c.Image.PrivateAddresses }, "refuse", "allow"),
+		Doc:     "Whether the name of a registry may lead to a private address, such as 10.0.0.5: refuse or allow. One that is named by its address is always reached, and a name never leads to this host or to a link-local address.",
+		Default: fixed("refuse"),
+	},
+	{
 		Name: "volume.quota", field: func(c *Config) any { return &c.Volume.Quota },
 		Doc:     "What volumes may take on the node's disk in all; 0 means no bound.",
 		Default: fixed("0"),

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -48,13 +49,26 @@ func (r *repository) connect(ctx context.Context) (*http.Client, error) {
 	return r.client, nil
 }
 
+// scheme is https but for this very host. go-containerregistry would also speak plain
+// HTTP to all private addresses.
+func (r *repository) scheme() string {
+	host, _, err := net.SplitHostPort(r.host.RegistryStr())
+	if err != nil {
+		host = r.host.RegistryStr()
+	}
+	if isLoopbackName(host) {
+		return r.host.Scheme()
+	}
+	return "https"
+}
+
 // get asks for a path of the repository.
 func (r *repository) get(ctx context.Context, path string, header http.Header) (*http.Response, error) {
 	client, err := r.connect(ctx)
 	if err != nil {
 		return nil, r.explain(ctx, err)
 	}
-	address := r.host.Scheme() + "://" + r.host.RegistryStr() + "/v2/" + r.repo + "/" + path
+	address := r.scheme() + "://" + r.host.RegistryStr() + "/v2/" + r.repo + "/" + path
 	req, err := http.NewRequestWithContext(context.WithValue(ctx, bulk{}, true), http.MethodGet, address, nil)
 	if err != nil {
 		return nil, permanent{err}

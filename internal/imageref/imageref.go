@@ -32,6 +32,10 @@ func Normalize(s string) (string, error) {
 	if len(s) > nameBytesMax {
 		return "", problem.New(problem.Invalid, "image.name", "the name of the image has %d bytes, at most %d are possible", len(s), nameBytesMax)
 	}
+	if strings.Contains(s, "://") {
+		return "", problem.New(problem.Invalid, "image.name", "%q is an address, and no name of an image", s).
+			WithHint("leave out what is before the registry: REGISTRY/REPOSITORY:TAG")
+	}
 	ref, err := name.ParseReference(s, name.WithDefaultRegistry(dockerHub), name.WithDefaultTag("latest"))
 	if err != nil {
 		return "", problem.New(problem.Invalid, "image.name", "%q is no name of an image", s).WithCause(err).
