@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -150,9 +151,8 @@ func makeDebian(ctx context.Context, sources, path string) error {
 	return os.Rename(path+".part", path)
 }
 
-// pushDebian packs the Debian as an OCI image and pushes it to a registry that a host
-// has on its loopback.
-func pushDebian(t testing.TB, h *hosts, k int, image string) {
+// debianImage packs the Debian as an OCI image.
+func debianImage(t testing.TB) v1.Image {
 	t.Helper()
 	layer, err := tarball.LayerFromFile(debianLayer(t))
 	if err != nil {
@@ -172,6 +172,13 @@ func pushDebian(t testing.TB, h *hosts, k int, image string) {
 	if img, err = mutate.ConfigFile(img, cfg); err != nil {
 		t.Fatal(err)
 	}
+	return img
+}
+
+// pushDebian pushes the image to a registry that a host has on its loopback.
+func pushDebian(t testing.TB, h *hosts, k int, image string) {
+	t.Helper()
+	img := debianImage(t)
 	ref, err := name.ParseReference(image)
 	if err != nil {
 		t.Fatal(err)
