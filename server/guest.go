@@ -280,11 +280,13 @@ const attachRetry = 5 * time.Millisecond
 // ctx ended first.
 func (s *Server) untilEnded(ctx context.Context, allocID string) error {
 	view := s.cfg.Replica.View()
+	var seen *blixardv1.Allocation
 	for {
 		a := view.Allocation(allocID)
 		if a == nil {
-			return problem.New(problem.NotFound, "vm.gone", "the VM was removed")
+			return removed(seen)
 		}
+		seen = a
 		st := a.GetStatus()
 		if state.Ended(st.GetState()) && st.GetNextStartAt() == nil && st.GetStartCount() >= a.GetStartCount() {
 			p := problem.New(problem.Unavailable, "vm.ended", "VM %q does not run: %s", a.GetVmName(), st.GetMessage())
@@ -301,6 +303,15 @@ func (s *Server) untilEnded(ctx context.Context, allocID string) error {
 		}
 		view = s.cfg.Replica.View()
 	}
+}
+
+// removed is the problem of a VM that is gone, with what was last known of it.
+func removed(seen *blixardv1.Allocation) error {
+	if message := seen.GetStatus().GetMessage(); message != "" {
+		return problem.New(problem.NotFound, "vm.gone", "VM %q was removed: %s", seen.GetVmName(), message).
+			WithHint("without --rm it stays, for `blixard vm logs` and `blixard events`")
+	}
+	return problem.New(problem.NotFound, "vm.gone", "the VM was removed").WithHint("`blixard events` shows what happened")
 }
 
 // Stats asks the guest for its figures.
