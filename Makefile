@@ -28,7 +28,7 @@ help: ## List the targets
 
 # What building, the kernel and the tests need of Debian 12, beside Go.
 PACKAGES := qemu-system-x86 e2fsprogs dpkg make gcc libc6-dev flex bison bc libelf-dev libssl-dev cpio rsync xz-utils kmod \
-	mmdebstrap iproute2 nftables openssl curl docker-registry busybox-static xfsprogs btrfs-progs erofs-utils qemu-utils openssh-client iputils-ping
+	mmdebstrap iproute2 nftables openssl curl docker-registry busybox-static xfsprogs btrfs-progs erofs-utils qemu-utils openssh-client dropbear-bin iputils-ping
 
 .PHONY: packages
 packages: ## Install the Debian packages that building and testing need; as root or with sudo

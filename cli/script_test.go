@@ -145,8 +145,8 @@ func exitsCommand(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // refusesCommand is "refuses EXIT CODE COMMAND...": the command ends with that
-// exit code, prints nothing, and tells the problem of that code with a hint and
-// without a trace of the program's inside.
+// exit code, prints nothing, and tells the problem of that code, behind what it told
+// of its progress, with a hint and without a trace of the program's inside.
 func refusesCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
 		ts.Fatalf("usage: refuses EXIT CODE COMMAND [ARG]...")
@@ -156,7 +156,7 @@ func refusesCommand(ts *testscript.TestScript, neg bool, args []string) {
 	switch {
 	case out != "":
 		ts.Fatalf("a refused command printed %q", out)
-	case !strings.HasPrefix(told, "error: ") || !strings.Contains(told, "\nhint: "):
+	case !strings.Contains("\n"+told, "\nerror: ") || !strings.Contains(told, "\nhint: "):
 		ts.Fatalf("the refusal has no error or no hint")
 	case !strings.Contains(told, "\ncode: "+args[1]+"\n"):
 		ts.Fatalf("the refusal's code is not %s", args[1])
