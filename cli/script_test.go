@@ -224,14 +224,29 @@ func keepCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], found[1])
 }
 
-// kill9Command is "kill9 DIR": the daemon of that data directory loses its life.
+// kill9Command is "kill9 DIR [all]": the daemon of that data directory loses its
+// life, and with all its supervisors and VMs as well.
 func kill9Command(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: kill9 DIR")
+	if neg || len(args) < 1 || len(args) == 2 && args[1] != "all" {
+		ts.Fatalf("usage: kill9 DIR [all]")
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(ts.ReadFile(filepath.Join(args[0], "lock"))))
 	ts.Check(err)
 	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
+	if len(args) == 1 {
+		return
+	}
+	dir := ts.MkAbs(args[0]) + "/"
+	for begin := time.Now(); time.Since(begin) < eventLimit; <-time.After(lookAgain) {
+		left := processes(dir)
+		if len(left) == 0 {
+			return
+		}
+		for pid := range left {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	ts.Fatalf("these processes do not end: %v", processes(dir))
 }
 
 // damageOffset is inside the first entries of a segment of the log, behind its
