@@ -29,7 +29,7 @@ func hostsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if err != nil || count < 1 || count > hostsMax {
 		ts.Fatalf("hosts: from 1 to %d", hostsMax)
 	}
-	set := fmt.Sprintf("blxcli%d-%d", os.Getpid(), hostSets.Add(1))
+	set := fmt.Sprintf("cli%d-%d", os.Getpid(), hostSets.Add(1))
 	ip := func(args ...string) {
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 			ts.Fatalf("ip %v: %v: %s", args, err, out)
