@@ -45,6 +45,8 @@ type imageKeeper struct {
 	client *client.Client
 	nodes  *nodes
 	log    *slog.Logger
+	// applied waits until the node's own state has that index.
+	applied func(ctx context.Context, index uint64) error
 
 	// arriving is held for reading from before an image is in the store until the
 	// cluster knows it: what is swept meanwhile might be that.
@@ -231,7 +233,8 @@ func (k *imageKeeper) register(ctx context.Context, i *blixardv1.Image, keepName
 	if err != nil {
 		return nil, problem.From(err)
 	}
-	return resp.GetImage(), nil
+	// A sweep goes by this node's own state, which may be behind what was answered.
+	return resp.GetImage(), k.applied(ctx, resp.GetImage().GetModifyIndex())
 }
 
 // Disk implements agent.Images.
