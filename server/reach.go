@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"path"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -102,7 +103,11 @@ func (s vmService) Copy(stream blixardv1.VMService_CopyServer) error {
 		}
 		return stream.Send(&blixardv1.CopyResponse{Message: &blixardv1.CopyResponse_Done{Done: true}})
 	}
-	return copyOut(stream, session, start.GetPath())
+	err = copyOut(stream, session, start.GetPath())
+	if problem.HasCode(err, "guest.copy") && problem.Is(err, problem.NotFound) {
+		return problem.From(err).WithHint("see what is there: blixard vm exec %s -- ls %s", start.GetName(), path.Dir(start.GetPath()))
+	}
+	return err
 }
 
 // copyInReader gives the archive of a client. A client that goes away before its end
