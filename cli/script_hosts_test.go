@@ -1,9 +1,12 @@
 package cli_test
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"sync/atomic"
 
@@ -20,7 +23,7 @@ var hostSets atomic.Int64
 // hostsCommand is "hosts N": makes N network namespaces, which stand for hosts. Each
 // has its loopback and the address 192.0.2.K/24 on a switch, a bridge in a namespace
 // of its own. $HOSTK is the name of host K, $SWITCH that of the switch. They are gone
-// when the script is.
+// when the script is; those of tests that were killed go with the next.
 func hostsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: hosts N")
@@ -29,11 +32,14 @@ func hostsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if err != nil || count < 1 || count > hostsMax {
 		ts.Fatalf("hosts: from 1 to %d", hostsMax)
 	}
-	set := fmt.Sprintf("cli%d-%d", os.Getpid(), hostSets.Add(1))
+	set := fmt.Sprintf("script%d-%d", os.Getpid(), hostSets.Add(1))
 	ip := func(args ...string) {
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 			ts.Fatalf("ip %v: %v: %s", args, err, out)
 		}
+	}
+	for _, name := range abandonedHosts() {
+		_ = exec.Command("ip", "netns", "del", name).Run() // another test may be faster
 	}
 	add := func(variable, name string) {
 		ip("netns", "add", name)
@@ -53,6 +59,24 @@ func hostsCommand(ts *testscript.TestScript, neg bool, args []string) {
 		ip("-n", name, "addr", "add", fmt.Sprintf("192.0.2.%d/24", k), "dev", "eth0")
 		ip("-n", name, "link", "set", "eth0", "up")
 	}
+}
+
+var hostName = regexp.MustCompile(`^script(\d+)-\d+-`)
+
+// abandonedHosts are those whose test is not there any more.
+func abandonedHosts() []string {
+	var names []string
+	dirs, _ := os.ReadDir("/run/netns")
+	for _, d := range dirs {
+		found := hostName.FindStringSubmatch(d.Name())
+		if found == nil {
+			continue
+		}
+		if _, err := os.Stat("/proc/" + found[1]); errors.Is(err, fs.ErrNotExist) {
+			names = append(names, d.Name())
+		}
+	}
+	return names
 }
 
 // onCommand is "on K COMMAND...": the command runs on host K. It may stand behind
