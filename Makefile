@@ -50,7 +50,7 @@ kernel: build ## Build our own guest kernel into the cache, and the bundle with 
 
 .PHONY: test
 test: bundle ## Test everything, with real VMs
-	@$(GO) test -timeout 18m -cover $(TESTFLAGS) $(PKG)
+	@$(GO) test -timeout 40m -cover $(TESTFLAGS) $(PKG)
 	@$(GO) test -tags planted -run Planted $(TESTFLAGS) ./sim
 
 .PHONY: sim
@@ -82,7 +82,7 @@ cover: bundle build/coverage ## Print the coverage of each package by all tests;
 	--guest build/cover/blixard-guest --kernel mine=bin/bundle/debian-kernel >build/cover/bundle.log 2>&1 || { cat build/cover/bundle.log; exit 1; }; done
 	@BLIXARD_TEST_BINARY=$(CURDIR)/build/cover/blixard BLIXARD_TEST_COVERDIR=$(CURDIR)/build/cover/run \
 	BLIXARD_TEST_BUNDLE=$(CURDIR)/build/cover/bundle BLIXARD_TEST_GUEST_COVERDIR=$(CURDIR)/build/cover/guest \
-	$(GO) test -count 1 -timeout 18m -coverpkg=./... -coverprofile=build/cover/tests.out $(TESTFLAGS) $(PKG) | sed -E 's/[[:space:]]+coverage: .*//'
+	$(GO) test -count 1 -timeout 40m -coverpkg=./... -coverprofile=build/cover/tests.out $(TESTFLAGS) $(PKG) | sed -E 's/[[:space:]]+coverage: .*//'
 	@for d in run guest; do $(GO) tool covdata textfmt -i=build/cover/$$d -o build/cover/$$d.out; done
 	@build/coverage -module github.com/blixard/blixard -min $(COVER_MIN) -o build/cover.out build/cover/tests.out build/cover/run.out build/cover/guest.out && ok=0 || ok=1; \
 	$(GO) tool cover -html=build/cover.out -o build/cover.html; exit $$ok

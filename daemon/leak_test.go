@@ -82,7 +82,11 @@ func (w *churn) missing() []string {
 func TestNothingIsLeftBehind(t *testing.T) {
 	c, _ := startSite(t, 1)
 	n := c.nodes[0]
-	pristine := n.census("")
+	var pristine []string
+	eventually(t, "the host has its addresses", 10*time.Second, func() bool {
+		pristine = n.census("")
+		return !strings.Contains(strings.Join(pristine, "\n"), "tentative")
+	})
 	// The first VMs bring what stays: the supervisors and their groups, and a record of
 	// networks.
 	n.create("exclusive", func(s *blixardv1.VMSpec) { s.OnNodeLoss = blixardv1.NodeLossPolicy_failover; s.NoNetwork = true })

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -220,6 +221,44 @@ func TestLifeOfAVMThroughTheAPI(t *testing.T) {
 			}
 			break
 		}
+	}
+}
+
+// Several changes of one VM in one entry of the log are one message: its last form.
+// A client that resumes tells what it has had by the index and the VM.
+func TestWatchTellsAVMOnceAnIndex(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	w.register()
+	allocs, err := w.client.Agents().WatchAllocations(ctx, &blixardv1.WatchAllocationsRequest{NodeId: "node-a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.create("web")
+	var a *blixardv1.Allocation
+	for a == nil {
+		m, err := allocs.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a = m.GetAllocation()
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	report := sync.OnceFunc(func() {
+		req := &blixardv1.ReportRequest{NodeId: "node-a"}
+		for _, s := range []blixardv1.AllocationState_Enum{blixardv1.AllocationState_preparing, blixardv1.AllocationState_stopped} {
+			req.Reports = append(req.Reports, &blixardv1.AllocationReport{AllocationId: a.GetId(), Epoch: a.GetEpoch(), Status: &blixardv1.VMStatus{State: s}})
+		}
+		if _, err := w.client.Agents().Report(ctx, req); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := w.client.WaitVM(ctx, "web", func(vm *blixardv1.VM, _ bool) (bool, error) {
+		report()
+		return vm.GetStatus().GetState() == blixardv1.AllocationState_stopped, nil
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 

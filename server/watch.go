@@ -36,6 +36,29 @@ func (s *Server) changes(ctx context.Context, index uint64, each func([]state.Ch
 	}
 }
 
+// lastOfEntry gives the changes of VMs, of several changes of a VM in one entry of
+// the log only the last: an entry is done wholly or not at all, and a client that
+// resumes knows by the index and the VM what it has had.
+func lastOfEntry(list []state.Change) []state.Change {
+	type change struct {
+		index uint64
+		vm    string
+	}
+	last := make(map[change]int, len(list))
+	for i, c := range list {
+		if c.Kind == state.KindVM {
+			last[change{c.Index, c.VM.GetId()}] = i
+		}
+	}
+	kept := make([]state.Change, 0, len(last))
+	for i, c := range list {
+		if c.Kind == state.KindVM && last[change{c.Index, c.VM.GetId()}] == i {
+			kept = append(kept, c)
+		}
+	}
+	return kept
+}
+
 func (s vmService) WatchVMs(req *blixardv1.WatchVMsRequest, stream blixardv1.VMService_WatchVMsServer) error {
 	ctx := stream.Context()
 	view, err := s.read(ctx)
@@ -66,8 +89,8 @@ func (s vmService) WatchVMs(req *blixardv1.WatchVMsRequest, stream blixardv1.VMS
 		return err
 	}
 	return s.changes(ctx, index, func(list []state.Change, _ uint64) error {
-		for _, c := range list {
-			if c.Kind != state.KindVM || req.GetName() != "" && c.VM.GetId() != id && c.VM.GetName() != req.GetName() && c.VM.GetId() != req.GetName() {
+		for _, c := range lastOfEntry(list) {
+			if req.GetName() != "" && c.VM.GetId() != id && c.VM.GetName() != req.GetName() && c.VM.GetId() != req.GetName() {
 				continue
 			}
 			if err := stream.Send(&blixardv1.WatchVMsResponse{Index: c.Index, Vm: c.VM, Deleted: c.Deleted}); err != nil {

@@ -64,7 +64,8 @@ type VMServiceClient interface {
 	// out concurrently, and answers come in the order of their completion, each
 	// with the sequence number of its request.
 	LabelVMs(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[LabelVMsRequest, LabelVMsResponse], error)
-	// WatchVMs sends what is there, then every change, each with its index.
+	// WatchVMs sends what is there, then every change, each with its index. Of
+	// several changes of a VM at one index it sends only the last.
 	WatchVMs(ctx context.Context, in *WatchVMsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchVMsResponse], error)
 	// Logs sends the console's output as recorded on the node.
 	Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsResponse], error)
@@ -355,7 +356,8 @@ type VMServiceServer interface {
 	// out concurrently, and answers come in the order of their completion, each
 	// with the sequence number of its request.
 	LabelVMs(grpc.BidiStreamingServer[LabelVMsRequest, LabelVMsResponse]) error
-	// WatchVMs sends what is there, then every change, each with its index.
+	// WatchVMs sends what is there, then every change, each with its index. Of
+	// several changes of a VM at one index it sends only the last.
 	WatchVMs(*WatchVMsRequest, grpc.ServerStreamingServer[WatchVMsResponse]) error
 	// Logs sends the console's output as recorded on the node.
 	Logs(*LogsRequest, grpc.ServerStreamingServer[LogsResponse]) error
