@@ -170,16 +170,11 @@ func (s *Store) build(d *disk.Dir, name string, fill func(f *os.File) error) (er
 // Problems: Fenced disk.fenced, disk.epoch_damaged; NotFound volume.not_found;
 // Unavailable volume.busy.
 func (s *Store) Attach(ctx context.Context, id string, epoch uint64) error {
-	release, err := s.acquire(ctx, id, shared)
+	d, done, err := s.hold(ctx, id, shared)
 	if err != nil {
 		return err
 	}
-	defer release()
-	d, err := s.open(id)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
+	defer done()
 	s.epochMu.Lock()
 	defer s.epochMu.Unlock()
 	if err := disk.Attach(d, epoch); err != nil {
@@ -193,16 +188,11 @@ func (s *Store) Attach(ctx context.Context, id string, epoch uint64) error {
 // regular, whatever is at its path meanwhile. flag is os.O_RDONLY or os.O_RDWR.
 // Problems: NotFound volume.not_found, Internal disk.not_regular.
 func (s *Store) File(ctx context.Context, id string, flag int) (*os.File, error) {
-	release, err := s.acquire(ctx, id, shared)
+	d, done, err := s.hold(ctx, id, shared)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	d, err := s.open(id)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = d.Close() }()
+	defer done()
 	f, err := d.Open(diskImage, flag)
 	if err != nil {
 		return nil, disk.Problem(d.Path(diskImage), err)

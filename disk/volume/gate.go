@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 
+	"github.com/blixard/blixard/disk"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -24,6 +25,20 @@ type gate struct {
 	waiting int
 	// free is closed, and made anew, when somebody leaves.
 	free chan struct{}
+}
+
+// hold is acquire and open. The caller calls done, once, and does not use d then.
+// Problems: those of both.
+func (s *Store) hold(ctx context.Context, id string, how access) (d *disk.Dir, done func(), err error) {
+	release, err := s.acquire(ctx, id, how)
+	if err != nil {
+		return nil, nil, err
+	}
+	if d, err = s.open(id); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return d, func() { _ = d.Close(); release() }, nil
 }
 
 // acquire waits until the volume may be used so. The caller calls release, once.

@@ -24,16 +24,11 @@ func (s *Store) Resize(ctx context.Context, id string, sizeBytes uint64) error {
 	if err != nil {
 		return err
 	}
-	release, err := s.acquire(ctx, id, exclusive)
+	d, done, err := s.hold(ctx, id, exclusive)
 	if err != nil {
 		return err
 	}
-	defer release()
-	d, err := s.open(id)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
+	defer done()
 	old, err := d.Open(diskImage, os.O_RDWR)
 	if err != nil {
 		return disk.Problem(d.Path(diskImage), err)
@@ -171,16 +166,11 @@ func (s *Store) GrowFile(ctx context.Context, id string, sizeBytes uint64) error
 	if err != nil {
 		return err
 	}
-	release, err := s.acquire(ctx, id, exclusive)
+	d, done, err := s.hold(ctx, id, exclusive)
 	if err != nil {
 		return err
 	}
-	defer release()
-	d, err := s.open(id)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
+	defer done()
 	f, err := d.Open(diskImage, os.O_RDWR)
 	if err != nil {
 		return disk.Problem(d.Path(diskImage), err)

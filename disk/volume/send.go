@@ -70,16 +70,11 @@ func (s *Store) Send(ctx context.Context, id, file string, from uint64, w func(o
 	if err != nil {
 		return 0, nil, err
 	}
-	release, err := s.acquire(ctx, id, shared)
+	d, done, err := s.hold(ctx, id, shared)
 	if err != nil {
 		return 0, nil, err
 	}
-	defer release()
-	d, err := s.open(id)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer func() { _ = d.Close() }()
+	defer done()
 	f, err := s.source(id, d, snapshot)
 	if err != nil {
 		return 0, nil, err

@@ -20,16 +20,11 @@ func (s *Store) Snapshot(ctx context.Context, id, snapshot string, progress disk
 	if err := check("snapshot", snapshot); err != nil {
 		return err
 	}
-	release, err := s.acquire(ctx, id, shared)
+	d, done, err := s.hold(ctx, id, shared)
 	if err != nil {
 		return err
 	}
-	defer release()
-	d, err := s.open(id)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
+	defer done()
 	name := snapshotImage(snapshot)
 	switch there, err := d.Open(name, os.O_RDONLY); {
 	case err == nil:
@@ -87,16 +82,11 @@ func (s *Store) Restore(ctx context.Context, id, snapshot string) error {
 	if err := check("snapshot", snapshot); err != nil {
 		return err
 	}
-	release, err := s.acquire(ctx, id, exclusive)
+	d, done, err := s.hold(ctx, id, exclusive)
 	if err != nil {
 		return err
 	}
-	defer release()
-	d, err := s.open(id)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
+	defer done()
 	old, err := d.Open(diskImage, os.O_RDWR)
 	if err != nil {
 		return disk.Problem(d.Path(diskImage), err)

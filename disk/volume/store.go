@@ -243,12 +243,12 @@ func checkSize(size uint64) (uint64, error) {
 
 func notFound(id string) error {
 	return problem.New(problem.NotFound, "volume.not_found", "no files of volume %s on this node", id).
-		WithHint("see on which node it is: blixard volume get")
+		WithHint("see on which node it is: `blixard volume show`")
 }
 
 func snapshotNotFound(id, snapshot string) error {
 	return problem.New(problem.NotFound, "volume.snapshot_not_found", "volume %s has no file of snapshot %s on this node", id, snapshot).
-		WithHint("see which snapshots it has: blixard volume get")
+		WithHint("see which snapshots it has: `blixard volume show`")
 }
 
 // open gives the directory of a volume that has a disk.
@@ -293,16 +293,11 @@ type SnapshotInfo struct {
 // Stat tells of a volume. Problems: NotFound volume.not_found, Internal
 // disk.not_regular, Fenced disk.epoch_damaged.
 func (s *Store) Stat(ctx context.Context, id string) (Info, error) {
-	release, err := s.acquire(ctx, id, shared)
+	d, done, err := s.hold(ctx, id, shared)
 	if err != nil {
 		return Info{}, err
 	}
-	defer release()
-	d, err := s.open(id)
-	if err != nil {
-		return Info{}, err
-	}
-	defer func() { _ = d.Close() }()
+	defer done()
 	return stat(id, d)
 }
 
