@@ -135,7 +135,7 @@ func (f *Fetcher) ask(ctx context.Context, name string, args ...string) ([]byte,
 	}
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout+updateTimeout)
 	defer cancel()
-	out, err := f.run(ctx, f.CacheDir, args...)
+	out, err := f.apt(ctx, f.CacheDir, args...)
 	if err == nil && len(bytes.TrimSpace(out)) > 0 {
 		return out, nil
 	}
@@ -144,7 +144,7 @@ func (f *Fetcher) ask(ctx context.Context, name string, args ...string) ([]byte,
 	}
 	own, updateErr := f.ownLists(ctx)
 	// One source of several may be out of reach: what the others have is good.
-	out, err = f.run(ctx, f.CacheDir, append([]string{args[0]}, append(own, args[1:]...)...)...)
+	out, err = f.apt(ctx, f.CacheDir, append([]string{args[0]}, append(own, args[1:]...)...)...)
 	if err != nil || len(bytes.TrimSpace(out)) == 0 {
 		if updateErr != nil {
 			return nil, updateErr
@@ -161,7 +161,7 @@ func (f *Fetcher) ownLists(ctx context.Context) ([]string, error) {
 	dir := filepath.Join(f.CacheDir, "apt")
 	opts := []string{
 		"-o", "Dir::State=" + dir, "-o", "Dir::State::lists=" + filepath.Join(dir, "lists"),
-		"-o", "Dir::Cache=" + filepath.Join(dir, "cache"), "-o", "APT::Sandbox::User=", "-o", "Dir::State::status=/var/lib/dpkg/status",
+		"-o", "Dir::Cache=" + filepath.Join(dir, "cache"), "-o", "APT::Sandbox::User=",
 		"-o", "APT::Update::Error-Mode=any", // a network that fails is else a success with a warning
 	}
 	for _, d := range []string{"lists/partial", "cache/archives/partial"} {
@@ -175,7 +175,7 @@ func (f *Fetcher) ownLists(ctx context.Context) ([]string, error) {
 	}
 	defer release()
 	f.progress("fetching Debian's package lists")
-	if _, err := f.run(ctx, f.CacheDir, append(append([]string{"apt-get"}, opts...), "update", "-q")...); err != nil {
+	if _, err := f.apt(ctx, f.CacheDir, append(append([]string{"apt-get"}, opts...), "update", "-q")...); err != nil {
 		return opts, problem.New(problem.Unavailable, "debian.lists", "Debian's package lists cannot be fetched").WithCause(err).
 			WithHint("check the network and /etc/apt/sources.list, then try: apt-get update")
 	}
@@ -216,9 +216,9 @@ func (f *Fetcher) download(ctx context.Context, p Package, path string) error {
 		return err
 	}
 	args := []string{"apt-get", "-q", "download", p.Name + "=" + p.Version}
-	if _, err := f.run(ctx, tmp, args...); err != nil {
+	if _, err := f.apt(ctx, tmp, args...); err != nil {
 		own, updateErr := f.ownLists(ctx)
-		if _, ownErr := f.run(ctx, tmp, append(append([]string{"apt-get"}, own...), args[1:]...)...); ownErr != nil {
+		if _, ownErr := f.apt(ctx, tmp, append(append([]string{"apt-get"}, own...), args[1:]...)...); ownErr != nil {
 			return errors.Join(err, updateErr, ownErr)
 		}
 	}
@@ -293,6 +293,12 @@ func (f *Fetcher) Unpack(ctx context.Context, deb, dir string) error {
 	defer cancel()
 	_, err := f.run(ctx, dir, "dpkg-deb", "-x", deb, dir)
 	return err
+}
+
+// apt runs one of apt's programs as if nothing were installed: a version that the host
+// has and no list any more would be its choice, and could not be had.
+func (f *Fetcher) apt(ctx context.Context, dir string, args ...string) ([]byte, error) {
+	return f.run(ctx, dir, append([]string{args[0], "-o", "Dir::State::status=/dev/null"}, args[1:]...)...)
 }
 
 // run runs a tool in dir and gives its standard output.

@@ -35,9 +35,12 @@ type Repository struct {
 	files map[string][]byte
 	// requests counts what was asked for, by path.
 	requests map[string]int
+	// status is the host's list of installed packages.
+	status string
 }
 
-// New starts a repository and makes apt, run by this test's process, see it and nothing else. It ends with
+// New starts a repository and makes apt, run by this test's process, see it and nothing else. Of each package
+// the host has a newer version installed, which is in no repository. It ends with
 // the test. A test that uses it can't be parallel to others, since it sets the environment.
 func New(t testing.TB) *Repository {
 	t.Helper()
@@ -57,9 +60,10 @@ func New(t testing.TB) *Repository {
 		}
 		return file
 	}
+	r.status = write("status", "")
 	lines := []string{
 		`Dir::State "` + filepath.Join(dir, "state") + `";`,
-		`Dir::State::status "` + write("status", "") + `";`,
+		`Dir::State::status "` + r.status + `";`,
 		`Dir::Cache "` + filepath.Join(dir, "cache") + `";`,
 		`Dir::Etc::main "/dev/null";`,
 		`Dir::Etc::parts "/dev/null";`,
@@ -113,6 +117,12 @@ func (r *Repository) AddFile(p Package, deb []byte) {
 	defer r.mu.Unlock()
 	name := "pool/" + p.Name + "_" + strings.ReplaceAll(p.Version, ":", "-") + ".deb"
 	r.files[name] = deb
+	installed, err := os.OpenFile(r.status, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		panic(err)
+	}
+	_, _ = fmt.Fprintf(installed, "Package: %s\nStatus: install ok installed\nVersion: 1000:1\nArchitecture: all\nMaintainer: tests\nDescription: for tests\n\n", p.Name)
+	_ = installed.Close()
 	fmt.Fprintf(&r.index, "%sFilename: ./%s\nSize: %d\nSHA256: %x\n\n", control(p), name, len(deb), sha256.Sum256(deb))
 }
 
