@@ -140,9 +140,11 @@ func (l *Lease) RenewAfter() time.Duration {
 }
 
 // renewLease asks the cluster for the node's lease and hands the deadline to the
-// exclusive lane's supervisor. ttl 0 asks for the cluster's own.
-func (a *Agent) renewLease(ctx context.Context, ttl time.Duration) error {
-	req := &blixardv1.RenewLeaseRequest{NodeId: a.cfg.NodeID, Incarnation: a.cfg.Incarnation}
+// exclusive lane's supervisor. ttl 0 asks for the cluster's own. allocID is that of an
+// exclusive VM which is about to start; the problem is of kind Fenced when the cluster
+// gave it up.
+func (a *Agent) renewLease(ctx context.Context, ttl time.Duration, allocID string) error {
+	req := &blixardv1.RenewLeaseRequest{NodeId: a.cfg.NodeID, Incarnation: a.cfg.Incarnation, AllocationId: allocID}
 	if ttl > 0 {
 		req.Ttl = durationpb.New(ttl)
 	}
@@ -168,7 +170,7 @@ func (a *Agent) renewLease(ctx context.Context, ttl time.Duration) error {
 // ExtendLease asks for one long lease before a planned restart of the daemon, so
 // that exclusive VMs outlive it.
 func (a *Agent) ExtendLease(ctx context.Context, ttl time.Duration) error {
-	return a.renewLease(ctx, ttl)
+	return a.renewLease(ctx, ttl, "")
 }
 
 // LeaseLeft is the time until the node's lease ends, 0 once it has or when there was none.
@@ -182,7 +184,7 @@ func (a *Agent) LeaseLeft() time.Duration {
 // supervisor's kernel timer is the fence.
 func (a *Agent) keepLease(ctx context.Context) {
 	for ctx.Err() == nil {
-		if err := a.renewLease(ctx, 0); err != nil && ctx.Err() == nil {
+		if err := a.renewLease(ctx, 0, ""); err != nil && ctx.Err() == nil {
 			a.log.Warn("the node's lease was not renewed", "left", a.LeaseLeft(), "err", err)
 		}
 		a.mu.Lock()

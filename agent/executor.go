@@ -204,8 +204,9 @@ func (a *Agent) start(ctx context.Context, rec *blixardv1.AllocationRecord, img 
 		return nil, fmt.Errorf("start vm %s: %w", rec.GetAllocation().GetVmName(), err)
 	}
 	if cfg.Lane == driver.LaneExclusive {
-		// Without a lease that the kernel enforces, an exclusive VM must not run.
-		if err := a.renewLease(ctx, 0); err != nil {
+		// Without a lease that the kernel enforces, an exclusive VM must not run, nor after
+		// the cluster gave it up and this node has not heard of that.
+		if err := a.renewLease(ctx, 0, cfg.AllocationID); err != nil {
 			return nil, err
 		}
 	}

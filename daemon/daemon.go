@@ -192,7 +192,7 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 	part("leader", func() error {
 		return leader.Run(life, leader.Config{
 			Name: n.cfg.Node.Name, Replica: n.replica, Leases: leases, Logger: n.log,
-			Voters: int(n.cfg.Cluster.Voters), ReplaceAfter: n.cfg.Cluster.ReplaceAfter,
+			StormPercent: int(n.cfg.Lease.StormPercent), Voters: int(n.cfg.Cluster.Voters), ReplaceAfter: n.cfg.Cluster.ReplaceAfter,
 		})
 	})
 	n.client, err = client.Dial(ctx, client.Config{Addr: "unix:" + n.cfg.Socket})

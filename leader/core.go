@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -19,7 +20,10 @@ type View interface {
 	scheduler.View
 	VM(ref string) *blixardv1.VM
 	VMs(after string, limit int) []*blixardv1.VM
+	Node(ref string) *blixardv1.Node
+	Allocation(id string) *blixardv1.Allocation
 	AllocationsOfNode(nodeID string) []*blixardv1.Allocation
+	FeatureLevel() uint32
 }
 
 // Core decides what the leader proposes. It is not safe for concurrent use.
@@ -32,11 +36,24 @@ type Core struct {
 	blocked map[string]bool
 	// draining nodes still have VMs that must go.
 	draining map[string]bool
+	// stranded VMs have a place on a node that is not heard of, and are to be looked
+	// at; those that wait are looked at again only when a node changes.
+	stranded map[string]bool
+	waiting  map[string]bool
+	// stormPercent of the nodes may be down before VMs wait for them, and storm says
+	// so while they do.
+	stormPercent int
+	storm        string
 }
 
-// NewCore makes a core that knows nothing; tell it with Reset.
-func NewCore(newID func() string) *Core {
-	return &Core{newID: newID, open: map[string]bool{}, blocked: map[string]bool{}, draining: map[string]bool{}}
+// NewCore makes a core that knows nothing; tell it with Reset. More than stormPercent
+// of the nodes down at once are likelier a fault of what is between them than of
+// themselves: their VMs may run on, and the rest would have no room for them all.
+func NewCore(newID func() string, stormPercent int) *Core {
+	return &Core{
+		newID: newID, stormPercent: stormPercent, open: map[string]bool{}, blocked: map[string]bool{},
+		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
+	}
 }
 
 // Reset begins anew from a view: everything is looked at again.
@@ -44,6 +61,9 @@ func (c *Core) Reset(view View) {
 	clear(c.open)
 	clear(c.blocked)
 	clear(c.draining)
+	clear(c.stranded)
+	clear(c.waiting)
+	c.storm = ""
 	for _, vm := range view.VMs("", 0) {
 		c.look(vm)
 	}
@@ -59,11 +79,15 @@ func (c *Core) Changed(ch state.Change) {
 		if ch.Deleted {
 			delete(c.open, ch.VM.GetId())
 			delete(c.blocked, ch.VM.GetId())
+			delete(c.stranded, ch.VM.GetId())
+			delete(c.waiting, ch.VM.GetId())
 			return
 		}
 		c.look(ch.VM)
 	case state.KindNode:
 		c.wake()
+		maps.Copy(c.stranded, c.waiting)
+		clear(c.waiting)
 		c.draining[ch.Node.GetId()] = ch.Node.GetDraining()
 	case state.KindAllocation:
 		if ch.Deleted {
@@ -87,9 +111,20 @@ func (c *Core) look(vm *blixardv1.VM) {
 	if !needsPlace(vm) {
 		delete(c.blocked, id)
 	}
+	if isStranded(vm) {
+		c.stranded[id] = true
+	} else {
+		delete(c.stranded, id)
+		delete(c.waiting, id)
+	}
 	if (needsPlace(vm) && !c.blocked[id]) || shallGo(vm) {
 		c.open[id] = true
 	}
+}
+
+// isStranded reports whether nothing is heard of a VM that has a place.
+func isStranded(vm *blixardv1.VM) bool {
+	return vm.GetStatus().GetAllocationId() != "" && vm.GetStatus().GetState() == blixardv1.AllocationState_unknown
 }
 
 func needsPlace(vm *blixardv1.VM) bool {
@@ -131,6 +166,9 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 				out = append(out, cmd)
 			}
 		}
+	}
+	if cmd := c.lose(view); cmd != nil {
+		out = append(out, cmd)
 	}
 	if cmd := c.evict(view); cmd != nil {
 		out = append(out, cmd)

@@ -27,7 +27,7 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	c := &cluster{t: t, state: state.New(state.DefaultLimits())}
-	c.core = NewCore(func() string { c.ids++; return fmt.Sprintf("alloc-%d", c.ids) })
+	c.core = NewCore(func() string { c.ids++; return fmt.Sprintf("alloc-%d", c.ids) }, 50)
 	c.core.Reset(c.state.View())
 	return c
 }
@@ -200,7 +200,7 @@ func TestResetFindsWhatIsOpen(t *testing.T) {
 	}
 	c.node("a", 1<<20)
 	c.node("b", 1<<20)
-	fresh := NewCore(c.core.newID)
+	fresh := NewCore(c.core.newID, 50)
 	fresh.Reset(c.state.View())
 	c.core = fresh
 	c.settle()
@@ -241,18 +241,18 @@ func TestLeaseNeedsAQuorumRound(t *testing.T) {
 		asked, want time.Duration
 	}{{0, 10 * time.Second}, {2 * time.Second, 2 * time.Second}, {5 * time.Minute, 5 * time.Minute}} {
 		before := r.n
-		got, err := l.Grant(t.Context(), "node-a", 1, tc.asked)
+		got, err := l.Grant(t.Context(), "node-a", 1, tc.asked, "")
 		if err != nil || got != tc.want || r.n != before+1 {
 			t.Errorf("Grant(%v) = %v, %v after %d rounds", tc.asked, got, err, r.n-before)
 		}
 	}
 	for _, bad := range []time.Duration{time.Second, time.Hour, -1} {
-		if _, err := l.Grant(t.Context(), "node-a", 1, bad); !problem.HasCode(err, "lease.ttl") {
+		if _, err := l.Grant(t.Context(), "node-a", 1, bad, ""); !problem.HasCode(err, "lease.ttl") {
 			t.Errorf("Grant(%v): %v", bad, err)
 		}
 	}
 	r.err = errors.New("no quorum")
-	if _, err := l.Grant(t.Context(), "node-a", 1, 0); !errors.Is(err, r.err) {
+	if _, err := l.Grant(t.Context(), "node-a", 1, 0, ""); !errors.Is(err, r.err) {
 		t.Errorf("without a quorum: %v", err)
 	}
 }

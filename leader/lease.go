@@ -171,6 +171,9 @@ func (t *Table) End(n *blixardv1.Node) (lease, certain time.Time) {
 	if certain.Before(g.certain) {
 		certain = g.certain
 	}
+	if planted.Is(planted.DownAtOnce) {
+		certain = g.ends
+	}
 	return g.ends, certain
 }
 
@@ -246,9 +249,24 @@ func NewLeases(q Quorum, ttl, margin time.Duration) *Leases {
 // Grant gives a node its lease after a quorum round that began after the call, so
 // that no deposed leader can extend one. asked 0 means the cluster's ttl. A
 // problem of kind Invalid says that asked is out of bounds, one of kind Fenced
-// that the cluster does not know this start of the node's agent, and one of kind
-// NotLeader that another replica must be asked.
-func (l *Leases) Grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration) (time.Duration, error) {
+// that the cluster does not know this start of the node's agent, or gave up the
+// allocation that is about to start (empty: none), and one of kind NotLeader that
+// another replica must be asked.
+func (l *Leases) Grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration, allocationID string) (time.Duration, error) {
+	ttl, err := l.grant(ctx, nodeID, incarnation, asked)
+	if err != nil || allocationID == "" {
+		return ttl, err
+	}
+	// A view of after the grant: from then on nothing of this node is given up before
+	// the lease is over.
+	view, err := l.quorum.Read(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return ttl, MayStart(view.Allocation(allocationID), nodeID)
+}
+
+func (l *Leases) grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration) (time.Duration, error) {
 	l.mu.Lock()
 	r, err := l.table.Ask(l.quorum.LeadTerm(), nodeID, incarnation, asked)
 	l.mu.Unlock()

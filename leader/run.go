@@ -35,6 +35,8 @@ type Config struct {
 	Replica *replica.Replica
 	// Leases that this node grants while it leads.
 	Leases *Leases
+	// StormPercent as in [NewCore].
+	StormPercent int
 	// Voters the cluster wants, 3 or 5, and how long one may be silent before a
 	// stand-by takes its place.
 	Voters       int
@@ -45,7 +47,7 @@ type Config struct {
 // Run decides and proposes while this node leads, until ctx ends, which is no
 // error.
 func Run(ctx context.Context, cfg Config) error {
-	r := &runner{cfg: cfg, core: NewCore(NewAllocationID), members: Members{Voters: cfg.Voters, ReplaceAfter: cfg.ReplaceAfter}}
+	r := &runner{cfg: cfg, core: NewCore(NewAllocationID, cfg.StormPercent), members: Members{Voters: cfg.Voters, ReplaceAfter: cfg.ReplaceAfter}}
 	for ctx.Err() == nil {
 		if term := cfg.Replica.LeadTerm(); term != 0 {
 			if err := r.lead(ctx, term); err != nil && ctx.Err() == nil {

@@ -50,7 +50,7 @@ const (
 type Leases interface {
 	// Grant gives the time granted to that start of the node's agent, after a quorum
 	// round that began after the call.
-	Grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration) (time.Duration, error)
+	Grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration, allocationID string) (time.Duration, error)
 }
 
 // Local is the node's own agent, for input and output of its VMs.

@@ -79,7 +79,7 @@ func newWorld(t *testing.T) *world {
 	served, led := make(chan error, 1), make(chan error, 1)
 	go func() { served <- w.server.Serve(server.Listeners{Socket: l}) }()
 	go func() {
-		led <- leader.Run(ctx, leader.Config{Name: "a", Replica: r, Leases: leases, Voters: 3, ReplaceAfter: time.Minute, Logger: log})
+		led <- leader.Run(ctx, leader.Config{Name: "a", Replica: r, Leases: leases, StormPercent: 50, Voters: 3, ReplaceAfter: time.Minute, Logger: log})
 	}()
 	if w.client, err = client.Dial(t.Context(), client.Config{Addr: "unix:" + w.socket}); err != nil {
 		t.Fatal(err)

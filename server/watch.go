@@ -235,7 +235,7 @@ func (s agentService) RenewLease(ctx context.Context, req *blixardv1.RenewLeaseR
 	if req.GetTtl() != nil {
 		asked = req.GetTtl().AsDuration()
 	}
-	ttl, err := s.cfg.Leases.Grant(ctx, req.GetNodeId(), req.GetIncarnation(), asked)
+	ttl, err := s.cfg.Leases.Grant(ctx, req.GetNodeId(), req.GetIncarnation(), asked, req.GetAllocationId())
 	if err != nil {
 		return nil, err
 	}

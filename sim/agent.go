@@ -207,7 +207,7 @@ func (k *keeper) carryOut(a agent.Action) {
 // start is that of the executor: an exclusive VM needs a fresh lease first.
 func (k *keeper) start(a agent.Action) {
 	if agent.LaneOf(a.Record.GetAllocation().GetSpec()) == driver.LaneExclusive {
-		k.renew(0, func(err error) {
+		k.renew(0, a.Record.GetAllocation().GetId(), func(err error) {
 			if err != nil {
 				k.done(agent.Done{Action: a, Err: err})
 				return
@@ -424,9 +424,9 @@ func (k *keeper) send() {
 }
 
 // renew asks for the lease and hands its deadline to the fence.
-func (k *keeper) renew(ttl time.Duration, done func(error)) {
+func (k *keeper) renew(ttl time.Duration, allocationID string, done func(error)) {
 	sent := k.h.boottime()
-	k.h.renewLease(k.incarnation, ttl, func(granted time.Duration, err error) {
+	k.h.renewLease(k.incarnation, ttl, allocationID, func(granted time.Duration, err error) {
 		if err != nil {
 			k.h.w.count("leases refused")
 			done(err)
@@ -452,5 +452,5 @@ func (k *keeper) renewFence(deadline boottime.Instant) {
 }
 
 func (k *keeper) keepLease() {
-	k.renew(0, func(error) { k.after(k.lease.RenewAfter(), k.keepLease) })
+	k.renew(0, "", func(error) { k.after(k.lease.RenewAfter(), k.keepLease) })
 }

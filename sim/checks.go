@@ -44,13 +44,15 @@ type checks struct {
 	down map[string]bool
 	// top is the newest epoch of each VM.
 	top map[string]uint64
+	// lost are the placements that were given up.
+	lost map[string]bool
 }
 
 func newChecks(w *world) *checks {
 	return &checks{
 		w: w, log: map[uint64]agreed{}, states: map[uint64][sha256.Size]byte{}, leaders: map[uint64]int{},
 		epochs: map[string]uint64{}, lives: map[life]string{}, acked: map[uint64]bool{},
-		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{},
+		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{}, lost: map[string]bool{},
 	}
 }
 
@@ -129,7 +131,10 @@ func (c *checks) promises(view *state.View) {
 	of := map[string]string{}
 	for _, a := range view.Allocations() {
 		used[a.GetNodeId()] += view.Limits().Reservation(a.GetSpec()).GetMemoryMib()
-		if other, ok := of[a.GetVmId()]; ok && a.GetStatus().GetState() != blixardv1.AllocationState_lost {
+		if state.Lost(a) {
+			continue
+		}
+		if other, ok := of[a.GetVmId()]; ok {
 			c.w.fail("VM %s has allocations %s and %s", a.GetVmId(), other, a.GetId())
 		}
 		of[a.GetVmId()] = a.GetId()
@@ -203,7 +208,7 @@ func (c *checks) started(v *vmm) {
 	c.boots[v.id] = true
 	for _, h := range c.w.hosts {
 		for _, other := range h.machine.running() {
-			if other != v && other.rec.GetAllocation().GetVmId() == a.GetVmId() {
+			if other != v && other.rec.GetAllocation().GetVmId() == a.GetVmId() && !copies(other, v) {
 				c.w.fail("VM %s runs twice: %s on host %d and %s on host %d", a.GetVmName(), other.id, h.n, v.id, v.m.h.n)
 			}
 		}
@@ -213,9 +218,23 @@ func (c *checks) started(v *vmm) {
 	}
 }
 
+// copies reports whether two that run of one VM may do so: its owner lets a copy run
+// while the first is not heard of.
+func copies(a, b *vmm) bool {
+	return a.rec.GetAllocation().GetId() != b.rec.GetAllocation().GetId() &&
+		b.rec.GetAllocation().GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_replace
+}
+
 // epoch: two allocations of a VM never have the same epoch, one has never two, and a
 // later one has a higher.
 func (c *checks) epoch(a *blixardv1.Allocation) {
+	if state.Lost(a) && !c.lost[a.GetId()] {
+		c.lost[a.GetId()] = true
+		c.w.count("placements given up")
+		if a.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover {
+			c.w.count("placements of exclusive VMs given up")
+		}
+	}
 	key := life{a.GetVmId(), a.GetEpoch()}
 	if known, ok := c.lives[key]; ok && known != a.GetId() {
 		c.w.fail("allocations %s and %s of VM %s have epoch %d", known, a.GetId(), a.GetVmId(), a.GetEpoch())
@@ -247,6 +266,10 @@ func (w *world) settled(view *state.View) bool {
 			return false
 		}
 		for _, a := range view.AllocationsOfNode(h.nodeID) {
+			if !h.up && w.mayMove(view, a) {
+				w.unsettled = fmt.Sprintf("VM %s waits for host %d, which is down", a.GetVmName(), h.n)
+				return false
+			}
 			if why := h.unsettled(a); why != "" {
 				w.unsettled = fmt.Sprintf("%s of VM %s on host %d: %s", a.GetId(), a.GetVmName(), h.n, why)
 				return false
@@ -268,10 +291,28 @@ func (w *world) settled(view *state.View) bool {
 	return true
 }
 
+// mayMove reports whether a VM of a host that is down shall be placed elsewhere.
+func (w *world) mayMove(view *state.View, a *blixardv1.Allocation) bool {
+	down, all := 0, 0
+	for _, n := range view.Nodes() {
+		if n.GetState() == blixardv1.NodeState_down {
+			down++
+		}
+		if n.GetState() != blixardv1.NodeState_left {
+			all++
+		}
+	}
+	vm := view.VM(a.GetVmId())
+	return down*100 <= all*w.faults.stormPercent && !state.Lost(a) && state.Keeps(vm, a) == ""
+}
+
 // unsettled tells what of an allocation is not as it shall be.
 func (h *host) unsettled(a *blixardv1.Allocation) string {
 	st := a.GetStatus()
 	ended := state.Ended(st.GetState()) && st.GetNextStartAt() == nil
+	if state.Lost(a) && !h.up {
+		return ""
+	}
 	if !h.up {
 		if st.GetState() != blixardv1.AllocationState_unknown && !ended {
 			return fmt.Sprintf("it is said to be %v", st.GetState())

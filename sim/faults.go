@@ -36,6 +36,7 @@ type faults struct {
 	// Leases and agents.
 	ttl, margin        time.Duration
 	planned            time.Duration
+	stormPercent       int           // of the nodes that may be down before VMs wait for them
 	action, boot, late time.Duration // means of what takes its time
 	readyTimeout       time.Duration
 	actionFails        float64
@@ -84,6 +85,7 @@ func (w *world) drawFaults() faults {
 	f.depose, f.hasty = some(0.3, 3*time.Second, 10*time.Second), some(0.3, 500*time.Millisecond, 5*time.Second)
 	f.starve = some(0.5, time.Second, 6*time.Second)
 	f.ttl, f.margin = w.between(2*time.Second, 6*time.Second), some(0.5, 0, time.Second)
+	f.stormPercent = []int{30, 50, 100}[w.IntN(3)]
 	f.planned = some(0.4, 3*time.Second, 10*time.Second)
 	f.action, f.boot, f.late = w.between(time.Millisecond, 300*time.Millisecond), w.between(50*time.Millisecond, time.Second), w.between(0, 300*time.Millisecond)
 	f.rot = some(0.3, 5*time.Second, 20*time.Second)
@@ -259,7 +261,7 @@ func (w *world) planRestart() {
 			}
 		}
 	}
-	h.act(func() { h.keeper.renew(w.between(longLeaseMax/3, longLeaseMax), restart) })
+	h.act(func() { h.keeper.renew(w.between(longLeaseMax/3, longLeaseMax), "", restart) })
 }
 
 // longLeaseMax keeps long leases short enough to end within a run.

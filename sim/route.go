@@ -9,6 +9,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/leader"
 	"github.com/blixard/blixard/state"
 )
 
@@ -113,10 +114,19 @@ func (h *host) propose(timeout time.Duration, cmd *blixardv1.Command, done func(
 }
 
 // renewLease asks the leader for the host's lease, in the steps of leader.Leases.
-func (h *host) renewLease(incarnation uint64, ttl time.Duration, done func(time.Duration, error)) {
+func (h *host) renewLease(incarnation uint64, ttl time.Duration, allocationID string, done func(time.Duration, error)) {
 	h.atLeader(leaseTimeout, func(lead *host, answer func(any, error)) {
 		lead.grant(h.nodeID, incarnation, ttl, func(v any, err error) {
-			h.w.granted(lead, h, err, func() { answer(v, err) })
+			if err != nil || allocationID == "" {
+				h.w.granted(lead, h, err, func() { answer(v, err) })
+				return
+			}
+			lead.read(func(err error) {
+				if err == nil {
+					err = leader.MayStart(lead.steps.View().Allocation(allocationID), h.nodeID)
+				}
+				h.w.granted(lead, h, err, func() { answer(v, err) })
+			})
 		})
 	}, func(v any, err error) {
 		granted, _ := v.(time.Duration)
@@ -124,7 +134,7 @@ func (h *host) renewLease(incarnation uint64, ttl time.Duration, done func(time.
 	})
 }
 
-// grant is Leases.Grant.
+// grant is Leases.grant.
 func (h *host) grant(nodeID string, incarnation uint64, asked time.Duration, answer func(any, error)) {
 	r, err := h.table.Ask(h.steps.LeadTerm(), nodeID, incarnation, asked)
 	if err != nil {

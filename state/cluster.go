@@ -316,8 +316,8 @@ func (v *View) CheckRemoval(m *blixardv1.Member, force bool) error {
 // checkRemoval refuses to give up VMs without being asked to, and exclusive ones
 // while the node's lease is not over: they may run there, and would run twice.
 func checkRemoval(m *blixardv1.Member, n *blixardv1.Node, left []*blixardv1.Allocation, force bool) *problem.Error {
-	if len(left) > 0 && !force {
-		return problem.New(problem.Conflict, "member.has_vms", "node %q still has %d VMs", m.GetName(), len(left)).
+	if has := len(notLost(left)); has > 0 && !force {
+		return problem.New(problem.Conflict, "member.has_vms", "node %q still has %d VMs", m.GetName(), has).
 			WithHint("let it leave by `blixard cluster leave`, which empties it first, or give its VMs up with --force if it will never come back")
 	}
 	for _, a := range left {

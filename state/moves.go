@@ -33,18 +33,18 @@ const (
 // the end of a life, because it carries the exit code: running never goes back
 // to preparing, and stopping goes nowhere but to an end; only a report of a later
 // start may, when the daemon that knew the end was lost. Nothing returns to
-// pending. lost and unknown are said of nodes that are not heard of; a node that
-// is heard of again may say anything but pending.
+// pending. unknown is said of nodes that are not heard of; a node that is heard of
+// again may say anything but pending. lost is said by the cluster alone, and stays.
 var moves = [...]moveSet{
-	stPending:   to(stPending, stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stLost, stUnknown),
-	stPreparing: to(stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stLost, stUnknown),
-	stStarting:  to(stStarting, stRunning, stStopping, stStopped, stFailed, stLost, stUnknown),
-	stRunning:   to(stStarting, stRunning, stStopping, stStopped, stFailed, stLost, stUnknown),
-	stStopping:  to(stStopping, stStopped, stFailed, stLost, stUnknown),
-	stStopped:   to(stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stLost, stUnknown),
-	stFailed:    to(stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stLost, stUnknown),
-	stLost:      to(stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stLost, stUnknown),
-	stUnknown:   to(stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stLost, stUnknown),
+	stPending:   to(stPending, stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stUnknown),
+	stPreparing: to(stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stUnknown),
+	stStarting:  to(stStarting, stRunning, stStopping, stStopped, stFailed, stUnknown),
+	stRunning:   to(stStarting, stRunning, stStopping, stStopped, stFailed, stUnknown),
+	stStopping:  to(stStopping, stStopped, stFailed, stUnknown),
+	stStopped:   to(stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stUnknown),
+	stFailed:    to(stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stUnknown),
+	stLost:      0,
+	stUnknown:   to(stPreparing, stStarting, stRunning, stStopping, stStopped, stFailed, stUnknown),
 }
 
 // LegalMove reports whether an allocation may be observed in state next after

@@ -103,7 +103,15 @@ func (b *batch) unheard(a *blixardv1.Allocation, n *blixardv1.Node) {
 	if Ended(st.GetState()) && st.GetNextStartAt() == nil || st.GetState() == stUnknown {
 		return
 	}
-	next := proto.CloneOf(st)
+	b.unknown(a, n)
+}
+
+// unknown makes an allocation of a node that is down one of which nothing is known.
+func (b *batch) unknown(a *blixardv1.Allocation, n *blixardv1.Node) {
+	if Lost(a) {
+		return
+	}
+	next := proto.CloneOf(a.GetStatus())
 	next.State, next.Reason = stUnknown, "node_down"
 	next.Message = "node " + n.GetName() + " is not heard of; the VM may be running there"
 	b.observe(a, next)

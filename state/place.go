@@ -77,7 +77,7 @@ func (b *batch) placeable(p *blixardv1.Placement) (*blixardv1.VM, *blixardv1.Nod
 		return nil, nil, problem.New(problem.Conflict, "placement.unwanted", "VM %q shall not run", vm.GetName())
 	}
 	for _, a := range b.allocationsOf(vm) {
-		if a.GetStatus().GetState() != stLost {
+		if !Lost(a) {
 			return nil, nil, problem.New(problem.Conflict, "placement.placed", "VM %q is placed already, as %s", vm.GetName(), a.GetId())
 		}
 	}

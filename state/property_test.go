@@ -21,12 +21,15 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 	node := func() string { return pick("node", "n1", "n2") }
 	cmd := &blixardv1.Command{Key: pick("key", "", "", "", "k1", "k2"), Actor: pick("actor", "user:0", "user:1")}
 	states := rapid.Int32Range(0, int32(len(moves)))
-	switch rapid.IntRange(0, 7).Draw(t, "kind") {
+	switch rapid.IntRange(0, 9).Draw(t, "kind") {
 	case 0:
 		name := pick("name", "a", "b", "c")
 		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
 			Id: "id-" + name, Name: name, Labels: map[string]string{"x": "1", "y": "2"},
-			Spec: &blixardv1.VMSpec{Image: "busybox", Vcpus: 1, MemoryMib: uint32(rapid.IntRange(64, 200).Draw(t, "memory")), DiskBytes: 5},
+			Spec: &blixardv1.VMSpec{
+				Image: "busybox", Vcpus: 1, MemoryMib: uint32(rapid.IntRange(64, 200).Draw(t, "memory")), DiskBytes: 5,
+				OnNodeLoss: blixardv1.NodeLossPolicy_Enum(rapid.IntRange(0, 3).Draw(t, "policy")),
+			},
 		}}
 	case 1:
 		cmd.Change = &blixardv1.Command_SetVmDesired{SetVmDesired: &blixardv1.SetVMDesiredCommand{
@@ -61,6 +64,20 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 			NodeId: id, Name: "name-" + id, Incarnation: rapid.Uint64Range(1, 3).Draw(t, "incarnation"),
 			Fingerprint: &blixardv1.NodeFingerprint{Capacity: &blixardv1.Resources{Vcpus: 2, MemoryMib: 500, DiskBytes: 12}},
 		}}
+	case 7:
+		states := []blixardv1.NodeState_Enum{blixardv1.NodeState_ready, blixardv1.NodeState_suspect, blixardv1.NodeState_down, blixardv1.NodeState_down}
+		id := node()
+		cmd.Change = &blixardv1.Command_SetNodeState{SetNodeState: &blixardv1.SetNodeStateCommand{
+			NodeId: id, Incarnation: v.Node(id).GetIncarnation(), State: rapid.SampledFrom(states).Draw(t, "state of the node"),
+		}}
+	case 8:
+		lose := &blixardv1.LoseCommand{}
+		for _, a := range v.Allocations() {
+			if rapid.Bool().Draw(t, "lose") {
+				lose.AllocationIds = append(lose.AllocationIds, a.GetId())
+			}
+		}
+		cmd.Change = &blixardv1.Command_Lose{Lose: lose}
 	default:
 		cmd.Change = &blixardv1.Command_SetVmReason{SetVmReason: &blixardv1.SetVMReasonCommand{VmId: vm(), Reason: pick("reason", "x", "y")}}
 	}
@@ -151,9 +168,13 @@ func hold(t *rapid.T, v *View, epochs map[string]uint64) {
 	alive := map[string]int{}
 	for _, a := range v.Allocations() {
 		sums[a.GetNodeId()] = add(sums[a.GetNodeId()], v.Limits().Reservation(a.GetSpec()))
-		if a.GetStatus().GetState() != stLost {
-			alive[a.GetVmId()]++
+		if Lost(a) {
+			if a.GetDesired() != blixardv1.DesiredAllocation_remove {
+				t.Fatalf("what was given up is not removed: %v", a)
+			}
+			continue
 		}
+		alive[a.GetVmId()]++
 		if vm := v.VM(a.GetVmId()); vm == nil || a.GetEpoch() > vm.GetStatus().GetEpoch() {
 			t.Fatalf("allocation %v is of no VM of that epoch: %v", a, vm)
 		}

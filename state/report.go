@@ -44,6 +44,9 @@ func (b *batch) reportOne(nodeID string, rep *blixardv1.AllocationReport) *probl
 		b.removed(a, rep.GetStatus())
 		return nil
 	}
+	if Lost(a) {
+		return nil // only its removal counts
+	}
 	now, next := a.GetStatus().GetState(), rep.GetStatus().GetState()
 	if !LegalMove(now, next) && !laterLife(a.GetStatus(), rep.GetStatus()) {
 		b.s.illegalMoves.Add(1)
@@ -101,7 +104,7 @@ func (b *batch) removed(old *blixardv1.Allocation, last *blixardv1.VMStatus) {
 		return
 	}
 	next := copyVM(vm)
-	if vm.GetDeleting() && len(b.allocationsOf(vm)) == 0 {
+	if vm.GetDeleting() && len(notLost(b.allocationsOf(vm))) == 0 {
 		b.dropVM(next)
 		return
 	}

@@ -272,6 +272,9 @@ func (s *State) check() error {
 	for _, a := range all[blixardv1.Allocation](txn, tableAllocation, indexID) {
 		sums[a.GetNodeId()] = add(sums[a.GetNodeId()], s.limits.Reservation(a.GetSpec()))
 		vm := first[blixardv1.VM](txn, tableVM, indexID, a.GetVmId())
+		if vm == nil && Lost(a) {
+			continue // the VM was deleted before its old node was back
+		}
 		if vm == nil || vm.GetStatus().GetEpoch() < a.GetEpoch() {
 			return damaged("allocation %s of epoch %d has no VM of that epoch", a.GetId(), a.GetEpoch())
 		}

@@ -139,6 +139,8 @@ func (b *batch) run(cmd *blixardv1.Command) Result {
 		return b.drainNode(c.DrainNode)
 	case *blixardv1.Command_Evict:
 		return b.evict(c.Evict)
+	case *blixardv1.Command_Lose:
+		return b.lose(c.Lose)
 	}
 	return b.runGuests(cmd)
 }

@@ -229,15 +229,15 @@ func TestStories(t *testing.T) {
 // TestLegalMoves is the whole table, as it is promised.
 func TestLegalMoves(t *testing.T) {
 	legal := map[string]string{
-		"pending":   "pending preparing starting running stopping stopped failed lost unknown",
-		"preparing": "preparing starting running stopping stopped failed lost unknown",
-		"starting":  "starting running stopping stopped failed lost unknown",
-		"running":   "starting running stopping stopped failed lost unknown",
-		"stopping":  "stopping stopped failed lost unknown",
-		"stopped":   "preparing starting running stopping stopped failed lost unknown",
-		"failed":    "preparing starting running stopping stopped failed lost unknown",
-		"lost":      "preparing starting running stopping stopped failed lost unknown",
-		"unknown":   "preparing starting running stopping stopped failed lost unknown",
+		"pending":   "pending preparing starting running stopping stopped failed unknown",
+		"preparing": "preparing starting running stopping stopped failed unknown",
+		"starting":  "starting running stopping stopped failed unknown",
+		"running":   "starting running stopping stopped failed unknown",
+		"stopping":  "stopping stopped failed unknown",
+		"stopped":   "preparing starting running stopping stopped failed unknown",
+		"failed":    "preparing starting running stopping stopped failed unknown",
+		"lost":      "",
+		"unknown":   "preparing starting running stopping stopped failed unknown",
 	}
 	for from, f := range blixardv1.AllocationState_Enum_value {
 		for next, n := range blixardv1.AllocationState_Enum_value {

@@ -32,7 +32,9 @@ func (b *batch) updateVM(c *blixardv1.UpdateVMCommand) Result {
 	}
 	vm.Generation++
 	for _, a := range allocations {
-		b.respec(a, vm)
+		if !Lost(a) {
+			b.respec(a, vm)
+		}
 	}
 	b.putVM(vm)
 	b.vmEvent(vm, "vm.updated", "", "the spec was replaced")
@@ -52,7 +54,7 @@ func (b *batch) updatable(vm, old *blixardv1.VM, allocations []*blixardv1.Alloca
 		moved = "policy for the loss of its node"
 	}
 	for _, a := range allocations {
-		if a.GetStatus().GetState() == stLost {
+		if Lost(a) {
 			continue
 		}
 		if moved != "" && (a.GetDesired() == blixardv1.DesiredAllocation_run || !Ended(a.GetStatus().GetState())) {

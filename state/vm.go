@@ -107,6 +107,9 @@ func (b *batch) startVM(old *blixardv1.VM, c *blixardv1.SetVMDesiredCommand) Res
 		next.StartCount++
 		next.ForceStop, next.StopTimeout = c.GetForce(), timeout(c.GetTimeoutMs())
 		b.putAllocation(next)
+		if n := b.node(a.GetNodeId()); n.GetState() == blixardv1.NodeState_down {
+			b.unknown(next, n)
+		}
 	}
 	if c.GetStartAgain() {
 		b.vmEvent(vm, "vm.desired", "restart", "a restart was asked for")
@@ -139,6 +142,9 @@ func (b *batch) stopVM(old *blixardv1.VM, c *blixardv1.SetVMDesiredCommand) Resu
 func (b *batch) stopAllocation(a *blixardv1.Allocation, vm *blixardv1.VM, desired blixardv1.DesiredAllocation_Enum,
 	force bool, timeoutMs int64,
 ) bool {
+	if Lost(a) {
+		return false // its node removes it as soon as it hears of it
+	}
 	if a.GetDesired() == blixardv1.DesiredAllocation_remove {
 		desired = blixardv1.DesiredAllocation_remove
 	}
@@ -163,7 +169,8 @@ func (b *batch) deleteVM(c *blixardv1.DeleteVMCommand) Result {
 	if p != nil {
 		return refused(b.index, p)
 	}
-	allocations := b.allocationsOf(old)
+	// What was given up is of no VM any more; its node removes it.
+	allocations := notLost(b.allocationsOf(old))
 	vm := old
 	if !old.GetDeleting() {
 		vm = copyVM(old)

@@ -149,6 +149,9 @@ type Lease struct {
 	Margin time.Duration
 	// Restart is the one long lease asked for before a planned restart.
 	Restart time.Duration
+	// StormPercent of the nodes may be down before no VM of theirs is placed
+	// elsewhere any more.
+	StormPercent uint32
 }
 
 // Console bounds the recorded output of each VM.

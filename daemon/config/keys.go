@@ -41,6 +41,8 @@ const (
 	reservedCPUsMax    = 4096
 	replaceAfterMin    = 5 * time.Second
 	snapshotEntriesMax = 100_000_000
+	// stormPercentMax means never to wait.
+	stormPercentMax = 100
 	// snapshotMiBMax is 1 TiB.
 	snapshotMiBMax = 1 << 20
 	// snapshotIntervalMin keeps the writing of snapshots a small part of all writing.
@@ -197,6 +199,12 @@ var keys = []Key{
 		check:   durationRange("lease.margin", func(c *Config) time.Duration { return c.Lease.Margin }, leaseMarginMin, leaseTTLMax),
 		Doc:     "What the leader waits beyond the end of a lease and the clocks' drift.",
 		Default: fixed("1s"),
+	},
+	{
+		Name: "lease.storm_percent", field: func(c *Config) any { return &c.Lease.StormPercent },
+		check:   countRange("lease.storm_percent", func(c *Config) uint32 { return c.Lease.StormPercent }, stormPercentMax),
+		Doc:     "How many nodes in a hundred may be down at once: when it are more, it is likelier that the network failed than that they did, and no VM of theirs is placed elsewhere until some are back. It counts on the node that leads.",
+		Default: fixed("50"),
 	},
 	{
 		Name: "lease.restart", field: func(c *Config) any { return &c.Lease.Restart },

@@ -43,6 +43,8 @@ const (
 	FenceNotArmed        Bug = "exclusive VMs run without an armed fence"
 	LeaseWithoutRound    Bug = "a lease is granted without a quorum round"
 	LeaseOfDeposed       Bug = "a leader that was deposed meanwhile grants the lease"
+	DownAtOnce           Bug = "a node is down as soon as its lease ends by the leader's clock"
+	StartUnasked         Bug = "an exclusive VM starts without asking whether it was given up"
 	// Agent.
 	LeaseFromReceipt   Bug = "a lease is counted from its receipt"
 	StartsInsteadAdopt Bug = "an agent starts its VMs anew after its own restart"

@@ -74,6 +74,7 @@ type Command struct {
 	//	*Command_DeleteNetwork
 	//	*Command_SetSecret
 	//	*Command_DeleteSecret
+	//	*Command_Lose
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -459,6 +460,15 @@ func (x *Command) GetDeleteSecret() *DeleteSecretCommand {
 	return nil
 }
 
+func (x *Command) GetLose() *LoseCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_Lose); ok {
+			return x.Lose
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -603,6 +613,10 @@ type Command_DeleteSecret struct {
 	DeleteSecret *DeleteSecretCommand `protobuf:"bytes,44,opt,name=delete_secret,json=deleteSecret,proto3,oneof"`
 }
 
+type Command_Lose struct {
+	Lose *LoseCommand `protobuf:"bytes,45,opt,name=lose,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -672,6 +686,8 @@ func (*Command_DeleteNetwork) isCommand_Change() {}
 func (*Command_SetSecret) isCommand_Change() {}
 
 func (*Command_DeleteSecret) isCommand_Change() {}
+
+func (*Command_Lose) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -2776,6 +2792,62 @@ func (x *EvictCommand) GetReason() string {
 	return ""
 }
 
+// LoseCommand gives up what is placed on nodes that are down, so that it is placed
+// again elsewhere. A placement that is on another node, or kept there, is refused by
+// itself. What is given up is removed by its node when that returns.
+type LoseCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllocationIds []string               `protobuf:"bytes,1,rep,name=allocation_ids,json=allocationIds,proto3" json:"allocation_ids,omitempty"`
+	// storm says why nothing is given up although nodes are down.
+	Storm         string `protobuf:"bytes,2,opt,name=storm,proto3" json:"storm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoseCommand) Reset() {
+	*x = LoseCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoseCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoseCommand) ProtoMessage() {}
+
+func (x *LoseCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
+func (*LoseCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *LoseCommand) GetAllocationIds() []string {
+	if x != nil {
+		return x.AllocationIds
+	}
+	return nil
+}
+
+func (x *LoseCommand) GetStorm() string {
+	if x != nil {
+		return x.Storm
+	}
+	return ""
+}
+
 // DrainNodeCommand begins or ends a drain.
 type DrainNodeCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2787,7 +2859,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2799,7 +2871,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2812,7 +2884,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -2845,7 +2917,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +2929,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +2942,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -2935,7 +3007,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2947,7 +3019,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2960,7 +3032,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -3197,7 +3269,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3209,7 +3281,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3222,7 +3294,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -3252,7 +3324,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3264,7 +3336,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3277,7 +3349,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -3315,7 +3387,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3399,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3412,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -3411,7 +3483,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x13\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x14\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3456,7 +3528,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x0edelete_network\x18* \x01(\v2 .blixard.v1.DeleteNetworkCommandH\x00R\rdeleteNetwork\x12=\n" +
 	"\n" +
 	"set_secret\x18+ \x01(\v2\x1c.blixard.v1.SetSecretCommandH\x00R\tsetSecret\x12F\n" +
-	"\rdelete_secret\x18, \x01(\v2\x1f.blixard.v1.DeleteSecretCommandH\x00R\fdeleteSecretB\b\n" +
+	"\rdelete_secret\x18, \x01(\v2\x1f.blixard.v1.DeleteSecretCommandH\x00R\fdeleteSecret\x12-\n" +
+	"\x04lose\x18- \x01(\v2\x17.blixard.v1.LoseCommandH\x00R\x04loseB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3619,7 +3692,10 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"M\n" +
 	"\fEvictCommand\x12%\n" +
 	"\x0eallocation_ids\x18\x01 \x03(\tR\rallocationIds\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"<\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"J\n" +
+	"\vLoseCommand\x12%\n" +
+	"\x0eallocation_ids\x18\x01 \x03(\tR\rallocationIds\x12\x14\n" +
+	"\x05storm\x18\x02 \x01(\tR\x05storm\"<\n" +
 	"\x10DrainNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05drain\x18\x02 \x01(\bR\x05drain\"\xd4\x01\n" +
@@ -3679,7 +3755,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),        // 1: blixard.v1.CreateVMCommand
@@ -3716,40 +3792,41 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*ChangeMemberCommand)(nil),    // 32: blixard.v1.ChangeMemberCommand
 	(*RemoveMemberCommand)(nil),    // 33: blixard.v1.RemoveMemberCommand
 	(*EvictCommand)(nil),           // 34: blixard.v1.EvictCommand
-	(*DrainNodeCommand)(nil),       // 35: blixard.v1.DrainNodeCommand
-	(*SetNodeStateCommand)(nil),    // 36: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 37: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 38: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 39: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 40: blixard.v1.IdempotencyRecord
-	nil,                            // 41: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 42: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 43: blixard.v1.LabelVMCommand.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 44: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 45: blixard.v1.VMSpec
-	(*Image)(nil),                  // 46: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 47: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 48: blixard.v1.Network
-	(*NetworkRules)(nil),           // 49: blixard.v1.NetworkRules
-	(DesiredState_Enum)(0),         // 50: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 51: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 52: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 53: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 54: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 55: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 56: google.protobuf.Duration
-	(*VM)(nil),                     // 57: blixard.v1.VM
-	(*Allocation)(nil),             // 58: blixard.v1.Allocation
-	(*Node)(nil),                   // 59: blixard.v1.Node
-	(*Event)(nil),                  // 60: blixard.v1.Event
-	(*Cluster)(nil),                // 61: blixard.v1.Cluster
-	(*Token)(nil),                  // 62: blixard.v1.Token
-	(*Volume)(nil),                 // 63: blixard.v1.Volume
-	(*Secret)(nil),                 // 64: blixard.v1.Secret
-	(*Problem)(nil),                // 65: blixard.v1.Problem
+	(*LoseCommand)(nil),            // 35: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),       // 36: blixard.v1.DrainNodeCommand
+	(*SetNodeStateCommand)(nil),    // 37: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 38: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 39: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 40: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 41: blixard.v1.IdempotencyRecord
+	nil,                            // 42: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 43: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 44: blixard.v1.LabelVMCommand.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 45: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 46: blixard.v1.VMSpec
+	(*Image)(nil),                  // 47: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 48: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 49: blixard.v1.Network
+	(*NetworkRules)(nil),           // 50: blixard.v1.NetworkRules
+	(DesiredState_Enum)(0),         // 51: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 52: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 53: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 54: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 55: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),            // 56: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 57: google.protobuf.Duration
+	(*VM)(nil),                     // 58: blixard.v1.VM
+	(*Allocation)(nil),             // 59: blixard.v1.Allocation
+	(*Node)(nil),                   // 60: blixard.v1.Node
+	(*Event)(nil),                  // 61: blixard.v1.Event
+	(*Cluster)(nil),                // 62: blixard.v1.Cluster
+	(*Token)(nil),                  // 63: blixard.v1.Token
+	(*Volume)(nil),                 // 64: blixard.v1.Volume
+	(*Secret)(nil),                 // 65: blixard.v1.Secret
+	(*Problem)(nil),                // 66: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	44, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	45, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
 	17, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
 	18, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
@@ -3764,8 +3841,8 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	31, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
 	32, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
 	33, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	36, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	35, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	37, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	36, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
 	34, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
 	26, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
 	27, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
@@ -3785,47 +3862,48 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	14, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
 	15, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
 	16, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	45, // 36: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	41, // 37: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	45, // 38: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	46, // 39: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	42, // 40: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	47, // 41: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	48, // 42: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	49, // 43: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	50, // 44: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	43, // 45: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	20, // 46: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	51, // 47: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	52, // 48: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	53, // 49: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	54, // 50: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	44, // 51: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	53, // 52: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	54, // 53: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	55, // 54: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	56, // 55: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	38, // 56: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	57, // 57: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	58, // 58: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	59, // 59: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	60, // 60: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	40, // 61: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	39, // 62: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	61, // 63: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	53, // 64: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	62, // 65: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	46, // 66: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	63, // 67: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	48, // 68: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	64, // 69: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	44, // 70: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	65, // 71: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	72, // [72:72] is the sub-list for method output_type
-	72, // [72:72] is the sub-list for method input_type
-	72, // [72:72] is the sub-list for extension type_name
-	72, // [72:72] is the sub-list for extension extendee
-	0,  // [0:72] is the sub-list for field type_name
+	35, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	46, // 37: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	42, // 38: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	46, // 39: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	47, // 40: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	43, // 41: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	48, // 42: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	49, // 43: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	50, // 44: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	51, // 45: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	44, // 46: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	20, // 47: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	52, // 48: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	53, // 49: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	54, // 50: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	55, // 51: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	45, // 52: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	54, // 53: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	55, // 54: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	56, // 55: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	57, // 56: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	39, // 57: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	58, // 58: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	59, // 59: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	60, // 60: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	61, // 61: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	41, // 62: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	40, // 63: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	62, // 64: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	54, // 65: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	63, // 66: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	47, // 67: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	64, // 68: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	49, // 69: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	65, // 70: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	45, // 71: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	66, // 72: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	73, // [73:73] is the sub-list for method output_type
+	73, // [73:73] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -3876,8 +3954,9 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_DeleteNetwork)(nil),
 		(*Command_SetSecret)(nil),
 		(*Command_DeleteSecret)(nil),
+		(*Command_Lose)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[37].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[38].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -3899,7 +3978,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -3945,7 +3945,11 @@ type RenewLeaseRequest struct {
 	// is asked for before a planned restart of the daemon.
 	Ttl *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// incarnation of the agent, so that a lease is not taken for a later one's.
-	Incarnation   uint64 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Incarnation uint64 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// allocation_id that is about to start an exclusive VM; empty means none. The lease
+	// is refused when the cluster has given it up, which the node may not have heard of
+	// yet.
+	AllocationId  string `protobuf:"bytes,4,opt,name=allocation_id,json=allocationId,proto3" json:"allocation_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3999,6 +4003,13 @@ func (x *RenewLeaseRequest) GetIncarnation() uint64 {
 		return x.Incarnation
 	}
 	return 0
+}
+
+func (x *RenewLeaseRequest) GetAllocationId() string {
+	if x != nil {
+		return x.AllocationId
+	}
+	return ""
 }
 
 type RenewLeaseResponse struct {
@@ -4705,11 +4716,12 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\areports\x18\x02 \x03(\v2\x1c.blixard.v1.AllocationReportB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\areports\x120\n" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\"&\n" +
 	"\x0eReportResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\x86\x01\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\xb4\x01\n" +
 	"\x11RenewLeaseRequest\x12\"\n" +
 	"\anode_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06nodeId\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12 \n" +
-	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\"A\n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x12,\n" +
+	"\rallocation_id\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\fallocationId\"A\n" +
 	"\x12RenewLeaseResponse\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"j\n" +
 	"\x14RevealSecretsRequest\x12\"\n" +
