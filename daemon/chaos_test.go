@@ -78,7 +78,6 @@ func newHosts(t testing.TB, count int) *hosts {
 		run(t, "", "ip", "-n", h.hub, "link", "set", port, "master", "bridge", "up")
 		run(t, "", "ip", "-n", name, "addr", "add", address(k)+"/24", "dev", "eth0")
 		run(t, "", "ip", "-n", name, "link", "set", "eth0", "up")
-		run(t, "table inet chaos { chain in { type filter hook input priority 0; }; }", "ip", "netns", "exec", name, "nft", "-f", "-")
 	}
 	return h
 }
@@ -86,7 +85,8 @@ func newHosts(t testing.TB, count int) *hosts {
 // rules replaces what a host does to packets that come in.
 func (h *hosts) rules(k int, rules ...string) {
 	h.t.Helper()
-	script := "flush chain inet chaos in\n"
+	// The table is gone after the host lost its power.
+	script := "add table inet chaos\nadd chain inet chaos in { type filter hook input priority 0; }\nflush chain inet chaos in\n"
 	for _, r := range rules {
 		script += "add rule inet chaos in " + r + "\n"
 	}

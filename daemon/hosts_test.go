@@ -92,11 +92,11 @@ func (h *hosts) wipe(k int) {
 }
 
 // startSite forms a cluster of hosts whose VMs have a network.
-func startSite(t testing.TB, count int) (*cluster, *hosts) {
+func startSite(t testing.TB, count int, flags ...string) (*cluster, *hosts) {
 	t.Helper()
 	h, c := newHosts(t, count), &cluster{t: t}
 	for k := range count {
-		n := newNode(t, "--id", fmt.Sprint("n", k+1))
+		n := newNode(t, append([]string{"--id", fmt.Sprint("n", k+1)}, flags...)...)
 		n.host = h.name[k]
 		n.env = []string{"BLIXARD_NODE_BIND=" + address(k) + ":7700", "BLIXARD_NETWORK_DEFAULT=default"}
 		n.start()
