@@ -56,7 +56,8 @@ func argv(program, accelerator string, cfg driver.Config) ([]string, error) {
 		"-name", "guest=" + escape(cfg.ProcessID),
 		"-nodefaults", "-no-user-config", "-nographic", "-no-reboot",
 		"-sandbox", sandbox,
-		"-machine", machine(accelerator, cfg),
+		"-accel", acceleration(accelerator),
+		"-machine", machine(cfg),
 		"-cpu", cpu,
 		"-smp", "cpus=" + strconv.FormatUint(uint64(cfg.VCPUs), 10),
 		"-m", "size=" + strconv.FormatUint(uint64(cfg.MemoryMiB), 10) + "M",
@@ -97,10 +98,20 @@ const (
 	consoleVirtio = "hvc0"
 )
 
-func machine(accelerator string, cfg driver.Config) string {
+// translatedMiB is the cache of translated code, which QEMU would else let grow to 1 GiB
+// beside the guest's memory.
+const translatedMiB = 64
+
+func acceleration(name string) string {
+	if name == driver.AcceleratorTCG {
+		return name + ",tb-size=" + strconv.Itoa(translatedMiB)
+	}
+	return name
+}
+
+func machine(cfg driver.Config) string {
 	return strings.Join([]string{
 		"microvm",
-		"accel=" + accelerator,
 		"acpi=" + onOff(cfg.ACPI),
 		"isa-serial=" + onOff(cfg.Console == consoleSerial),
 		// No page of one guest may tell of another's (KSM), and no core of the host
