@@ -66,14 +66,14 @@ local all all trust
 `
 )
 
-// debianRecipe are mmdebstrap's arguments: a Debian with systemd, a web server and a
-// database.
+// debianRecipe are mmdebstrap's arguments: a Debian with systemd, a web server, a
+// database and cloud-init.
 func debianRecipe() []string {
 	put := func(path, text string) string {
 		return fmt.Sprintf(`--customize-hook=mkdir -p "$1"%s && cat >"$1"%s <<'END'%s%sEND`, filepath.Dir(path), path, "\n", text)
 	}
 	return []string{
-		"--variant=minbase", "--include=systemd-sysv,udev,nginx-light,postgresql", "--format=tar", "--quiet",
+		"--variant=minbase", "--include=systemd-sysv,udev,nginx-light,postgresql,cloud-init", "--format=tar", "--quiet",
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/man/*",
 		`--customize-hook=rm -f "$1"/usr/sbin/policy-rc.d`,
 		`--customize-hook=systemctl --root="$1" mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer`,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,17 @@ const (
 	pagePort     = 8080
 	databasePort = 5432
 )
+
+// userData is for cloud-init.
+const userData = `#cloud-config
+locale: C.UTF-8
+ssh_genkeytypes: []
+write_files:
+- path: /etc/seeded
+  content: "written\n"
+runcmd:
+- echo "ran as $(hostname)" >/run/ran
+`
 
 // site is a cluster on hosts with a registry on the first one's loopback.
 type site struct {
@@ -243,12 +255,20 @@ func (s *site) bootsAsASystem() {
 	t.Log("a whole system")
 	n.blixard("vm", "delete", "web", "--grace", "60s")
 	const port = pagePort + 1
+	seed := filepath.Join(t.TempDir(), "seed")
+	if err := os.WriteFile(seed, []byte(userData), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	n.blixard("run", "-d", "--name", "system", "-m", "512MiB", "-p", fmt.Sprintf("%d:80", port), "-p", fmt.Sprintf("%d:5432", databasePort),
-		"-v", "data:/var/lib/postgresql", s.image, "--", "/sbin/init")
+		"-v", "data:/var/lib/postgresql", "--user-data", seed, s.image, "--", "/sbin/init")
 	s.page(1, 2, port)
 	s.keeps(1, 2, s.sql(1, 2, "SELECT what FROM kept ORDER BY number")...)
 	s.byName(s.nodes[1], "client", "system")
 	vm := n.get("system")
+	if out, err := n.exec("system", "sh", "-c", "cloud-init status --wait --long; cat /etc/seeded /run/ran; ls /etc/systemd/network"); err != nil ||
+		!strings.Contains(out, "status: done") || !strings.Contains(out, "DataSourceNoCloud") || !strings.HasSuffix(out, "written\nran as system\n") {
+		t.Errorf("cloud-init: %q, %v", out, err)
+	}
 	out, err := n.exec("system", "sh", "-c", "cat /proc/1/comm; hostname; hostname -I | tr ' ' '\n'; findmnt -no FSTYPE /var/lib/postgresql; systemctl is-active nginx postgresql@15-main")
 	if err != nil {
 		t.Errorf("%q, %v", out, err)

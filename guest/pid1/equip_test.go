@@ -288,6 +288,9 @@ func TestCloudInit(t *testing.T) {
 	if got := readSmall(root + seedDir + "/user-data"); got != cfg.UserData {
 		t.Errorf("%q", got)
 	}
+	if got := readSmall(root + seedDir + "/network-config"); got != seedNetwork {
+		t.Errorf("network %q", got)
+	}
 	if got := readSmall(root + seedDir + "/meta-data"); got != "instance-id: iid-vm\nlocal-hostname: vm\n" {
 		t.Errorf("%q", got)
 	}

@@ -24,6 +24,9 @@ const (
 	seedDir  = "/var/lib/cloud/seed/nocloud"
 )
 
+// seedNetwork keeps cloud-init from the addresses, which the agent has set when it comes.
+const seedNetwork = "config: disabled\n"
+
 // cloudInit are files of which an image with cloud-init has at least one.
 var cloudInit = []string{"/usr/bin/cloud-init", "/etc/cloud/cloud.cfg"}
 
@@ -228,7 +231,8 @@ func seedCloudInit(root string, cfg *wire.BootConfig) (has bool, err error) {
 	}
 	return true, errors.Join(
 		writeFile(&wire.File{Path: root + seedDir + "/meta-data", Mode: 0o600, Content: []byte(meta)}),
-		writeFile(&wire.File{Path: root + seedDir + "/user-data", Mode: 0o600, Content: []byte(cfg.UserData)}))
+		writeFile(&wire.File{Path: root + seedDir + "/user-data", Mode: 0o600, Content: []byte(cfg.UserData)}),
+		writeFile(&wire.File{Path: root + seedDir + "/network-config", Mode: 0o600, Content: []byte(seedNetwork)}))
 }
 
 // equip gives the root what the configuration says beyond its disks. It runs once, as process 1, before any
