@@ -1,0 +1,5 @@
+// Package constraint is the text form of conditions on nodes, such as zone=a or
+// node.version>=0.2, and whether labels meet them. It is pure.
+//
+// It is not what chooses nodes: see package scheduler.
+package constraint
