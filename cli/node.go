@@ -21,7 +21,8 @@ import (
 
 func (a *app) nodeCommand() *cobra.Command {
 	return noun("node", "Run the node on this host, and see how it is", []string{"nodes"},
-		a.nodeStartCommand(), a.nodeStatusCommand(), a.nodeStopCommand(), a.nodeListCommand())
+		a.nodeStartCommand(), a.nodeStatusCommand(), a.nodeStopCommand(), a.nodeListCommand(),
+		a.nodeLabelCommand(), a.nodeCordonCommand(true), a.nodeCordonCommand(false), a.nodeDrainCommand())
 }
 
 func (a *app) nodeListCommand() *cobra.Command {
@@ -45,15 +46,43 @@ func (a *app) nodeListCommand() *cobra.Command {
 }
 
 func (a *app) nodeTable(nodes []*blixardv1.Node) error {
-	t := &table{header: []string{"NAME", "STATE", "CPUS", "MEMORY", "DRIVER", "ACCELERATOR", "VERSION"}, shrink: []int{6, 0}}
+	t := &table{header: []string{"NAME", "STATE", "CPUS", "MEMORY", "DRIVER", "ACCELERATOR", "VERSION", "LABELS"}, shrink: []int{7, 6, 0}}
 	for _, n := range nodes {
 		f := n.GetFingerprint()
-		t.add(n.GetName(), n.GetState().String(),
+		t.add(n.GetName(), nodeStateWords(n),
 			fmt.Sprintf("%d/%d", n.GetAllocated().GetVcpus(), n.GetAllocatable().GetVcpus()),
 			mib(n.GetAllocated().GetMemoryMib())+"/"+mib(n.GetAllocatable().GetMemoryMib()),
-			strings.TrimSpace(f.GetDriver()+" "+f.GetDriverVersion()), f.GetAccelerator(), f.GetBlixardVersion())
+			strings.TrimSpace(f.GetDriver()+" "+f.GetDriverVersion()), f.GetAccelerator(), f.GetBlixardVersion(), labelsText(nodeLabels(n)))
 	}
 	return a.writeTable(t)
+}
+
+// nodeStateWords say how a node is, and whether VMs are placed on it.
+func nodeStateWords(n *blixardv1.Node) string {
+	words := n.GetState().String()
+	if n.GetCordoned() {
+		words += ", cordoned"
+	}
+	if n.GetDraining() {
+		words += ", draining"
+	}
+	return words
+}
+
+// nodeLabels are those of the configuration, and over them those that people set.
+func nodeLabels(n *blixardv1.Node) map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, n.GetFingerprint().GetLabels())
+	maps.Copy(all, n.GetLabels())
+	return all
+}
+
+func labelsText(labels map[string]string) string {
+	var words []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		words = append(words, k+"="+labels[k])
+	}
+	return strings.Join(words, ",")
 }
 
 func mib(n uint64) string { return (units.Size(n) * units.MiB).Human() }
@@ -90,7 +119,8 @@ func nodeFacts(st *blixardv1.GetStatusResponse) [][2]string {
 	}
 	rows := [][2]string{
 		{"Node", n.GetName() + " (" + n.GetId() + ")"},
-		{"State", n.GetState().String()},
+		{"State", nodeStateWords(n)},
+		{"Labels", labelsText(nodeLabels(n))},
 		{"Version", st.GetVersion()},
 		{"Process", fmt.Sprintf("%d, up %s", st.GetPid(), since(st.GetStartedAt()))},
 		{"Data", st.GetDataDir()},

@@ -31,6 +31,7 @@ type specFlags struct {
 	publish, volumes, networks, files, secrets, sshKeys, envFiles []string
 	user, initMode, userData, stopSignal                          string
 	health                                                        healthFlags
+	scheduling                                                    schedulingFlags
 }
 
 // healthFlags are the flags that make a check.
@@ -79,6 +80,7 @@ func (s *specFlags) register(cmd *cobra.Command) {
 	f.Var(&s.health.startTime, "health-start-period", "time after the start in which failed checks do not count")
 	f.Uint32Var(&s.health.retries, "health-retries", 0, "failed checks in a row that make the VM unhealthy (default: 3)")
 	f.BoolVar(&s.health.keep, "health-keep", false, "do not restart the VM when it is unhealthy")
+	s.scheduling.register(cmd)
 	complete(cmd, "init", "automatic", "command", "system")
 	complete(cmd, "restart", "always", "on-failure", "never")
 	complete(cmd, "on-node-loss", "keep", "replace", "failover")
@@ -132,6 +134,9 @@ func (s *specFlags) apply(spec *blixardv1.VMSpec, given func(flag string) bool) 
 			return err
 		}
 		spec.OnNodeLoss = loss
+	}
+	if err := s.scheduling.apply(spec, given); err != nil {
+		return err
 	}
 	if err := s.applyGuest(spec, given); err != nil {
 		return err

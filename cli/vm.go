@@ -19,7 +19,7 @@ const completionTimeout = time.Second
 
 func (a *app) vmCommand() *cobra.Command {
 	return noun("vm", "Declare, change and reach VMs", []string{"vms"},
-		a.vmCreateCommand(), a.vmListCommand(), a.vmStatusCommand(),
+		a.vmCreateCommand(), a.vmListCommand(), a.vmStatusCommand(), a.vmExplainCommand(),
 		a.vmStartCommand(), a.vmStopCommand(), a.vmRestartCommand(), a.vmDeleteCommand(), a.vmLabelCommand(),
 		a.vmUpdateCommand(), a.vmRenameCommand(), a.vmPauseCommand(true), a.vmPauseCommand(false), a.vmInspectCommand(),
 		a.vmLogsCommand(), a.vmConsoleCommand(), a.vmExecCommand(), a.vmCopyCommand(), a.vmSSHCommand(), a.vmForwardCommand(),

@@ -13,7 +13,7 @@ import (
 
 func (a *app) vmCreateCommand() *cobra.Command {
 	var spec specFlags
-	var noWait bool
+	var noWait, dryRun bool
 	cmd := &cobra.Command{
 		Use: "create [NAME] --image IMAGE [flags] [-- COMMAND [ARG]...]", Short: "Declare a VM and wait until it runs",
 		Long: `Declare a VM and wait until its guest says that it is ready.
@@ -21,6 +21,7 @@ func (a *app) vmCreateCommand() *cobra.Command {
 Without --image the first word is the image: "vm create busybox --name web". A command replaces the image's own.`,
 		Example: `  blixard vm create web --image busybox -- httpd -f -h /
   blixard vm create web --image busybox --cpus 2 --memory 512MiB --disk 10GiB --restart always
+  blixard vm create web --image busybox --label app=web --apart app=web --constraint disk=ssd --dry-run
   blixard vm create busybox --no-wait -o json`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -37,6 +38,9 @@ Without --image the first word is the image: "vm create busybox --name web". A c
 			}
 			req.IdempotencyKey = client.NewKey()
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				if dryRun {
+					return a.explain(ctx, c, &blixardv1.ExplainVMRequest{Spec: req.GetSpec(), Labels: req.GetLabels()})
+				}
 				return a.create(ctx, c, req, noWait)
 			})
 		},
@@ -44,6 +48,7 @@ Without --image the first word is the image: "vm create busybox --name web". A c
 	spec.register(cmd)
 	cmd.Flags().StringVar(&spec.image, "image", "", "image to run")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return as soon as the VM is declared")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "create nothing, and show where the VM would go and why")
 	cmd.Flags().SetInterspersed(false)
 	_ = cmd.RegisterFlagCompletionFunc("image", a.completeImages)
 	return cmd

@@ -195,11 +195,8 @@ func (a *app) vmFacts(vm *blixardv1.VM) error {
 	if n := s.GetNextStartAt(); n != nil {
 		rows = append(rows, [2]string{"Next start", "in " + units.HumanDuration(time.Until(n.AsTime()))})
 	}
-	var labels []string
-	for _, k := range slices.Sorted(maps.Keys(vm.GetLabels())) {
-		labels = append(labels, k+"="+vm.GetLabels()[k])
-	}
-	rows = append(rows, [2]string{"Labels", strings.Join(labels, ", ")})
+	rows = append(rows, [2]string{"Labels", labelsText(vm.GetLabels())})
+	rows = append(rows, schedulingFacts(spec.GetScheduling())...)
 	rows = append(rows, attachedFacts(vm)...)
 	return a.facts(rows)
 }

@@ -92,7 +92,10 @@ status" tells what waits for that. Volumes and networks change while the VM is s
 
 // emptyLists takes "none" for an empty list.
 func (s *specFlags) emptyLists() {
-	for _, l := range []*[]string{&s.publish, &s.volumes, &s.files, &s.secrets, &s.sshKeys, &s.env} {
+	for _, l := range []*[]string{
+		&s.publish, &s.volumes, &s.files, &s.secrets, &s.sshKeys, &s.env,
+		&s.scheduling.constraints, &s.scheduling.prefer, &s.scheduling.near, &s.scheduling.apart,
+	} {
 		if len(*l) == 1 && (*l)[0] == "none" {
 			*l = nil
 		}

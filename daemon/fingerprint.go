@@ -35,6 +35,7 @@ func fingerprint(cfg config.Config, info driver.Info, version string, kernels, i
 		Accelerator: info.Accelerator, AcceleratorReason: info.AcceleratorReason,
 		BlixardVersion: version, KernelRelease: string(uts.Release[:max(0, bytes.IndexByte(uts.Release[:], 0))]),
 		BootId: strings.TrimSpace(string(bootID)), Kernels: kernels, Images: images, FailureDomain: cfg.Node.FailureDomain,
+		Labels: cfg.Node.LabelMap(), Arch: runtime.GOARCH,
 	}, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
-	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/scheduler"
 	"github.com/blixard/blixard/state"
 )
@@ -19,7 +18,6 @@ const planVMs = 256
 type View interface {
 	scheduler.View
 	VM(ref string) *blixardv1.VM
-	VMs(after string, limit int) []*blixardv1.VM
 	Node(ref string) *blixardv1.Node
 	Allocation(id string) *blixardv1.Allocation
 	AllocationsOfNode(nodeID string) []*blixardv1.Allocation
@@ -30,10 +28,12 @@ type View interface {
 type Core struct {
 	// newID makes the id of an allocation; it is called in a fixed order.
 	newID func() string
-	// open are the VMs to look at, and blocked those that wait for room: they are
-	// looked at again only when capacity appears.
+	// fleet is where VMs are placed.
+	fleet *scheduler.Fleet
+	// open are the VMs to look at, and blocked those that wait, with what they need:
+	// they are looked at again only when a node changes that may have it.
 	open    map[string]bool
-	blocked map[string]bool
+	blocked map[string]*blocked
 	// draining nodes still have VMs that must go.
 	draining map[string]bool
 	// stranded VMs have a place on a node that is not heard of, and are to be looked
@@ -46,12 +46,22 @@ type Core struct {
 	storm        string
 }
 
-// NewCore makes a core that knows nothing; tell it with Reset. More than stormPercent
+// blocked is a VM that found no node.
+type blocked struct {
+	need *blixardv1.Resources
+	// generation of the spec that found none.
+	generation uint64
+	// social ones may also wait for what other VMs do.
+	social bool
+}
+
+// NewCore makes a core that knows nothing; tell it with Reset. strategy is that of VMs
+// that name none. More than stormPercent
 // of the nodes down at once are likelier a fault of what is between them than of
 // themselves: their VMs may run on, and the rest would have no room for them all.
-func NewCore(newID func() string, stormPercent int) *Core {
+func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_Enum) *Core {
 	return &Core{
-		newID: newID, stormPercent: stormPercent, open: map[string]bool{}, blocked: map[string]bool{},
+		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
 	}
 }
@@ -81,34 +91,38 @@ func (c *Core) Changed(ch state.Change) {
 			delete(c.blocked, ch.VM.GetId())
 			delete(c.stranded, ch.VM.GetId())
 			delete(c.waiting, ch.VM.GetId())
-			return
+		} else {
+			c.look(ch.VM)
 		}
-		c.look(ch.VM)
+		c.wake(func(b *blocked) bool { return b.social })
 	case state.KindNode:
-		c.wake()
+		c.wake(func(b *blocked) bool {
+			_, fits := state.Fits(ch.Node.GetAllocatable(), ch.Node.GetAllocated(), b.need)
+			return fits
+		})
 		maps.Copy(c.stranded, c.waiting)
 		clear(c.waiting)
 		c.draining[ch.Node.GetId()] = ch.Node.GetDraining()
-	case state.KindAllocation:
-		if ch.Deleted {
-			c.wake()
-		}
+	case state.KindMember, state.KindVolume, state.KindNetwork:
+		c.wake(func(*blocked) bool { return true })
 	}
 }
 
-// wake looks at the blocked VMs again, since there may be room now.
-func (c *Core) wake() {
-	for id := range c.blocked {
-		c.open[id] = true
+// wake looks at blocked VMs again, since there may be a node for them now.
+func (c *Core) wake(which func(*blocked) bool) {
+	for id, b := range c.blocked {
+		if which(b) {
+			c.open[id] = true
+			delete(c.blocked, id)
+		}
 	}
-	clear(c.blocked)
 }
 
 // look opens a VM that may need something. One that is blocked stays so: the
 // change is the reason that was just written to it.
 func (c *Core) look(vm *blixardv1.VM) {
 	id := vm.GetId()
-	if !needsPlace(vm) {
+	if b := c.blocked[id]; b != nil && (!needsPlace(vm) || b.generation != vm.GetGeneration()) {
 		delete(c.blocked, id)
 	}
 	if isStranded(vm) {
@@ -117,7 +131,7 @@ func (c *Core) look(vm *blixardv1.VM) {
 		delete(c.stranded, id)
 		delete(c.waiting, id)
 	}
-	if (needsPlace(vm) && !c.blocked[id]) || shallGo(vm) {
+	if (needsPlace(vm) && c.blocked[id] == nil) || shallGo(vm) {
 		c.open[id] = true
 	}
 }
@@ -148,7 +162,7 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 	slices.Sort(ids) // the plan must not depend on the map's order
 	var out []*blixardv1.Command
 	plan := &blixardv1.PlaceCommand{}
-	taken := map[string]*blixardv1.Resources{}
+	c.fleet.Follow(view)
 	for _, id := range ids {
 		if len(plan.Placements) >= planVMs || len(out) >= planVMs {
 			break
@@ -162,7 +176,7 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 				Name: id, ExpectedIndex: vm.GetModifyIndex(),
 			}}})
 		case needsPlace(vm):
-			if cmd := c.place(view, vm, plan, taken); cmd != nil {
+			if cmd := c.place(view, vm, plan); cmd != nil {
 				out = append(out, cmd)
 			}
 		}
@@ -179,15 +193,17 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 	return out
 }
 
-func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand, taken map[string]*blixardv1.Resources) *blixardv1.Command {
-	d := scheduler.Evaluate(view, vm, taken)
+func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) *blixardv1.Command {
+	d := c.fleet.Place(view, vm)
 	if d.Node != nil {
 		plan.Placements = append(plan.Placements, &blixardv1.Placement{
 			VmId: vm.GetId(), AllocationId: c.newID(), NodeId: d.Node.GetId(), VmModifyIndex: vm.GetModifyIndex(),
 		})
 		return nil
 	}
-	c.blocked[vm.GetId()] = true
+	c.blocked[vm.GetId()] = &blocked{
+		need: view.Limits().Reservation(vm.GetSpec()), generation: vm.GetGeneration(), social: len(vm.GetSpec().GetScheduling().GetAffinities()) > 0,
+	}
 	if st := vm.GetStatus(); st.GetReason() == d.Reason && st.GetMessage() == d.Message {
 		return nil
 	}
@@ -196,7 +212,7 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand, 
 	}}}
 }
 
-// evict empties draining nodes. VMs that are kept on their node stay there.
+// evict empties draining nodes of what can go.
 func (c *Core) evict(view View) *blixardv1.Command {
 	var nodes []string
 	for id, draining := range c.draining {
@@ -213,7 +229,7 @@ func (c *Core) evict(view View) *blixardv1.Command {
 				c.draining[node] = true // the rest comes in the next round
 				break
 			}
-			if a.GetDesired() != blixardv1.DesiredAllocation_remove && a.GetSpec().GetOnNodeLoss() != blixardv1.NodeLossPolicy_keep {
+			if a.GetDesired() != blixardv1.DesiredAllocation_remove && state.Stays(a) == "" {
 				ids = append(ids, a.GetId())
 			}
 		}
@@ -224,26 +240,15 @@ func (c *Core) evict(view View) *blixardv1.Command {
 	return &blixardv1.Command{Change: &blixardv1.Command_Evict{Evict: &blixardv1.EvictCommand{AllocationIds: ids, Reason: "drain"}}}
 }
 
-// Refused tells which parts of a plan were refused when it was applied. What the
-// state did not take because it had moved is looked at again; what moved is told
-// as a change as well, so nothing is lost when a refusal is final.
+// Refused tells which parts of a plan were refused when it was applied, because the state
+// had moved: they are looked at again, in a view that has what moved.
 func (c *Core) Refused(parts []state.Refusal) {
 	for _, f := range parts {
-		if f.Problem.Kind == problem.Conflict || f.Problem.Kind == problem.NoCapacity {
-			c.open[f.VMID] = true
-		}
+		c.open[f.VMID] = true
 	}
 }
 
 // String shows what waits, for scenario files.
 func (c *Core) String() string {
-	list := func(m map[string]bool) string {
-		var ids []string
-		for id := range m {
-			ids = append(ids, id)
-		}
-		slices.Sort(ids)
-		return strings.Join(ids, ",")
-	}
-	return "open=[" + list(c.open) + "] blocked=[" + list(c.blocked) + "]"
+	return "open=[" + strings.Join(slices.Sorted(maps.Keys(c.open)), ",") + "] blocked=[" + strings.Join(slices.Sorted(maps.Keys(c.blocked)), ",") + "]"
 }

@@ -27,7 +27,7 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	c := &cluster{t: t, state: state.New(state.DefaultLimits())}
-	c.core = NewCore(func() string { c.ids++; return fmt.Sprintf("alloc-%d", c.ids) }, 50)
+	c.core = NewCore(func() string { c.ids++; return fmt.Sprintf("alloc-%d", c.ids) }, 50, blixardv1.Strategy_spread)
 	c.core.Reset(c.state.View())
 	return c
 }
@@ -200,7 +200,7 @@ func TestResetFindsWhatIsOpen(t *testing.T) {
 	}
 	c.node("a", 1<<20)
 	c.node("b", 1<<20)
-	fresh := NewCore(c.core.newID, 50)
+	fresh := NewCore(c.core.newID, 50, blixardv1.Strategy_spread)
 	fresh.Reset(c.state.View())
 	c.core = fresh
 	c.settle()
@@ -255,4 +255,83 @@ func TestLeaseNeedsAQuorumRound(t *testing.T) {
 	if _, err := l.Grant(t.Context(), "node-a", 1, 0, ""); !errors.Is(err, r.err) {
 		t.Errorf("without a quorum: %v", err)
 	}
+}
+
+// A drain takes what can go, and leaves what is kept or has volumes.
+func TestDrainLeavesWhatStays(t *testing.T) {
+	c := newCluster(t)
+	c.node("a", 4096)
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_CreateVolume{CreateVolume: &blixardv1.CreateVolumeCommand{Id: "vol-1", Name: "data", SizeBytes: 1 << 30}}})
+	c.create("goes", func(s *blixardv1.VMSpec) { s.OnNodeLoss = blixardv1.NodeLossPolicy_replace })
+	c.create("kept", func(s *blixardv1.VMSpec) { s.OnNodeLoss = blixardv1.NodeLossPolicy_keep })
+	c.create("has-data", func(s *blixardv1.VMSpec) {
+		s.OnNodeLoss = blixardv1.NodeLossPolicy_replace
+		s.Volumes = []*blixardv1.VolumeAttachment{{Volume: "data", Path: "/data"}}
+	})
+	c.settle()
+	c.node("b", 4096)
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_DrainNode{DrainNode: &blixardv1.DrainNodeCommand{Node: "a", Drain: true}}})
+	c.settle()
+	desired := func(vm string) string {
+		return c.state.View().Allocation(c.state.View().VM(vm).GetStatus().GetAllocationId()).GetDesired().String()
+	}
+	if got := []string{desired("goes"), desired("kept"), desired("has-data")}; !slices.Equal(got, []string{"remove", "run", "run"}) {
+		t.Fatalf("they shall %v", got)
+	}
+	c.report("goes", nil, true)
+	c.settle()
+	c.wantNode("goes", "b", "placed")
+	c.wantNode("has-data", "a", "")
+}
+
+// A VM that waits is looked at again when what it waits for may be there: its own rules,
+// another VM, a label, a node that is no longer cordoned.
+func TestWaitingVMsWake(t *testing.T) {
+	c := newCluster(t)
+	c.node("a", 4096)
+	near := func(s *blixardv1.VMSpec) {
+		s.Scheduling = &blixardv1.Scheduling{Affinities: []*blixardv1.Affinity{{Key: "app", Value: "db"}}}
+	}
+	zone := func(s *blixardv1.VMSpec) {
+		s.Scheduling = &blixardv1.Scheduling{Constraints: []*blixardv1.Constraint{{Key: "zone", Operator: blixardv1.Operator_equal, Values: []string{"x"}}}}
+	}
+	c.create("near", near)
+	c.create("zone", zone)
+	c.create("edited", zone)
+	c.settle()
+	c.wantNode("near", "", "affinity")
+	c.wantNode("zone", "", "constraint")
+	spec := proto.CloneOf(c.state.View().VM("edited").GetSpec())
+	spec.Scheduling = nil
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_UpdateVm{UpdateVm: &blixardv1.UpdateVMCommand{Name: "edited", Spec: spec}}})
+	c.settle()
+	c.wantNode("edited", "a", "placed")
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_LabelVm{LabelVm: &blixardv1.LabelVMCommand{Name: "edited", Labels: map[string]string{"app": "db"}}}})
+	c.settle()
+	c.wantNode("near", "a", "placed")
+	update := func(u *blixardv1.UpdateNodeCommand) {
+		u.Node = "a"
+		if r := c.apply(&blixardv1.Command{Change: &blixardv1.Command_UpdateNode{UpdateNode: u}}); r.Problem != nil {
+			t.Fatal(r.Problem)
+		}
+		c.settle()
+	}
+	update(&blixardv1.UpdateNodeCommand{Cordoned: proto.Bool(true), SetLabels: map[string]string{"zone": "x"}})
+	c.wantNode("zone", "", "no_nodes")
+	update(&blixardv1.UpdateNodeCommand{Cordoned: proto.Bool(false)})
+	c.wantNode("zone", "a", "placed")
+}
+
+// A plan that was made before a node was cordoned is refused.
+func TestCordonedNodeRefusesAnOlderPlan(t *testing.T) {
+	c := newCluster(t)
+	c.node("a", 4096)
+	c.create("late", nil)
+	cmds := c.core.Decide(c.state.View())
+	c.apply(&blixardv1.Command{Change: &blixardv1.Command_UpdateNode{UpdateNode: &blixardv1.UpdateNodeCommand{Node: "a", Cordoned: proto.Bool(true)}}})
+	if r := c.apply(cmds[0]); r.Problem == nil || r.Problem.Code != "node.cordoned" {
+		t.Fatalf("the plan was taken: %v", r.Problem)
+	}
+	c.settle()
+	c.wantNode("late", "", "no_nodes")
 }

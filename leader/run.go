@@ -37,6 +37,8 @@ type Config struct {
 	Leases *Leases
 	// StormPercent as in [NewCore].
 	StormPercent int
+	// Strategy of VMs that name none.
+	Strategy blixardv1.Strategy_Enum
 	// Voters the cluster wants, 3 or 5, and how long one may be silent before a
 	// stand-by takes its place.
 	Voters       int
@@ -47,7 +49,7 @@ type Config struct {
 // Run decides and proposes while this node leads, until ctx ends, which is no
 // error.
 func Run(ctx context.Context, cfg Config) error {
-	r := &runner{cfg: cfg, core: NewCore(NewAllocationID, cfg.StormPercent), members: Members{Voters: cfg.Voters, ReplaceAfter: cfg.ReplaceAfter}}
+	r := &runner{cfg: cfg, core: NewCore(NewAllocationID, cfg.StormPercent, cfg.Strategy), members: Members{Voters: cfg.Voters, ReplaceAfter: cfg.ReplaceAfter}}
 	for ctx.Err() == nil {
 		if term := cfg.Replica.LeadTerm(); term != 0 {
 			if err := r.lead(ctx, term); err != nil && ctx.Err() == nil {

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -13,11 +14,26 @@ import (
 
 type view struct {
 	nodes []*blixardv1.Node
+	vms   []*blixardv1.VM
 }
 
 func (v view) Index() uint64            { return 7 }
 func (v view) Limits() state.Limits     { return state.DefaultLimits() }
 func (v view) Nodes() []*blixardv1.Node { return v.nodes }
+
+func (v view) VMs(string, int) []*blixardv1.VM { return v.vms }
+
+func (v view) ChangesAfter(uint64) ([]state.Change, error) { return nil, errors.New("not kept") }
+
+// Image knows that node b has nginx.
+func (v view) Image(name string) *blixardv1.Image {
+	if name == nginx {
+		return &blixardv1.Image{Name: nginx, NodeIds: []string{"id-b"}}
+	}
+	return nil
+}
+
+const nginx = "docker.io/library/nginx:latest"
 
 func (v view) Member(string) *blixardv1.Member { return nil }
 
@@ -46,6 +62,17 @@ func node(name string, memory, used uint64) *blixardv1.Node {
 	}
 }
 
+func placed(v View, vm *blixardv1.VM) Decision {
+	f := NewFleet(blixardv1.Strategy_unspecified)
+	f.Follow(v)
+	return f.Place(v, vm)
+}
+
+func cordoned(n *blixardv1.Node) *blixardv1.Node {
+	n.Cordoned = true
+	return n
+}
+
 func nat(n *blixardv1.Node) *blixardv1.Node {
 	n.Fingerprint.NetworkTypes = []string{"nat"}
 	return n
@@ -59,7 +86,7 @@ func vm(change func(*blixardv1.VMSpec)) *blixardv1.VM {
 	return &blixardv1.VM{Id: "vm-1", Name: "a", Spec: s}
 }
 
-func TestEvaluate(t *testing.T) {
+func TestPlace(t *testing.T) {
 	down := node("down", 9000, 0)
 	down.State = blixardv1.NodeState_down
 	for _, tc := range []struct {
@@ -95,8 +122,21 @@ func TestEvaluate(t *testing.T) {
 			}), reason: ReasonNoNetwork, message: "node a can't do networks of type user",
 		},
 		{name: "an image from a registry", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) {
-			s.Image = "docker.io/library/nginx:latest"
+			s.Image = "docker.io/library/redis:latest"
 		}), node: "a"},
+		{name: "a node that has the image", nodes: []*blixardv1.Node{node("a", 4000, 0), node("b", 3900, 0), node("c", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) {
+			s.Image = nginx
+		}), node: "b"},
+		{name: "much less room where the image is", nodes: []*blixardv1.Node{node("a", 4000, 0), node("b", 3000, 0)}, vm: vm(func(s *blixardv1.VMSpec) {
+			s.Image = nginx
+		}), node: "a"},
+		{name: "pack", nodes: []*blixardv1.Node{node("a", 4000, 1000), node("b", 4000, 3600), node("c", 4000, 2000), node("d", 2000, 500)}, vm: vm(func(s *blixardv1.VMSpec) {
+			s.Scheduling = &blixardv1.Scheduling{Strategy: blixardv1.Strategy_pack}
+		}), node: "b"},
+		{name: "pack into what has room", nodes: []*blixardv1.Node{node("a", 4000, 1000), node("b", 4000, 3700), node("c", 4000, 2000)}, vm: vm(func(s *blixardv1.VMSpec) {
+			s.Scheduling = &blixardv1.Scheduling{Strategy: blixardv1.Strategy_pack}
+		}), node: "c"},
+		{name: "cordoned", nodes: []*blixardv1.Node{cordoned(node("a", 4000, 0))}, vm: vm(nil), reason: ReasonNoNodes, message: "node a is cordoned"},
 		{
 			name: "kernel", nodes: []*blixardv1.Node{node("a", 4000, 0)}, vm: vm(func(s *blixardv1.VMSpec) { s.Kernel = "nope" }),
 			reason: ReasonNoKernel, message: `no kernel "nope" (it has own, debian)`,
@@ -112,7 +152,7 @@ func TestEvaluate(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			d := Evaluate(view{nodes: tc.nodes}, tc.vm, map[string]*blixardv1.Resources{})
+			d := placed(view{nodes: tc.nodes}, tc.vm)
 			if d.Node.GetName() != tc.node || d.Reason != tc.reason || !strings.Contains(d.Message, tc.message) {
 				t.Fatalf("got node %q, %q, %q", d.Node.GetName(), d.Reason, d.Message)
 			}
@@ -125,7 +165,7 @@ func TestExplainIsBounded(t *testing.T) {
 	for k := range 40 {
 		nodes = append(nodes, node(fmt.Sprintf("n%02d", k), 10, 0))
 	}
-	d := Evaluate(view{nodes: nodes}, vm(nil), map[string]*blixardv1.Resources{})
+	d := placed(view{nodes: nodes}, vm(nil))
 	if !strings.HasSuffix(d.Message, "and 35 more") {
 		t.Fatalf("message %q", d.Message)
 	}
@@ -138,13 +178,18 @@ func TestPlanNeverOverfills(t *testing.T) {
 		for k := range rapid.IntRange(1, 5).Draw(t, "nodes") {
 			nodes = append(nodes, node(fmt.Sprint("n", k), rapid.Uint64Range(0, 3000).Draw(t, "memory"), 0))
 		}
-		v, taken := view{nodes: nodes}, map[string]*blixardv1.Resources{}
+		v, taken := view{nodes: nodes}, map[string]uint64{}
+		f := NewFleet(blixardv1.Strategy_Enum(rapid.IntRange(0, 2).Draw(t, "strategy")))
+		f.Follow(v)
 		for range rapid.IntRange(1, 40).Draw(t, "vms") {
-			Evaluate(v, vm(func(s *blixardv1.VMSpec) { s.MemoryMib = rapid.Uint32Range(64, 900).Draw(t, "guest") }), taken)
+			one := vm(func(s *blixardv1.VMSpec) { s.MemoryMib = rapid.Uint32Range(64, 900).Draw(t, "guest") })
+			if d := f.Place(v, one); d.Node != nil {
+				taken[d.Node.GetId()] += v.Limits().Reservation(one.GetSpec()).GetMemoryMib()
+			}
 		}
 		for _, n := range nodes {
-			if used := taken[n.GetId()]; used.GetMemoryMib() > n.GetAllocatable().GetMemoryMib() {
-				t.Fatalf("node %s: %d MiB of %d", n.GetName(), used.GetMemoryMib(), n.GetAllocatable().GetMemoryMib())
+			if used := taken[n.GetId()]; used > n.GetAllocatable().GetMemoryMib() {
+				t.Fatalf("node %s: %d MiB of %d", n.GetName(), used, n.GetAllocatable().GetMemoryMib())
 			}
 		}
 	})

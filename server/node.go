@@ -26,6 +26,16 @@ func (s nodeService) ListNodes(ctx context.Context, req *blixardv1.ListNodesRequ
 	return &blixardv1.ListNodesResponse{Nodes: view.Nodes(), Index: view.Index(), Age: age}, nil
 }
 
+func (s nodeService) UpdateNode(ctx context.Context, req *blixardv1.UpdateNodeRequest) (*blixardv1.UpdateNodeResponse, error) {
+	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_UpdateNode{UpdateNode: &blixardv1.UpdateNodeCommand{
+		Node: req.GetNode(), SetLabels: req.GetSetLabels(), DropLabels: req.GetDropLabels(), Cordoned: req.Cordoned,
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.UpdateNodeResponse{Node: r.Node}, nil
+}
+
 // statusTimeout bounds what a status asks of others, since it is what a person
 // looks at when something hangs.
 const statusTimeout = 2 * time.Second

@@ -52,6 +52,7 @@ var (
 var rules = map[string]rule{
 	"/blixard.v1.VMService/CreateVM":  {route: toLeader, who: operate},
 	"/blixard.v1.VMService/GetVM":     {route: here, who: look},
+	"/blixard.v1.VMService/ExplainVM": {route: here, who: look},
 	"/blixard.v1.VMService/ListVMs":   {route: here, who: look},
 	"/blixard.v1.VMService/StartVM":   {route: toLeader, who: operate},
 	"/blixard.v1.VMService/StopVM":    {route: toLeader, who: operate},
@@ -104,8 +105,10 @@ var rules = map[string]rule{
 	"/blixard.v1.SecretService/ListSecrets":  {route: here, who: operate},
 	"/blixard.v1.SecretService/DeleteSecret": {route: toLeader, who: operate},
 
-	"/blixard.v1.NodeService/ListNodes": {route: here, who: look},
-	"/blixard.v1.NodeService/GetStatus": {route: here, who: look},
+	"/blixard.v1.NodeService/ListNodes":  {route: here, who: look},
+	"/blixard.v1.NodeService/GetStatus":  {route: here, who: look},
+	"/blixard.v1.NodeService/UpdateNode": {route: toLeader, who: operate},
+	"/blixard.v1.NodeService/PlanDrain":  {route: here, who: look},
 
 	"/blixard.v1.EventService/ListEvents":  {route: here, who: look},
 	"/blixard.v1.EventService/WatchEvents": {route: here, who: look},

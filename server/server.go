@@ -98,6 +98,8 @@ type Config struct {
 	// BundledImages are the names of the images of this node's guest bundle: they are
 	// no names of a registry's.
 	BundledImages []string
+	// Strategy of VMs that name none, as this node would use it when it leads.
+	Strategy blixardv1.Strategy_Enum
 	// DefaultNetwork is what VMs get that name no network: its name, or "none".
 	DefaultNetwork string
 	// Metrics are shown to those who may look; nil shows none.

@@ -104,6 +104,9 @@ func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 	if err := checkPossible(view, spec); err != nil {
 		return err
 	}
+	if err := checkScheduling(view, spec.GetScheduling()); err != nil {
+		return err
+	}
 	return s.defaultNetwork(ctx, spec)
 }
 

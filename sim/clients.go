@@ -161,6 +161,10 @@ func (w *world) change(op operation) *blixardv1.Command {
 			spec.OnNodeLoss = policy
 			spec.Restart = &blixardv1.RestartPolicy{Mode: blixardv1.RestartMode_Enum(1 + w.IntN(3))}
 			spec.RemoveOnExit = w.chance(0.1)
+			if w.chance(0.5) {
+				// The labels of running VMs are empty.
+				spec.Scheduling = &blixardv1.Scheduling{Affinities: []*blixardv1.Affinity{{Key: valueName, Apart: w.chance(0.7), Weight: 50}}}
+			}
 		}
 		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
 			Id: fmt.Sprintf("vm-%d", w.keys), Name: op.name, Spec: spec, Labels: labels,

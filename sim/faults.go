@@ -3,6 +3,8 @@ package sim
 import (
 	"slices"
 	"time"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 )
 
 // faults are the rates of one run, drawn from its seed: a random subset of what
@@ -36,7 +38,8 @@ type faults struct {
 	// Leases and agents.
 	ttl, margin        time.Duration
 	planned            time.Duration
-	stormPercent       int           // of the nodes that may be down before VMs wait for them
+	stormPercent       int // of the nodes that may be down before VMs wait for them
+	strategy           blixardv1.Strategy_Enum
 	action, boot, late time.Duration // means of what takes its time
 	readyTimeout       time.Duration
 	actionFails        float64
@@ -86,6 +89,7 @@ func (w *world) drawFaults() faults {
 	f.starve = some(0.5, time.Second, 6*time.Second)
 	f.ttl, f.margin = w.between(2*time.Second, 6*time.Second), some(0.5, 0, time.Second)
 	f.stormPercent = []int{30, 50, 100}[w.IntN(3)]
+	f.strategy = blixardv1.Strategy_Enum(1 + w.IntN(2))
 	f.planned = some(0.4, 3*time.Second, 10*time.Second)
 	f.action, f.boot, f.late = w.between(time.Millisecond, 300*time.Millisecond), w.between(50*time.Millisecond, time.Second), w.between(0, 300*time.Millisecond)
 	f.rot = some(0.3, 5*time.Second, 20*time.Second)

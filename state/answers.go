@@ -115,7 +115,8 @@ func (b *batch) repeat(a *answer, cmd *blixardv1.Command) Result {
 		return r
 	}
 	switch cmd.GetChange().(type) {
-	case *blixardv1.Command_RegisterNode, *blixardv1.Command_SetNodeState, *blixardv1.Command_DrainNode:
+	case *blixardv1.Command_RegisterNode, *blixardv1.Command_SetNodeState, *blixardv1.Command_DrainNode,
+		*blixardv1.Command_UpdateNode:
 		if n := b.node(a.objectID); n != nil {
 			r.Node = copyNode(n)
 			r.Node.ModifyIndex = a.modifyIndex

@@ -12,7 +12,8 @@ import (
 //	2  recover a cluster, rotate and drop authorities
 //	3  images, volumes, networks and secrets, and VMs that name them; update and rename VMs
 //	4  give up placements of nodes that are down
-const FeatureLevel = 4
+//	5  labels of nodes, cordoned nodes, and VMs that say where they may run
+const FeatureLevel = 5
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -21,11 +22,14 @@ var levels = map[protoreflect.Name]uint32{
 	"update_vm": 3, "rename_vm": 3, "put_image": 3, "drop_image": 3,
 	"create_volume": 3, "resize_volume": 3, "delete_volume": 3, "release_volume": 3, "move_volume": 3, "snapshot_volume": 3,
 	"create_network": 3, "update_network": 3, "delete_network": 3, "set_secret": 3, "delete_secret": 3,
-	"lose": 4,
+	"lose": 4, "update_node": 5,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.
 func levelOfSpec(spec *blixardv1.VMSpec) uint32 {
+	if spec.GetScheduling() != nil {
+		return 5
+	}
 	if len(spec.GetNetworks()) > 0 || len(spec.GetPorts()) > 0 || len(spec.GetVolumes()) > 0 || len(spec.GetSecrets()) > 0 {
 		return 3
 	}
@@ -39,7 +43,7 @@ func Level(cmd *blixardv1.Command) uint32 {
 	if field == nil {
 		return 1
 	}
-	return max(levels[field.Name()], levelOfSpec(cmd.GetCreateVm().GetSpec()), 1)
+	return max(levels[field.Name()], levelOfSpec(cmd.GetCreateVm().GetSpec()), levelOfSpec(cmd.GetUpdateVm().GetSpec()), 1)
 }
 
 // FeatureLevel is the oldest member's; without members it is this binary's.

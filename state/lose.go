@@ -70,6 +70,17 @@ func notLost(all []*blixardv1.Allocation) []*blixardv1.Allocation {
 	return slices.DeleteFunc(slices.Clone(all), Lost)
 }
 
+// Stays tells why a VM is not taken off a node that is being emptied; empty when it is.
+func Stays(a *blixardv1.Allocation) string {
+	switch {
+	case len(a.GetVolumes()) > 0:
+		return "its volumes are there"
+	case a.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_keep:
+		return "it is kept on its node"
+	}
+	return ""
+}
+
 // Keeps tells why a VM is not placed elsewhere when the node of its placement is
 // down; empty when it is. A VM that shall not run, or has done what it was for, needs
 // no other place.

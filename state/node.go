@@ -1,9 +1,13 @@
 package state
 
 import (
+	"maps"
+	"strings"
+
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/constraint"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -55,6 +59,67 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 		Kind: kind, ObjectKind: "node", ObjectId: next.GetId(), ObjectName: next.GetName(), Node: next.GetName(), Message: message,
 	})
 	return Result{Index: b.index, Node: next}
+}
+
+// nodeLabelsMax of a node.
+const nodeLabelsMax = 64
+
+// updateNode changes the labels that people gave a node, and whether it takes VMs.
+func (b *batch) updateNode(c *blixardv1.UpdateNodeCommand) Result {
+	old := b.node(c.GetNode())
+	if old == nil {
+		old = first[blixardv1.Node](b.txn, tableNode, indexName, c.GetNode())
+	}
+	if old == nil || old.GetState() == blixardv1.NodeState_left {
+		return refused(b.index, problem.New(problem.NotFound, "node.not_found", "there is no node %q", c.GetNode()).
+			WithHint("`blixard node list` shows the nodes"))
+	}
+	n := copyNode(old)
+	n.Labels = maps.Clone(old.GetLabels())
+	if n.Labels == nil {
+		n.Labels = map[string]string{}
+	}
+	for _, k := range c.GetDropLabels() {
+		if _, has := n.Labels[k]; !has {
+			why := problem.New(problem.NotFound, "label.not_found", "node %q has no label %q", old.GetName(), k).
+				WithHint("`blixard node list` shows the labels of nodes")
+			if _, fixed := old.GetFingerprint().GetLabels()[k]; fixed {
+				why = problem.New(problem.Conflict, "label.configured", "the label %q of node %q comes from its configuration", k, old.GetName()).
+					WithHint("take it out of node.labels there, or give it another value here")
+			}
+			return refused(b.index, why)
+		}
+		delete(n.Labels, k)
+	}
+	for k, v := range c.GetSetLabels() {
+		if strings.HasPrefix(k, constraint.FactPrefix) {
+			return refused(b.index, problem.New(problem.Invalid, "label.reserved", "labels that begin with %q are facts and can't be set: %q", constraint.FactPrefix, k).
+				WithHint("choose another name"))
+		}
+		n.Labels[k] = v
+	}
+	if len(n.Labels) > nodeLabelsMax {
+		return refused(b.index, problem.New(problem.Invalid, "label.too_many", "node %q would have %d labels, at most %d are possible", old.GetName(), len(n.Labels), nodeLabelsMax).
+			WithHint("remove some: blixard node label %s KEY-", old.GetName()))
+	}
+	if c.Cordoned != nil {
+		n.Cordoned = c.GetCordoned()
+	}
+	if maps.Equal(n.Labels, old.GetLabels()) && n.Cordoned == old.GetCordoned() {
+		return Result{Index: b.index, Node: old}
+	}
+	b.putNode(n)
+	kind, message := "node.labeled", "its labels were changed"
+	switch {
+	case n.Cordoned && !old.GetCordoned():
+		kind, message = "node.cordoned", "no more VMs are placed on it"
+	case !n.Cordoned && old.GetCordoned():
+		kind, message = "node.uncordoned", "VMs are placed on it again"
+	}
+	b.event(&blixardv1.Event{
+		Kind: kind, ObjectKind: "node", ObjectId: n.GetId(), ObjectName: n.GetName(), Node: n.GetName(), Message: message,
+	})
+	return Result{Index: b.index, Node: n}
 }
 
 // setNodeState takes in what the leader found out of a node's lease. VMs of a node

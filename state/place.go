@@ -94,6 +94,9 @@ func (b *batch) placeable(p *blixardv1.Placement) (*blixardv1.VM, *blixardv1.Nod
 	if node.GetDraining() {
 		return nil, nil, problem.New(problem.Unavailable, "node.draining", "node %q is being emptied", node.GetName())
 	}
+	if node.GetCordoned() {
+		return nil, nil, problem.New(problem.Unavailable, "node.cordoned", "node %q is cordoned", node.GetName())
+	}
 	if m := b.member(node.GetId()); m.GetRole() == blixardv1.MemberRole_witness {
 		return nil, nil, problem.New(problem.Unavailable, "node.witness", "node %q is a witness and runs no VMs", node.GetName())
 	}

@@ -22,7 +22,7 @@ type Result struct {
 	// VM after CreateVM, SetVMDesired, UpdateVM, RenameVM, DeleteVM, LabelVM and
 	// SetVMReason; its last form when it was dropped.
 	VM *blixardv1.VM
-	// Node after RegisterNode, SetNodeState and DrainNode.
+	// Node after RegisterNode, SetNodeState, DrainNode and UpdateNode.
 	Node *blixardv1.Node
 	// Member after FormCluster and those that change members.
 	Member *blixardv1.Member

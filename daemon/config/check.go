@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blixard/blixard/internal/constraint"
 	"github.com/blixard/blixard/internal/nearest"
 	"github.com/blixard/blixard/internal/units"
 )
@@ -49,6 +50,45 @@ func checkFailureDomain(c *Config) (reason, hint string) {
 		return "", ""
 	}
 	return "it is not a failure domain's name", "use 1 to 63 lower-case letters, digits and dashes, such as rack-1, or leave it empty"
+}
+
+// labelsMax of a node.
+const labelsMax = 64
+
+var (
+	labelKeyPattern   = regexp.MustCompile(`^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$`)
+	labelValuePattern = regexp.MustCompile(`^([A-Za-z0-9][-A-Za-z0-9_.+:/]{0,252})?$`)
+)
+
+func checkLabels(c *Config) (reason, hint string) {
+	if c.Node.Labels == "" {
+		return "", ""
+	}
+	const how = "write KEY=VALUE with commas between, such as disk=ssd,zone=a"
+	seen := map[string]bool{}
+	for one := range strings.SplitSeq(c.Node.Labels, ",") {
+		key, value, ok := strings.Cut(strings.TrimSpace(one), "=")
+		switch {
+		case !ok || !labelKeyPattern.MatchString(key) || !labelValuePattern.MatchString(value):
+			return fmt.Sprintf("%q is no label", one), how
+		case strings.HasPrefix(key, constraint.FactPrefix):
+			return fmt.Sprintf("keys that begin with %q are facts that the node tells itself: %q", constraint.FactPrefix, key), "choose another key"
+		case seen[key]:
+			return fmt.Sprintf("the label %q stands there twice", key), how
+		}
+		seen[key] = true
+	}
+	if len(seen) > labelsMax {
+		return fmt.Sprintf("%d labels, at most %d are possible", len(seen), labelsMax), how
+	}
+	return "", ""
+}
+
+func checkStrategy(c *Config) (reason, hint string) {
+	if c.Scheduler.Strategy == "spread" || c.Scheduler.Strategy == "pack" {
+		return "", ""
+	}
+	return "it is no strategy", "use spread or pack"
 }
 
 func checkNetworkName(c *Config) (reason, hint string) {

@@ -23,16 +23,17 @@ type Config struct {
 	// ShutdownTimeout bounds an orderly end of the daemon.
 	ShutdownTimeout time.Duration
 
-	Node    Node
-	Cluster Cluster
-	Log     Log
-	Lease   Lease
-	Console Console
-	Boot    Boot
-	QEMU    QEMU
-	Network Network
-	Image   Image
-	Volume  Volume
+	Node      Node
+	Cluster   Cluster
+	Log       Log
+	Lease     Lease
+	Scheduler Scheduler
+	Console   Console
+	Boot      Boot
+	QEMU      QEMU
+	Network   Network
+	Image     Image
+	Volume    Volume
 }
 
 // Network is how the node takes part in the networks of VMs.
@@ -102,6 +103,25 @@ type Node struct {
 	FailureDomain string
 	// Advertise is the HOST or HOST:PORT that others are told; empty finds it.
 	Advertise string
+	// Labels is KEY=VALUE with commas between.
+	Labels string
+}
+
+// LabelMap is Labels by key.
+func (n Node) LabelMap() map[string]string {
+	labels := map[string]string{}
+	for one := range strings.SplitSeq(n.Labels, ",") {
+		if key, value, ok := strings.Cut(strings.TrimSpace(one), "="); ok {
+			labels[key] = value
+		}
+	}
+	return labels
+}
+
+// Scheduler is how VMs find nodes. It counts on the node that leads.
+type Scheduler struct {
+	// Strategy is spread or pack.
+	Strategy string
 }
 
 // Cluster is what the cluster keeps to. It counts on the node that leads.

@@ -105,6 +105,12 @@ var keys = []Key{
 		DefaultDoc: "the node alone",
 	},
 	{
+		Name: "node.labels", field: func(c *Config) any { return &c.Node.Labels }, check: checkLabels,
+		Doc:        "Labels of the node, KEY=VALUE with commas between, such as disk=ssd,zone=a: VMs choose nodes by them. `blixard node label` adds more while the node runs, and wins.",
+		Default:    fixed(""),
+		DefaultDoc: "none",
+	},
+	{
 		Name: "node.bind", field: func(c *Config) any { return &c.Node.Bind }, check: checkAddress("node.bind", func(c *Config) string { return c.Node.Bind }),
 		Doc:     "Address for gRPC and the cluster's traffic, HOST:PORT, always by TLS. An empty host means all addresses of the host; port 0 takes a free one and keeps it.",
 		Default: fixed(":7700"),
@@ -211,6 +217,11 @@ var keys = []Key{
 		check:   durationRange("lease.restart", func(c *Config) time.Duration { return c.Lease.Restart }, leaseTTLMin, leaseTTLMax),
 		Doc:     "The one long lease that is asked for before a planned restart of the daemon. VMs with on_node_loss failover outlive a restart that takes no longer.",
 		Default: fixed("2m"),
+	},
+	{
+		Name: "scheduler.strategy", field: func(c *Config) any { return &c.Scheduler.Strategy }, check: checkStrategy,
+		Doc:     "How VMs that name no strategy fill the nodes: spread takes the node with the most free memory, pack the fullest one that has room. It counts on the node that leads.",
+		Default: fixed("spread"),
 	},
 	{
 		Name: "console.log_size", field: func(c *Config) any { return &c.Console.LogSize }, check: checkLogSize,

@@ -75,6 +75,7 @@ type Command struct {
 	//	*Command_SetSecret
 	//	*Command_DeleteSecret
 	//	*Command_Lose
+	//	*Command_UpdateNode
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -469,6 +470,15 @@ func (x *Command) GetLose() *LoseCommand {
 	return nil
 }
 
+func (x *Command) GetUpdateNode() *UpdateNodeCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_UpdateNode); ok {
+			return x.UpdateNode
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -617,6 +627,10 @@ type Command_Lose struct {
 	Lose *LoseCommand `protobuf:"bytes,45,opt,name=lose,proto3,oneof"`
 }
 
+type Command_UpdateNode struct {
+	UpdateNode *UpdateNodeCommand `protobuf:"bytes,46,opt,name=update_node,json=updateNode,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -688,6 +702,8 @@ func (*Command_SetSecret) isCommand_Change() {}
 func (*Command_DeleteSecret) isCommand_Change() {}
 
 func (*Command_Lose) isCommand_Change() {}
+
+func (*Command_UpdateNode) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -2901,6 +2917,77 @@ func (x *DrainNodeCommand) GetDrain() bool {
 	return false
 }
 
+// UpdateNodeCommand changes what people say of a node.
+type UpdateNodeCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// set and drop labels.
+	SetLabels  map[string]string `protobuf:"bytes,2,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	DropLabels []string          `protobuf:"bytes,3,rep,name=drop_labels,json=dropLabels,proto3" json:"drop_labels,omitempty"`
+	// cordoned as in Node; unset leaves it.
+	Cordoned      *bool `protobuf:"varint,4,opt,name=cordoned,proto3,oneof" json:"cordoned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNodeCommand) Reset() {
+	*x = UpdateNodeCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNodeCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNodeCommand) ProtoMessage() {}
+
+func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
+func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *UpdateNodeCommand) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *UpdateNodeCommand) GetSetLabels() map[string]string {
+	if x != nil {
+		return x.SetLabels
+	}
+	return nil
+}
+
+func (x *UpdateNodeCommand) GetDropLabels() []string {
+	if x != nil {
+		return x.DropLabels
+	}
+	return nil
+}
+
+func (x *UpdateNodeCommand) GetCordoned() bool {
+	if x != nil && x.Cordoned != nil {
+		return *x.Cordoned
+	}
+	return false
+}
+
 // SetNodeStateCommand tells what the leader found out about a node's lease. An
 // incarnation other than the node's refuses it: the node was back before.
 type SetNodeStateCommand struct {
@@ -2917,7 +3004,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3016,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3029,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3007,7 +3094,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3019,7 +3106,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3032,7 +3119,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -3269,7 +3356,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3281,7 +3368,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3294,7 +3381,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -3324,7 +3411,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3336,7 +3423,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3349,7 +3436,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -3387,7 +3474,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3399,7 +3486,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3412,7 +3499,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -3483,7 +3570,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x14\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x14\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3529,7 +3616,9 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"set_secret\x18+ \x01(\v2\x1c.blixard.v1.SetSecretCommandH\x00R\tsetSecret\x12F\n" +
 	"\rdelete_secret\x18, \x01(\v2\x1f.blixard.v1.DeleteSecretCommandH\x00R\fdeleteSecret\x12-\n" +
-	"\x04lose\x18- \x01(\v2\x17.blixard.v1.LoseCommandH\x00R\x04loseB\b\n" +
+	"\x04lose\x18- \x01(\v2\x17.blixard.v1.LoseCommandH\x00R\x04lose\x12@\n" +
+	"\vupdate_node\x18. \x01(\v2\x1d.blixard.v1.UpdateNodeCommandH\x00R\n" +
+	"updateNodeB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3698,7 +3787,18 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05storm\x18\x02 \x01(\tR\x05storm\"<\n" +
 	"\x10DrainNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
-	"\x05drain\x18\x02 \x01(\bR\x05drain\"\xd4\x01\n" +
+	"\x05drain\x18\x02 \x01(\bR\x05drain\"\x81\x02\n" +
+	"\x11UpdateNodeCommand\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12K\n" +
+	"\n" +
+	"set_labels\x18\x02 \x03(\v2,.blixard.v1.UpdateNodeCommand.SetLabelsEntryR\tsetLabels\x12\x1f\n" +
+	"\vdrop_labels\x18\x03 \x03(\tR\n" +
+	"dropLabels\x12\x1f\n" +
+	"\bcordoned\x18\x04 \x01(\bH\x00R\bcordoned\x88\x01\x01\x1a<\n" +
+	"\x0eSetLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
+	"\t_cordoned\"\xd4\x01\n" +
 	"\x13SetNodeStateCommand\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x120\n" +
@@ -3755,7 +3855,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),        // 1: blixard.v1.CreateVMCommand
@@ -3794,39 +3894,41 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*EvictCommand)(nil),           // 34: blixard.v1.EvictCommand
 	(*LoseCommand)(nil),            // 35: blixard.v1.LoseCommand
 	(*DrainNodeCommand)(nil),       // 36: blixard.v1.DrainNodeCommand
-	(*SetNodeStateCommand)(nil),    // 37: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 38: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 39: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 40: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 41: blixard.v1.IdempotencyRecord
-	nil,                            // 42: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 43: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 44: blixard.v1.LabelVMCommand.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 45: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 46: blixard.v1.VMSpec
-	(*Image)(nil),                  // 47: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 48: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 49: blixard.v1.Network
-	(*NetworkRules)(nil),           // 50: blixard.v1.NetworkRules
-	(DesiredState_Enum)(0),         // 51: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 52: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 53: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 54: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 55: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 56: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 57: google.protobuf.Duration
-	(*VM)(nil),                     // 58: blixard.v1.VM
-	(*Allocation)(nil),             // 59: blixard.v1.Allocation
-	(*Node)(nil),                   // 60: blixard.v1.Node
-	(*Event)(nil),                  // 61: blixard.v1.Event
-	(*Cluster)(nil),                // 62: blixard.v1.Cluster
-	(*Token)(nil),                  // 63: blixard.v1.Token
-	(*Volume)(nil),                 // 64: blixard.v1.Volume
-	(*Secret)(nil),                 // 65: blixard.v1.Secret
-	(*Problem)(nil),                // 66: blixard.v1.Problem
+	(*UpdateNodeCommand)(nil),      // 37: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 38: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 39: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 40: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 41: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 42: blixard.v1.IdempotencyRecord
+	nil,                            // 43: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 44: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 45: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 46: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 47: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 48: blixard.v1.VMSpec
+	(*Image)(nil),                  // 49: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 50: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 51: blixard.v1.Network
+	(*NetworkRules)(nil),           // 52: blixard.v1.NetworkRules
+	(DesiredState_Enum)(0),         // 53: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 54: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 55: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 56: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 57: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),            // 58: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 59: google.protobuf.Duration
+	(*VM)(nil),                     // 60: blixard.v1.VM
+	(*Allocation)(nil),             // 61: blixard.v1.Allocation
+	(*Node)(nil),                   // 62: blixard.v1.Node
+	(*Event)(nil),                  // 63: blixard.v1.Event
+	(*Cluster)(nil),                // 64: blixard.v1.Cluster
+	(*Token)(nil),                  // 65: blixard.v1.Token
+	(*Volume)(nil),                 // 66: blixard.v1.Volume
+	(*Secret)(nil),                 // 67: blixard.v1.Secret
+	(*Problem)(nil),                // 68: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	45, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	47, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
 	17, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
 	18, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
@@ -3841,7 +3943,7 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	31, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
 	32, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
 	33, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	37, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	38, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
 	36, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
 	34, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
 	26, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
@@ -3863,47 +3965,49 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	15, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
 	16, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
 	35, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	46, // 37: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	42, // 38: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	46, // 39: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	47, // 40: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	43, // 41: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	48, // 42: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	49, // 43: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	50, // 44: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	51, // 45: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	44, // 46: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	20, // 47: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	52, // 48: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	53, // 49: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	54, // 50: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	55, // 51: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	45, // 52: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	54, // 53: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	55, // 54: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	56, // 55: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	57, // 56: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	39, // 57: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	58, // 58: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	59, // 59: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	60, // 60: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	61, // 61: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	41, // 62: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	40, // 63: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	62, // 64: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	54, // 65: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	63, // 66: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	47, // 67: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	64, // 68: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	49, // 69: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	65, // 70: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	45, // 71: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	66, // 72: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	73, // [73:73] is the sub-list for method output_type
-	73, // [73:73] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	37, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	48, // 38: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	43, // 39: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	48, // 40: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	49, // 41: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	44, // 42: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	50, // 43: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	51, // 44: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	52, // 45: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	53, // 46: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	45, // 47: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	20, // 48: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	54, // 49: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	55, // 50: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	56, // 51: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	57, // 52: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	47, // 53: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	56, // 54: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	57, // 55: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	46, // 56: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	58, // 57: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	59, // 58: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	40, // 59: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	60, // 60: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	61, // 61: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	62, // 62: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	63, // 63: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	42, // 64: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	41, // 65: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	64, // 66: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	56, // 67: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	65, // 68: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	49, // 69: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	66, // 70: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	51, // 71: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	67, // 72: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	47, // 73: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	68, // 74: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	75, // [75:75] is the sub-list for method output_type
+	75, // [75:75] is the sub-list for method input_type
+	75, // [75:75] is the sub-list for extension type_name
+	75, // [75:75] is the sub-list for extension extendee
+	0,  // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -3955,8 +4059,10 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_SetSecret)(nil),
 		(*Command_DeleteSecret)(nil),
 		(*Command_Lose)(nil),
+		(*Command_UpdateNode)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[38].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[37].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[39].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -3978,7 +4084,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -189,6 +189,130 @@ func (NodeLossPolicy_Enum) EnumDescriptor() ([]byte, []int) {
 	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{5, 0}
 }
 
+type Strategy_Enum int32
+
+const (
+	Strategy_unspecified Strategy_Enum = 0
+	// spread: the node with the most free memory.
+	Strategy_spread Strategy_Enum = 1
+	// pack: the fullest node that has room.
+	Strategy_pack Strategy_Enum = 2
+)
+
+// Enum value maps for Strategy_Enum.
+var (
+	Strategy_Enum_name = map[int32]string{
+		0: "unspecified",
+		1: "spread",
+		2: "pack",
+	}
+	Strategy_Enum_value = map[string]int32{
+		"unspecified": 0,
+		"spread":      1,
+		"pack":        2,
+	}
+)
+
+func (x Strategy_Enum) Enum() *Strategy_Enum {
+	p := new(Strategy_Enum)
+	*p = x
+	return p
+}
+
+func (x Strategy_Enum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Strategy_Enum) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_objects_proto_enumTypes[3].Descriptor()
+}
+
+func (Strategy_Enum) Type() protoreflect.EnumType {
+	return &file_blixard_v1_objects_proto_enumTypes[3]
+}
+
+func (x Strategy_Enum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Strategy_Enum.Descriptor instead.
+func (Strategy_Enum) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9, 0}
+}
+
+type Operator_Enum int32
+
+const (
+	Operator_unspecified Operator_Enum = 0
+	Operator_equal       Operator_Enum = 1
+	Operator_not_equal   Operator_Enum = 2
+	Operator_in          Operator_Enum = 3
+	Operator_not_in      Operator_Enum = 4
+	Operator_less        Operator_Enum = 5
+	Operator_at_most     Operator_Enum = 6
+	Operator_more        Operator_Enum = 7
+	Operator_at_least    Operator_Enum = 8
+	Operator_exists      Operator_Enum = 9
+	Operator_absent      Operator_Enum = 10
+)
+
+// Enum value maps for Operator_Enum.
+var (
+	Operator_Enum_name = map[int32]string{
+		0:  "unspecified",
+		1:  "equal",
+		2:  "not_equal",
+		3:  "in",
+		4:  "not_in",
+		5:  "less",
+		6:  "at_most",
+		7:  "more",
+		8:  "at_least",
+		9:  "exists",
+		10: "absent",
+	}
+	Operator_Enum_value = map[string]int32{
+		"unspecified": 0,
+		"equal":       1,
+		"not_equal":   2,
+		"in":          3,
+		"not_in":      4,
+		"less":        5,
+		"at_most":     6,
+		"more":        7,
+		"at_least":    8,
+		"exists":      9,
+		"absent":      10,
+	}
+)
+
+func (x Operator_Enum) Enum() *Operator_Enum {
+	p := new(Operator_Enum)
+	*p = x
+	return p
+}
+
+func (x Operator_Enum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Operator_Enum) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_objects_proto_enumTypes[4].Descriptor()
+}
+
+func (Operator_Enum) Type() protoreflect.EnumType {
+	return &file_blixard_v1_objects_proto_enumTypes[4]
+}
+
+func (x Operator_Enum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Operator_Enum.Descriptor instead.
+func (Operator_Enum) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10, 0}
+}
+
 type InitMode_Enum int32
 
 const (
@@ -228,11 +352,11 @@ func (x InitMode_Enum) String() string {
 }
 
 func (InitMode_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[3].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[5].Descriptor()
 }
 
 func (InitMode_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[3]
+	return &file_blixard_v1_objects_proto_enumTypes[5]
 }
 
 func (x InitMode_Enum) Number() protoreflect.EnumNumber {
@@ -241,7 +365,7 @@ func (x InitMode_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InitMode_Enum.Descriptor instead.
 func (InitMode_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{8, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type Protocol_Enum int32
@@ -277,11 +401,11 @@ func (x Protocol_Enum) String() string {
 }
 
 func (Protocol_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[4].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[6].Descriptor()
 }
 
 func (Protocol_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[4]
+	return &file_blixard_v1_objects_proto_enumTypes[6]
 }
 
 func (x Protocol_Enum) Number() protoreflect.EnumNumber {
@@ -290,7 +414,7 @@ func (x Protocol_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Protocol_Enum.Descriptor instead.
 func (Protocol_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16, 0}
 }
 
 type Health_Enum int32
@@ -329,11 +453,11 @@ func (x Health_Enum) String() string {
 }
 
 func (Health_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[5].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[7].Descriptor()
 }
 
 func (Health_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[5]
+	return &file_blixard_v1_objects_proto_enumTypes[7]
 }
 
 func (x Health_Enum) Number() protoreflect.EnumNumber {
@@ -342,7 +466,7 @@ func (x Health_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health_Enum.Descriptor instead.
 func (Health_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24, 0}
 }
 
 type AllocationState_Enum int32
@@ -399,11 +523,11 @@ func (x AllocationState_Enum) String() string {
 }
 
 func (AllocationState_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[6].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[8].Descriptor()
 }
 
 func (AllocationState_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[6]
+	return &file_blixard_v1_objects_proto_enumTypes[8]
 }
 
 func (x AllocationState_Enum) Number() protoreflect.EnumNumber {
@@ -412,7 +536,7 @@ func (x AllocationState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AllocationState_Enum.Descriptor instead.
 func (AllocationState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25, 0}
 }
 
 type DesiredAllocation_Enum int32
@@ -452,11 +576,11 @@ func (x DesiredAllocation_Enum) String() string {
 }
 
 func (DesiredAllocation_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[7].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[9].Descriptor()
 }
 
 func (DesiredAllocation_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[7]
+	return &file_blixard_v1_objects_proto_enumTypes[9]
 }
 
 func (x DesiredAllocation_Enum) Number() protoreflect.EnumNumber {
@@ -465,7 +589,7 @@ func (x DesiredAllocation_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DesiredAllocation_Enum.Descriptor instead.
 func (DesiredAllocation_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27, 0}
 }
 
 type NodeState_Enum int32
@@ -510,11 +634,11 @@ func (x NodeState_Enum) String() string {
 }
 
 func (NodeState_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[8].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[10].Descriptor()
 }
 
 func (NodeState_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[8]
+	return &file_blixard_v1_objects_proto_enumTypes[10]
 }
 
 func (x NodeState_Enum) Number() protoreflect.EnumNumber {
@@ -523,7 +647,7 @@ func (x NodeState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState_Enum.Descriptor instead.
 func (NodeState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30, 0}
 }
 
 // VM is what a person declares: a spec, and the status that the cluster reports.
@@ -1033,7 +1157,9 @@ type VMSpec struct {
 	// user_data is given to cloud-init of images that have it.
 	UserData string `protobuf:"bytes,28,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`
 	// paused keeps the processors of a running VM still.
-	Paused        bool `protobuf:"varint,29,opt,name=paused,proto3" json:"paused,omitempty"`
+	Paused bool `protobuf:"varint,29,opt,name=paused,proto3" json:"paused,omitempty"`
+	// scheduling says on which nodes the VM may and should run.
+	Scheduling    *Scheduling `protobuf:"bytes,30,opt,name=scheduling,proto3" json:"scheduling,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1271,6 +1397,362 @@ func (x *VMSpec) GetPaused() bool {
 	return false
 }
 
+func (x *VMSpec) GetScheduling() *Scheduling {
+	if x != nil {
+		return x.Scheduling
+	}
+	return nil
+}
+
+// Scheduling says on which nodes a VM may and should run. It counts when the VM is
+// placed; one that has its place keeps it when labels change.
+type Scheduling struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// constraints that a node must meet, all of them.
+	Constraints []*Constraint `protobuf:"bytes,1,rep,name=constraints,proto3" json:"constraints,omitempty"`
+	// preferences that a node should meet.
+	Preferences []*Preference `protobuf:"bytes,2,rep,name=preferences,proto3" json:"preferences,omitempty"`
+	// affinities to other VMs, or to be apart from them.
+	Affinities []*Affinity `protobuf:"bytes,3,rep,name=affinities,proto3" json:"affinities,omitempty"`
+	// strategy among the nodes that are left; unset means the cluster's.
+	Strategy      Strategy_Enum `protobuf:"varint,4,opt,name=strategy,proto3,enum=blixard.v1.Strategy_Enum" json:"strategy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scheduling) Reset() {
+	*x = Scheduling{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scheduling) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scheduling) ProtoMessage() {}
+
+func (x *Scheduling) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scheduling.ProtoReflect.Descriptor instead.
+func (*Scheduling) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Scheduling) GetConstraints() []*Constraint {
+	if x != nil {
+		return x.Constraints
+	}
+	return nil
+}
+
+func (x *Scheduling) GetPreferences() []*Preference {
+	if x != nil {
+		return x.Preferences
+	}
+	return nil
+}
+
+func (x *Scheduling) GetAffinities() []*Affinity {
+	if x != nil {
+		return x.Affinities
+	}
+	return nil
+}
+
+func (x *Scheduling) GetStrategy() Strategy_Enum {
+	if x != nil {
+		return x.Strategy
+	}
+	return Strategy_unspecified
+}
+
+// Strategy says how VMs fill nodes.
+type Strategy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Strategy) Reset() {
+	*x = Strategy{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Strategy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Strategy) ProtoMessage() {}
+
+func (x *Strategy) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Strategy.ProtoReflect.Descriptor instead.
+func (*Strategy) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
+}
+
+// Operator of a constraint. The words of in and not_in are values; less and its
+// kin compare the one value part by part, so 0.10 is more than 0.9.
+type Operator struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operator) Reset() {
+	*x = Operator{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operator) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operator) ProtoMessage() {}
+
+func (x *Operator) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operator.ProtoReflect.Descriptor instead.
+func (*Operator) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
+}
+
+// Constraint is a condition on a node.
+type Constraint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key of a label of the node, or of a fact: node.name, node.arch, node.accelerator,
+	// node.driver, node.driver_version, node.version, node.kernel, node.domain.
+	Key      string        `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Operator Operator_Enum `protobuf:"varint,2,opt,name=operator,proto3,enum=blixard.v1.Operator_Enum" json:"operator,omitempty"`
+	// values: one, or for in and not_in one and more, or for exists and absent none. A
+	// node without the label meets not_equal, not_in and absent alone.
+	Values        []string `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Constraint) Reset() {
+	*x = Constraint{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Constraint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Constraint) ProtoMessage() {}
+
+func (x *Constraint) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Constraint.ProtoReflect.Descriptor instead.
+func (*Constraint) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Constraint) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Constraint) GetOperator() Operator_Enum {
+	if x != nil {
+		return x.Operator
+	}
+	return Operator_unspecified
+}
+
+func (x *Constraint) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+// Preference is a constraint that a node should meet.
+type Preference struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Constraint *Constraint            `protobuf:"bytes,1,opt,name=constraint,proto3" json:"constraint,omitempty"`
+	// weight from 1 to 100; below 0 the node should not meet it. 0 means 50.
+	Weight        int32 `protobuf:"zigzag32,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Preference) Reset() {
+	*x = Preference{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Preference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Preference) ProtoMessage() {}
+
+func (x *Preference) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Preference.ProtoReflect.Descriptor instead.
+func (*Preference) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Preference) GetConstraint() *Constraint {
+	if x != nil {
+		return x.Constraint
+	}
+	return nil
+}
+
+func (x *Preference) GetWeight() int32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// Affinity wants a VM where VMs with a label are, or apart from them.
+type Affinity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// apart wants none of them in the same place.
+	Apart bool `protobuf:"varint,3,opt,name=apart,proto3" json:"apart,omitempty"`
+	// weight from 1 to 100 of what should be; 0 means that it must be.
+	Weight uint32 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
+	// over is the key of the label or fact whose value makes the place, such as
+	// node.domain; empty means the node. A node without it is a place of its own.
+	Over          string `protobuf:"bytes,5,opt,name=over,proto3" json:"over,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Affinity) Reset() {
+	*x = Affinity{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Affinity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Affinity) ProtoMessage() {}
+
+func (x *Affinity) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
+func (*Affinity) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Affinity) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Affinity) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Affinity) GetApart() bool {
+	if x != nil {
+		return x.Apart
+	}
+	return false
+}
+
+func (x *Affinity) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Affinity) GetOver() string {
+	if x != nil {
+		return x.Over
+	}
+	return ""
+}
+
 // InitMode says what is process 1 of the guest's own processes.
 type InitMode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1280,7 +1762,7 @@ type InitMode struct {
 
 func (x *InitMode) Reset() {
 	*x = InitMode{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1774,7 @@ func (x *InitMode) String() string {
 func (*InitMode) ProtoMessage() {}
 
 func (x *InitMode) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1787,7 @@ func (x *InitMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitMode.ProtoReflect.Descriptor instead.
 func (*InitMode) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{8}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
 }
 
 // NetworkAttachment gives the VM a NIC in a network.
@@ -1321,7 +1803,7 @@ type NetworkAttachment struct {
 
 func (x *NetworkAttachment) Reset() {
 	*x = NetworkAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1815,7 @@ func (x *NetworkAttachment) String() string {
 func (*NetworkAttachment) ProtoMessage() {}
 
 func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1828,7 @@ func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkAttachment.ProtoReflect.Descriptor instead.
 func (*NetworkAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NetworkAttachment) GetNetwork() string {
@@ -1372,7 +1854,7 @@ type Protocol struct {
 
 func (x *Protocol) Reset() {
 	*x = Protocol{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1866,7 @@ func (x *Protocol) String() string {
 func (*Protocol) ProtoMessage() {}
 
 func (x *Protocol) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1879,7 @@ func (x *Protocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Protocol.ProtoReflect.Descriptor instead.
 func (*Protocol) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16}
 }
 
 // PublishedPort makes a port of the VM reachable at every node of the cluster.
@@ -1414,7 +1896,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1908,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1921,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PublishedPort) GetHostPort() uint32 {
@@ -1478,7 +1960,7 @@ type VolumeAttachment struct {
 
 func (x *VolumeAttachment) Reset() {
 	*x = VolumeAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1972,7 @@ func (x *VolumeAttachment) String() string {
 func (*VolumeAttachment) ProtoMessage() {}
 
 func (x *VolumeAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1985,7 @@ func (x *VolumeAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeAttachment.ProtoReflect.Descriptor instead.
 func (*VolumeAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VolumeAttachment) GetVolume() string {
@@ -1542,7 +2024,7 @@ type GuestFile struct {
 
 func (x *GuestFile) Reset() {
 	*x = GuestFile{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +2036,7 @@ func (x *GuestFile) String() string {
 func (*GuestFile) ProtoMessage() {}
 
 func (x *GuestFile) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +2049,7 @@ func (x *GuestFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestFile.ProtoReflect.Descriptor instead.
 func (*GuestFile) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GuestFile) GetPath() string {
@@ -1622,7 +2104,7 @@ type SecretAttachment struct {
 
 func (x *SecretAttachment) Reset() {
 	*x = SecretAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +2116,7 @@ func (x *SecretAttachment) String() string {
 func (*SecretAttachment) ProtoMessage() {}
 
 func (x *SecretAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +2129,7 @@ func (x *SecretAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretAttachment.ProtoReflect.Descriptor instead.
 func (*SecretAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SecretAttachment) GetSecret() string {
@@ -1711,7 +2193,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +2205,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +2218,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HealthCheck) GetProbe() isHealthCheck_Probe {
@@ -1858,7 +2340,7 @@ type HealthExec struct {
 
 func (x *HealthExec) Reset() {
 	*x = HealthExec{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2352,7 @@ func (x *HealthExec) String() string {
 func (*HealthExec) ProtoMessage() {}
 
 func (x *HealthExec) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2365,7 @@ func (x *HealthExec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthExec.ProtoReflect.Descriptor instead.
 func (*HealthExec) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HealthExec) GetCommand() []string {
@@ -1904,7 +2386,7 @@ type HealthHTTP struct {
 
 func (x *HealthHTTP) Reset() {
 	*x = HealthHTTP{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2398,7 @@ func (x *HealthHTTP) String() string {
 func (*HealthHTTP) ProtoMessage() {}
 
 func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2411,7 @@ func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthHTTP.ProtoReflect.Descriptor instead.
 func (*HealthHTTP) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HealthHTTP) GetPort() uint32 {
@@ -1955,7 +2437,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2449,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2462,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24}
 }
 
 // AllocationState is the observed state of an allocation. The legal moves are
@@ -1993,7 +2475,7 @@ type AllocationState struct {
 
 func (x *AllocationState) Reset() {
 	*x = AllocationState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[19]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2487,7 @@ func (x *AllocationState) String() string {
 func (*AllocationState) ProtoMessage() {}
 
 func (x *AllocationState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[19]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2500,7 @@ func (x *AllocationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationState.ProtoReflect.Descriptor instead.
 func (*AllocationState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25}
 }
 
 // VMStatus is what the cluster observes of a VM; it mirrors the status of its
@@ -2076,7 +2558,7 @@ type VMStatus struct {
 
 func (x *VMStatus) Reset() {
 	*x = VMStatus{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[20]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2570,7 @@ func (x *VMStatus) String() string {
 func (*VMStatus) ProtoMessage() {}
 
 func (x *VMStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[20]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2583,7 @@ func (x *VMStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStatus.ProtoReflect.Descriptor instead.
 func (*VMStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VMStatus) GetState() AllocationState_Enum {
@@ -2288,7 +2770,7 @@ type DesiredAllocation struct {
 
 func (x *DesiredAllocation) Reset() {
 	*x = DesiredAllocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[21]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2782,7 @@ func (x *DesiredAllocation) String() string {
 func (*DesiredAllocation) ProtoMessage() {}
 
 func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[21]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2795,7 @@ func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DesiredAllocation.ProtoReflect.Descriptor instead.
 func (*DesiredAllocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27}
 }
 
 // Allocation is one placement of one VM on one node.
@@ -2349,7 +2831,7 @@ type Allocation struct {
 
 func (x *Allocation) Reset() {
 	*x = Allocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[22]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2843,7 @@ func (x *Allocation) String() string {
 func (*Allocation) ProtoMessage() {}
 
 func (x *Allocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[22]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2856,7 @@ func (x *Allocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
 func (*Allocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Allocation) GetId() string {
@@ -2506,7 +2988,7 @@ type AllocatedVolume struct {
 
 func (x *AllocatedVolume) Reset() {
 	*x = AllocatedVolume{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	mi := &file_blixard_v1_objects_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +3000,7 @@ func (x *AllocatedVolume) String() string {
 func (*AllocatedVolume) ProtoMessage() {}
 
 func (x *AllocatedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	mi := &file_blixard_v1_objects_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +3013,7 @@ func (x *AllocatedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocatedVolume.ProtoReflect.Descriptor instead.
 func (*AllocatedVolume) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AllocatedVolume) GetVolumeId() string {
@@ -2585,7 +3067,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[24]
+	mi := &file_blixard_v1_objects_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +3079,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[24]
+	mi := &file_blixard_v1_objects_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +3092,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30}
 }
 
 // Node is a host that runs VMs.
@@ -2632,14 +3114,18 @@ type Node struct {
 	Draining bool `protobuf:"varint,10,opt,name=draining,proto3" json:"draining,omitempty"`
 	// long_lease was granted for a planned restart and may not be over yet: a
 	// new leader waits as long before it calls the node down.
-	LongLease     *durationpb.Duration `protobuf:"bytes,11,opt,name=long_lease,json=longLease,proto3" json:"long_lease,omitempty"`
+	LongLease *durationpb.Duration `protobuf:"bytes,11,opt,name=long_lease,json=longLease,proto3" json:"long_lease,omitempty"`
+	// labels that were set by people; they win over those of the fingerprint.
+	Labels map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// cordoned: no more VMs are placed on it, those that it has stay.
+	Cordoned      bool `protobuf:"varint,13,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[25]
+	mi := &file_blixard_v1_objects_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +3137,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[25]
+	mi := &file_blixard_v1_objects_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +3150,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Node) GetId() string {
@@ -2744,6 +3230,20 @@ func (x *Node) GetLongLease() *durationpb.Duration {
 	return nil
 }
 
+func (x *Node) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Node) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
+}
+
 // Resources of a node or a VM.
 type Resources struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2756,7 +3256,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[26]
+	mi := &file_blixard_v1_objects_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +3268,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[26]
+	mi := &file_blixard_v1_objects_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +3281,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Resources) GetVcpus() uint32 {
@@ -2831,14 +3331,18 @@ type NodeFingerprint struct {
 	NetworkReason string `protobuf:"bytes,13,opt,name=network_reason,json=networkReason,proto3" json:"network_reason,omitempty"`
 	// underlay is the node's address for the overlays between nodes; empty means that
 	// of its member.
-	Underlay      string `protobuf:"bytes,14,opt,name=underlay,proto3" json:"underlay,omitempty"`
+	Underlay string `protobuf:"bytes,14,opt,name=underlay,proto3" json:"underlay,omitempty"`
+	// labels of the node's configuration.
+	Labels map[string]string `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// arch of the host's processors, such as amd64.
+	Arch          string `protobuf:"bytes,16,opt,name=arch,proto3" json:"arch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeFingerprint) Reset() {
 	*x = NodeFingerprint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[27]
+	mi := &file_blixard_v1_objects_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +3354,7 @@ func (x *NodeFingerprint) String() string {
 func (*NodeFingerprint) ProtoMessage() {}
 
 func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[27]
+	mi := &file_blixard_v1_objects_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +3367,7 @@ func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeFingerprint.ProtoReflect.Descriptor instead.
 func (*NodeFingerprint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NodeFingerprint) GetCapacity() *Resources {
@@ -2964,6 +3468,20 @@ func (x *NodeFingerprint) GetUnderlay() string {
 	return ""
 }
 
+func (x *NodeFingerprint) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *NodeFingerprint) GetArch() string {
+	if x != nil {
+		return x.Arch
+	}
+	return ""
+}
+
 // Event is one line of what happened, for people.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2989,7 +3507,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[28]
+	mi := &file_blixard_v1_objects_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3001,7 +3519,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[28]
+	mi := &file_blixard_v1_objects_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3014,7 +3532,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Event) GetIndex() uint64 {
@@ -3153,7 +3671,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\bfailover\x10\x03\"a\n" +
 	"\x06EnvVar\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x18\x80\x022\x18^[A-Za-z_][A-Za-z0-9_]*$R\x04name\x12\x1f\n" +
-	"\x05value\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x05value\"\xf3\f\n" +
+	"\x05value\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x05value\"\xab\r\n" +
 	"\x06VMSpec\x12 \n" +
 	"\x05image\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05image\x12\x1d\n" +
@@ -3195,7 +3713,59 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\vstop_signal\x18\x1b \x01(\rB\a\xbaH\x04*\x02\x18@R\n" +
 	"stopSignal\x12&\n" +
 	"\tuser_data\x18\x1c \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\buserData\x12\x16\n" +
-	"\x06paused\x18\x1d \x01(\bR\x06paused\"K\n" +
+	"\x06paused\x18\x1d \x01(\bR\x06paused\x126\n" +
+	"\n" +
+	"scheduling\x18\x1e \x01(\v2\x16.blixard.v1.SchedulingR\n" +
+	"scheduling\"\x95\x02\n" +
+	"\n" +
+	"Scheduling\x12B\n" +
+	"\vconstraints\x18\x01 \x03(\v2\x16.blixard.v1.ConstraintB\b\xbaH\x05\x92\x01\x02\x10 R\vconstraints\x12B\n" +
+	"\vpreferences\x18\x02 \x03(\v2\x16.blixard.v1.PreferenceB\b\xbaH\x05\x92\x01\x02\x10 R\vpreferences\x12>\n" +
+	"\n" +
+	"affinities\x18\x03 \x03(\v2\x14.blixard.v1.AffinityB\b\xbaH\x05\x92\x01\x02\x10 R\n" +
+	"affinities\x12?\n" +
+	"\bstrategy\x18\x04 \x01(\x0e2\x19.blixard.v1.Strategy.EnumB\b\xbaH\x05\x82\x01\x02\x10\x01R\bstrategy\"9\n" +
+	"\bStrategy\"-\n" +
+	"\x04Enum\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\n" +
+	"\n" +
+	"\x06spread\x10\x01\x12\b\n" +
+	"\x04pack\x10\x02\"\x99\x01\n" +
+	"\bOperator\"\x8c\x01\n" +
+	"\x04Enum\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\t\n" +
+	"\x05equal\x10\x01\x12\r\n" +
+	"\tnot_equal\x10\x02\x12\x06\n" +
+	"\x02in\x10\x03\x12\n" +
+	"\n" +
+	"\x06not_in\x10\x04\x12\b\n" +
+	"\x04less\x10\x05\x12\v\n" +
+	"\aat_most\x10\x06\x12\b\n" +
+	"\x04more\x10\a\x12\f\n" +
+	"\bat_least\x10\b\x12\n" +
+	"\n" +
+	"\x06exists\x10\t\x12\n" +
+	"\n" +
+	"\x06absent\x10\n" +
+	"\"\xe4\x01\n" +
+	"\n" +
+	"Constraint\x12I\n" +
+	"\x03key\x18\x01 \x01(\tB7\xbaH4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$R\x03key\x12A\n" +
+	"\boperator\x18\x02 \x01(\x0e2\x19.blixard.v1.Operator.EnumB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\boperator\x12H\n" +
+	"\x06values\x18\x03 \x03(\tB0\xbaH-\x92\x01*\x10@\"&r$\x18\xfd\x012\x1f^[A-Za-z0-9][-A-Za-z0-9_.+:/]*$R\x06values\"q\n" +
+	"\n" +
+	"Preference\x12>\n" +
+	"\n" +
+	"constraint\x18\x01 \x01(\v2\x16.blixard.v1.ConstraintB\x06\xbaH\x03\xc8\x01\x01R\n" +
+	"constraint\x12#\n" +
+	"\x06weight\x18\x02 \x01(\x11B\v\xbaH\b:\x06\x18\xc8\x01(\xc7\x01R\x06weight\"\xfc\x01\n" +
+	"\bAffinity\x12I\n" +
+	"\x03key\x18\x01 \x01(\tB7\xbaH4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$R\x03key\x12\x1e\n" +
+	"\x05value\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\xfd\x01R\x05value\x12\x14\n" +
+	"\x05apart\x18\x03 \x01(\bR\x05apart\x12\x1f\n" +
+	"\x06weight\x18\x04 \x01(\rB\a\xbaH\x04*\x02\x18dR\x06weight\x12N\n" +
+	"\x04over\x18\x05 \x01(\tB:\xbaH7r523^([a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?)?$R\x04over\"K\n" +
 	"\bInitMode\"?\n" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\r\n" +
@@ -3353,7 +3923,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05ready\x10\x02\x12\v\n" +
 	"\asuspect\x10\x03\x12\b\n" +
 	"\x04down\x10\x04\x12\b\n" +
-	"\x04left\x10\x05\"\xc7\x03\n" +
+	"\x04left\x10\x05\"\xd4\x04\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
@@ -3367,13 +3937,18 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\bdraining\x18\n" +
 	" \x01(\bR\bdraining\x128\n" +
 	"\n" +
-	"long_lease\x18\v \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"_\n" +
+	"long_lease\x18\v \x01(\v2\x19.google.protobuf.DurationR\tlongLease\x124\n" +
+	"\x06labels\x18\f \x03(\v2\x1c.blixard.v1.Node.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\bcordoned\x18\r \x01(\bR\bcordoned\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
 	"\tResources\x12\x14\n" +
 	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12\x1d\n" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x04R\tmemoryMib\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\xfe\x03\n" +
+	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\xfa\x05\n" +
 	"\x0fNodeFingerprint\x121\n" +
 	"\bcapacity\x18\x01 \x01(\v2\x15.blixard.v1.ResourcesR\bcapacity\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12%\n" +
@@ -3389,7 +3964,12 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x0efailure_domain\x18\v \x01(\tR\rfailureDomain\x12#\n" +
 	"\rnetwork_types\x18\f \x03(\tR\fnetworkTypes\x12%\n" +
 	"\x0enetwork_reason\x18\r \x01(\tR\rnetworkReason\x12\x1a\n" +
-	"\bunderlay\x18\x0e \x01(\tR\bunderlay\"\xb4\x02\n" +
+	"\bunderlay\x18\x0e \x01(\tR\bunderlay\x12\xaa\x01\n" +
+	"\x06labels\x18\x0f \x03(\v2'.blixard.v1.NodeFingerprint.LabelsEntryBi\xbaHf\x9a\x01c\x10@\"4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$*)r'\x18\xfd\x012\"^([A-Za-z0-9][-A-Za-z0-9_.+:/]*)?$R\x06labels\x12\x12\n" +
+	"\x04arch\x18\x10 \x01(\tR\x04arch\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12.\n" +
@@ -3418,100 +3998,119 @@ func file_blixard_v1_objects_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_objects_proto_rawDescData
 }
 
-var file_blixard_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_blixard_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
+var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_blixard_v1_objects_proto_goTypes = []any{
 	(DesiredState_Enum)(0),        // 0: blixard.v1.DesiredState.Enum
 	(RestartMode_Enum)(0),         // 1: blixard.v1.RestartMode.Enum
 	(NodeLossPolicy_Enum)(0),      // 2: blixard.v1.NodeLossPolicy.Enum
-	(InitMode_Enum)(0),            // 3: blixard.v1.InitMode.Enum
-	(Protocol_Enum)(0),            // 4: blixard.v1.Protocol.Enum
-	(Health_Enum)(0),              // 5: blixard.v1.Health.Enum
-	(AllocationState_Enum)(0),     // 6: blixard.v1.AllocationState.Enum
-	(DesiredAllocation_Enum)(0),   // 7: blixard.v1.DesiredAllocation.Enum
-	(NodeState_Enum)(0),           // 8: blixard.v1.NodeState.Enum
-	(*VM)(nil),                    // 9: blixard.v1.VM
-	(*Interface)(nil),             // 10: blixard.v1.Interface
-	(*DesiredState)(nil),          // 11: blixard.v1.DesiredState
-	(*RestartMode)(nil),           // 12: blixard.v1.RestartMode
-	(*RestartPolicy)(nil),         // 13: blixard.v1.RestartPolicy
-	(*NodeLossPolicy)(nil),        // 14: blixard.v1.NodeLossPolicy
-	(*EnvVar)(nil),                // 15: blixard.v1.EnvVar
-	(*VMSpec)(nil),                // 16: blixard.v1.VMSpec
-	(*InitMode)(nil),              // 17: blixard.v1.InitMode
-	(*NetworkAttachment)(nil),     // 18: blixard.v1.NetworkAttachment
-	(*Protocol)(nil),              // 19: blixard.v1.Protocol
-	(*PublishedPort)(nil),         // 20: blixard.v1.PublishedPort
-	(*VolumeAttachment)(nil),      // 21: blixard.v1.VolumeAttachment
-	(*GuestFile)(nil),             // 22: blixard.v1.GuestFile
-	(*SecretAttachment)(nil),      // 23: blixard.v1.SecretAttachment
-	(*HealthCheck)(nil),           // 24: blixard.v1.HealthCheck
-	(*HealthExec)(nil),            // 25: blixard.v1.HealthExec
-	(*HealthHTTP)(nil),            // 26: blixard.v1.HealthHTTP
-	(*Health)(nil),                // 27: blixard.v1.Health
-	(*AllocationState)(nil),       // 28: blixard.v1.AllocationState
-	(*VMStatus)(nil),              // 29: blixard.v1.VMStatus
-	(*DesiredAllocation)(nil),     // 30: blixard.v1.DesiredAllocation
-	(*Allocation)(nil),            // 31: blixard.v1.Allocation
-	(*AllocatedVolume)(nil),       // 32: blixard.v1.AllocatedVolume
-	(*NodeState)(nil),             // 33: blixard.v1.NodeState
-	(*Node)(nil),                  // 34: blixard.v1.Node
-	(*Resources)(nil),             // 35: blixard.v1.Resources
-	(*NodeFingerprint)(nil),       // 36: blixard.v1.NodeFingerprint
-	(*Event)(nil),                 // 37: blixard.v1.Event
-	nil,                           // 38: blixard.v1.VM.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 40: google.protobuf.Duration
+	(Strategy_Enum)(0),            // 3: blixard.v1.Strategy.Enum
+	(Operator_Enum)(0),            // 4: blixard.v1.Operator.Enum
+	(InitMode_Enum)(0),            // 5: blixard.v1.InitMode.Enum
+	(Protocol_Enum)(0),            // 6: blixard.v1.Protocol.Enum
+	(Health_Enum)(0),              // 7: blixard.v1.Health.Enum
+	(AllocationState_Enum)(0),     // 8: blixard.v1.AllocationState.Enum
+	(DesiredAllocation_Enum)(0),   // 9: blixard.v1.DesiredAllocation.Enum
+	(NodeState_Enum)(0),           // 10: blixard.v1.NodeState.Enum
+	(*VM)(nil),                    // 11: blixard.v1.VM
+	(*Interface)(nil),             // 12: blixard.v1.Interface
+	(*DesiredState)(nil),          // 13: blixard.v1.DesiredState
+	(*RestartMode)(nil),           // 14: blixard.v1.RestartMode
+	(*RestartPolicy)(nil),         // 15: blixard.v1.RestartPolicy
+	(*NodeLossPolicy)(nil),        // 16: blixard.v1.NodeLossPolicy
+	(*EnvVar)(nil),                // 17: blixard.v1.EnvVar
+	(*VMSpec)(nil),                // 18: blixard.v1.VMSpec
+	(*Scheduling)(nil),            // 19: blixard.v1.Scheduling
+	(*Strategy)(nil),              // 20: blixard.v1.Strategy
+	(*Operator)(nil),              // 21: blixard.v1.Operator
+	(*Constraint)(nil),            // 22: blixard.v1.Constraint
+	(*Preference)(nil),            // 23: blixard.v1.Preference
+	(*Affinity)(nil),              // 24: blixard.v1.Affinity
+	(*InitMode)(nil),              // 25: blixard.v1.InitMode
+	(*NetworkAttachment)(nil),     // 26: blixard.v1.NetworkAttachment
+	(*Protocol)(nil),              // 27: blixard.v1.Protocol
+	(*PublishedPort)(nil),         // 28: blixard.v1.PublishedPort
+	(*VolumeAttachment)(nil),      // 29: blixard.v1.VolumeAttachment
+	(*GuestFile)(nil),             // 30: blixard.v1.GuestFile
+	(*SecretAttachment)(nil),      // 31: blixard.v1.SecretAttachment
+	(*HealthCheck)(nil),           // 32: blixard.v1.HealthCheck
+	(*HealthExec)(nil),            // 33: blixard.v1.HealthExec
+	(*HealthHTTP)(nil),            // 34: blixard.v1.HealthHTTP
+	(*Health)(nil),                // 35: blixard.v1.Health
+	(*AllocationState)(nil),       // 36: blixard.v1.AllocationState
+	(*VMStatus)(nil),              // 37: blixard.v1.VMStatus
+	(*DesiredAllocation)(nil),     // 38: blixard.v1.DesiredAllocation
+	(*Allocation)(nil),            // 39: blixard.v1.Allocation
+	(*AllocatedVolume)(nil),       // 40: blixard.v1.AllocatedVolume
+	(*NodeState)(nil),             // 41: blixard.v1.NodeState
+	(*Node)(nil),                  // 42: blixard.v1.Node
+	(*Resources)(nil),             // 43: blixard.v1.Resources
+	(*NodeFingerprint)(nil),       // 44: blixard.v1.NodeFingerprint
+	(*Event)(nil),                 // 45: blixard.v1.Event
+	nil,                           // 46: blixard.v1.VM.LabelsEntry
+	nil,                           // 47: blixard.v1.Node.LabelsEntry
+	nil,                           // 48: blixard.v1.NodeFingerprint.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 50: google.protobuf.Duration
 }
 var file_blixard_v1_objects_proto_depIdxs = []int32{
-	16, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
-	29, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
-	39, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	38, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
-	10, // 4: blixard.v1.VM.interfaces:type_name -> blixard.v1.Interface
+	18, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
+	37, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
+	49, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	46, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
+	12, // 4: blixard.v1.VM.interfaces:type_name -> blixard.v1.Interface
 	1,  // 5: blixard.v1.RestartPolicy.mode:type_name -> blixard.v1.RestartMode.Enum
-	40, // 6: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
-	15, // 7: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
+	50, // 6: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
+	17, // 7: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
 	0,  // 8: blixard.v1.VMSpec.desired:type_name -> blixard.v1.DesiredState.Enum
-	13, // 9: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
+	15, // 9: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
 	2,  // 10: blixard.v1.VMSpec.on_node_loss:type_name -> blixard.v1.NodeLossPolicy.Enum
-	18, // 11: blixard.v1.VMSpec.networks:type_name -> blixard.v1.NetworkAttachment
-	20, // 12: blixard.v1.VMSpec.ports:type_name -> blixard.v1.PublishedPort
-	21, // 13: blixard.v1.VMSpec.volumes:type_name -> blixard.v1.VolumeAttachment
-	22, // 14: blixard.v1.VMSpec.files:type_name -> blixard.v1.GuestFile
-	23, // 15: blixard.v1.VMSpec.secrets:type_name -> blixard.v1.SecretAttachment
-	24, // 16: blixard.v1.VMSpec.health:type_name -> blixard.v1.HealthCheck
-	3,  // 17: blixard.v1.VMSpec.init:type_name -> blixard.v1.InitMode.Enum
-	4,  // 18: blixard.v1.PublishedPort.protocol:type_name -> blixard.v1.Protocol.Enum
-	25, // 19: blixard.v1.HealthCheck.exec:type_name -> blixard.v1.HealthExec
-	26, // 20: blixard.v1.HealthCheck.http:type_name -> blixard.v1.HealthHTTP
-	40, // 21: blixard.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	40, // 22: blixard.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	40, // 23: blixard.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
-	6,  // 24: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
-	39, // 25: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
-	39, // 26: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
-	39, // 27: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
-	39, // 28: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
-	5,  // 29: blixard.v1.VMStatus.health:type_name -> blixard.v1.Health.Enum
-	7,  // 30: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
-	16, // 31: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
-	29, // 32: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
-	40, // 33: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
-	10, // 34: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
-	32, // 35: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
-	8,  // 36: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
-	36, // 37: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	35, // 38: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
-	35, // 39: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
-	40, // 40: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
-	35, // 41: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
-	39, // 42: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	26, // 11: blixard.v1.VMSpec.networks:type_name -> blixard.v1.NetworkAttachment
+	28, // 12: blixard.v1.VMSpec.ports:type_name -> blixard.v1.PublishedPort
+	29, // 13: blixard.v1.VMSpec.volumes:type_name -> blixard.v1.VolumeAttachment
+	30, // 14: blixard.v1.VMSpec.files:type_name -> blixard.v1.GuestFile
+	31, // 15: blixard.v1.VMSpec.secrets:type_name -> blixard.v1.SecretAttachment
+	32, // 16: blixard.v1.VMSpec.health:type_name -> blixard.v1.HealthCheck
+	5,  // 17: blixard.v1.VMSpec.init:type_name -> blixard.v1.InitMode.Enum
+	19, // 18: blixard.v1.VMSpec.scheduling:type_name -> blixard.v1.Scheduling
+	22, // 19: blixard.v1.Scheduling.constraints:type_name -> blixard.v1.Constraint
+	23, // 20: blixard.v1.Scheduling.preferences:type_name -> blixard.v1.Preference
+	24, // 21: blixard.v1.Scheduling.affinities:type_name -> blixard.v1.Affinity
+	3,  // 22: blixard.v1.Scheduling.strategy:type_name -> blixard.v1.Strategy.Enum
+	4,  // 23: blixard.v1.Constraint.operator:type_name -> blixard.v1.Operator.Enum
+	22, // 24: blixard.v1.Preference.constraint:type_name -> blixard.v1.Constraint
+	6,  // 25: blixard.v1.PublishedPort.protocol:type_name -> blixard.v1.Protocol.Enum
+	33, // 26: blixard.v1.HealthCheck.exec:type_name -> blixard.v1.HealthExec
+	34, // 27: blixard.v1.HealthCheck.http:type_name -> blixard.v1.HealthHTTP
+	50, // 28: blixard.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	50, // 29: blixard.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	50, // 30: blixard.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	8,  // 31: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
+	49, // 32: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
+	49, // 33: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
+	49, // 34: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
+	49, // 35: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
+	7,  // 36: blixard.v1.VMStatus.health:type_name -> blixard.v1.Health.Enum
+	9,  // 37: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
+	18, // 38: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
+	37, // 39: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
+	50, // 40: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
+	12, // 41: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
+	40, // 42: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
+	10, // 43: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
+	44, // 44: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	43, // 45: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
+	43, // 46: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
+	50, // 47: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
+	47, // 48: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
+	43, // 49: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
+	48, // 50: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
+	49, // 51: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_objects_proto_init() }
@@ -3519,20 +4118,20 @@ func file_blixard_v1_objects_proto_init() {
 	if File_blixard_v1_objects_proto != nil {
 		return
 	}
-	file_blixard_v1_objects_proto_msgTypes[15].OneofWrappers = []any{
+	file_blixard_v1_objects_proto_msgTypes[21].OneofWrappers = []any{
 		(*HealthCheck_Exec)(nil),
 		(*HealthCheck_Http)(nil),
 		(*HealthCheck_TcpPort)(nil),
 		(*HealthCheck_Agent)(nil),
 	}
-	file_blixard_v1_objects_proto_msgTypes[20].OneofWrappers = []any{}
+	file_blixard_v1_objects_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_objects_proto_rawDesc), len(file_blixard_v1_objects_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   30,
+			NumEnums:      11,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

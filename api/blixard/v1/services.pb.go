@@ -3284,6 +3284,595 @@ func (x *ListNodesResponse) GetAge() *durationpb.Duration {
 	return nil
 }
 
+type UpdateNodeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// node by name or id.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// set_labels and drop_labels change those and leave the others.
+	SetLabels  map[string]string `protobuf:"bytes,3,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	DropLabels []string          `protobuf:"bytes,4,rep,name=drop_labels,json=dropLabels,proto3" json:"drop_labels,omitempty"`
+	// cordoned as in Node; unset leaves it.
+	Cordoned      *bool `protobuf:"varint,5,opt,name=cordoned,proto3,oneof" json:"cordoned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNodeRequest) Reset() {
+	*x = UpdateNodeRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNodeRequest) ProtoMessage() {}
+
+func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNodeRequest.ProtoReflect.Descriptor instead.
+func (*UpdateNodeRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *UpdateNodeRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *UpdateNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *UpdateNodeRequest) GetSetLabels() map[string]string {
+	if x != nil {
+		return x.SetLabels
+	}
+	return nil
+}
+
+func (x *UpdateNodeRequest) GetDropLabels() []string {
+	if x != nil {
+		return x.DropLabels
+	}
+	return nil
+}
+
+func (x *UpdateNodeRequest) GetCordoned() bool {
+	if x != nil && x.Cordoned != nil {
+		return *x.Cordoned
+	}
+	return false
+}
+
+type UpdateNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNodeResponse) Reset() {
+	*x = UpdateNodeResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNodeResponse) ProtoMessage() {}
+
+func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNodeResponse.ProtoReflect.Descriptor instead.
+func (*UpdateNodeResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *UpdateNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+type PlanDrainRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// node by name or id.
+	Node          string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanDrainRequest) Reset() {
+	*x = PlanDrainRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanDrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanDrainRequest) ProtoMessage() {}
+
+func (x *PlanDrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanDrainRequest.ProtoReflect.Descriptor instead.
+func (*PlanDrainRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *PlanDrainRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type PlanDrainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// steps, a VM each, by name.
+	Steps         []*DrainStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanDrainResponse) Reset() {
+	*x = PlanDrainResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanDrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanDrainResponse) ProtoMessage() {}
+
+func (x *PlanDrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanDrainResponse.ProtoReflect.Descriptor instead.
+func (*PlanDrainResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *PlanDrainResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *PlanDrainResponse) GetSteps() []*DrainStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+type DrainStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// stays: the VM is not moved; message says why.
+	Stays bool `protobuf:"varint,2,opt,name=stays,proto3" json:"stays,omitempty"`
+	// to is the node that it goes to; empty when it stays, or when no node is possible, and
+	// then reason and message say why.
+	To            string `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainStep) Reset() {
+	*x = DrainStep{}
+	mi := &file_blixard_v1_services_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainStep) ProtoMessage() {}
+
+func (x *DrainStep) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainStep.ProtoReflect.Descriptor instead.
+func (*DrainStep) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *DrainStep) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *DrainStep) GetStays() bool {
+	if x != nil {
+		return x.Stays
+	}
+	return false
+}
+
+func (x *DrainStep) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *DrainStep) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DrainStep) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type ExplainVMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name of a VM, by name or id; or the spec and labels of one that is not there yet.
+	Name          string            `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Spec          *VMSpec           `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainVMRequest) Reset() {
+	*x = ExplainVMRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainVMRequest) ProtoMessage() {}
+
+func (x *ExplainVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainVMRequest.ProtoReflect.Descriptor instead.
+func (*ExplainVMRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ExplainVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExplainVMRequest) GetSpec() *VMSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *ExplainVMRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type ExplainVMResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// vm as it is, or as it would be.
+	Vm *VM `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// node that would be chosen now; empty when there is none. Of a VM that has its
+	// place that is the place a new one like it would get.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// reason and message of a VM that would wait.
+	Reason  string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// nodes in the order in which they would be chosen, then those that can't be.
+	Nodes         []*NodeVerdict `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Index         uint64         `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainVMResponse) Reset() {
+	*x = ExplainVMResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainVMResponse) ProtoMessage() {}
+
+func (x *ExplainVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainVMResponse.ProtoReflect.Descriptor instead.
+func (*ExplainVMResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ExplainVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *ExplainVMResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ExplainVMResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ExplainVMResponse) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ExplainVMResponse) GetNodes() []*NodeVerdict {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *ExplainVMResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// NodeVerdict says whether a VM can be placed on a node, and how well.
+type NodeVerdict struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Node     string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Possible bool                   `protobuf:"varint,2,opt,name=possible,proto3" json:"possible,omitempty"`
+	// reason is a stable word, and message a sentence, when it is not possible.
+	Reason  string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// points of a possible node, and what they are made of.
+	Points        float64       `protobuf:"fixed64,5,opt,name=points,proto3" json:"points,omitempty"`
+	Parts         []*NodePoints `protobuf:"bytes,6,rep,name=parts,proto3" json:"parts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeVerdict) Reset() {
+	*x = NodeVerdict{}
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeVerdict) ProtoMessage() {}
+
+func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeVerdict.ProtoReflect.Descriptor instead.
+func (*NodeVerdict) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *NodeVerdict) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeVerdict) GetPossible() bool {
+	if x != nil {
+		return x.Possible
+	}
+	return false
+}
+
+func (x *NodeVerdict) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *NodeVerdict) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *NodeVerdict) GetPoints() float64 {
+	if x != nil {
+		return x.Points
+	}
+	return 0
+}
+
+func (x *NodeVerdict) GetParts() []*NodePoints {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+type NodePoints struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`
+	Points        float64                `protobuf:"fixed64,2,opt,name=points,proto3" json:"points,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodePoints) Reset() {
+	*x = NodePoints{}
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodePoints) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodePoints) ProtoMessage() {}
+
+func (x *NodePoints) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodePoints.ProtoReflect.Descriptor instead.
+func (*NodePoints) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *NodePoints) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *NodePoints) GetPoints() float64 {
+	if x != nil {
+		return x.Points
+	}
+	return 0
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3292,7 +3881,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[48]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3304,7 +3893,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[48]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3317,7 +3906,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 type GetStatusResponse struct {
@@ -3344,7 +3933,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[49]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3356,7 +3945,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[49]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3369,7 +3958,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetStatusResponse) GetNode() *Node {
@@ -3477,7 +4066,7 @@ type SupervisorStatus struct {
 
 func (x *SupervisorStatus) Reset() {
 	*x = SupervisorStatus{}
-	mi := &file_blixard_v1_services_proto_msgTypes[50]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3489,7 +4078,7 @@ func (x *SupervisorStatus) String() string {
 func (*SupervisorStatus) ProtoMessage() {}
 
 func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[50]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3502,7 +4091,7 @@ func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatus.ProtoReflect.Descriptor instead.
 func (*SupervisorStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *SupervisorStatus) GetLane() string {
@@ -3552,7 +4141,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[51]
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3564,7 +4153,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[51]
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3577,7 +4166,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RegisterRequest) GetNodeId() string {
@@ -3617,7 +4206,7 @@ type RegisterResponse struct {
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[52]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3629,7 +4218,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[52]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3642,7 +4231,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RegisterResponse) GetNode() *Node {
@@ -3661,7 +4250,7 @@ type WatchAllocationsRequest struct {
 
 func (x *WatchAllocationsRequest) Reset() {
 	*x = WatchAllocationsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3673,7 +4262,7 @@ func (x *WatchAllocationsRequest) String() string {
 func (*WatchAllocationsRequest) ProtoMessage() {}
 
 func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3686,7 +4275,7 @@ func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *WatchAllocationsRequest) GetNodeId() string {
@@ -3708,7 +4297,7 @@ type WatchAllocationsResponse struct {
 
 func (x *WatchAllocationsResponse) Reset() {
 	*x = WatchAllocationsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3720,7 +4309,7 @@ func (x *WatchAllocationsResponse) String() string {
 func (*WatchAllocationsResponse) ProtoMessage() {}
 
 func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3733,7 +4322,7 @@ func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *WatchAllocationsResponse) GetIndex() uint64 {
@@ -3778,7 +4367,7 @@ type AllocationReport struct {
 
 func (x *AllocationReport) Reset() {
 	*x = AllocationReport{}
-	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3790,7 +4379,7 @@ func (x *AllocationReport) String() string {
 func (*AllocationReport) ProtoMessage() {}
 
 func (x *AllocationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3803,7 +4392,7 @@ func (x *AllocationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationReport.ProtoReflect.Descriptor instead.
 func (*AllocationReport) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AllocationReport) GetAllocationId() string {
@@ -3845,7 +4434,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3857,7 +4446,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3870,7 +4459,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ReportRequest) GetNodeId() string {
@@ -3903,7 +4492,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[57]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3915,7 +4504,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[57]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3928,7 +4517,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ReportResponse) GetIndex() uint64 {
@@ -3956,7 +4545,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[58]
+	mi := &file_blixard_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4557,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[58]
+	mi := &file_blixard_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4570,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RenewLeaseRequest) GetNodeId() string {
@@ -4022,7 +4611,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4034,7 +4623,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4047,7 +4636,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RenewLeaseResponse) GetTtl() *durationpb.Duration {
@@ -4067,7 +4656,7 @@ type RevealSecretsRequest struct {
 
 func (x *RevealSecretsRequest) Reset() {
 	*x = RevealSecretsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4079,7 +4668,7 @@ func (x *RevealSecretsRequest) String() string {
 func (*RevealSecretsRequest) ProtoMessage() {}
 
 func (x *RevealSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4092,7 +4681,7 @@ func (x *RevealSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevealSecretsRequest.ProtoReflect.Descriptor instead.
 func (*RevealSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RevealSecretsRequest) GetNodeId() string {
@@ -4119,7 +4708,7 @@ type RevealSecretsResponse struct {
 
 func (x *RevealSecretsResponse) Reset() {
 	*x = RevealSecretsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4131,7 +4720,7 @@ func (x *RevealSecretsResponse) String() string {
 func (*RevealSecretsResponse) ProtoMessage() {}
 
 func (x *RevealSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4144,7 +4733,7 @@ func (x *RevealSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevealSecretsResponse.ProtoReflect.Descriptor instead.
 func (*RevealSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RevealSecretsResponse) GetValues() map[string][]byte {
@@ -4166,7 +4755,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[62]
+	mi := &file_blixard_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4178,7 +4767,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[62]
+	mi := &file_blixard_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4191,7 +4780,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListEventsRequest) GetObject() string {
@@ -4218,7 +4807,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[63]
+	mi := &file_blixard_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4230,7 +4819,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[63]
+	mi := &file_blixard_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4243,7 +4832,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -4271,7 +4860,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[64]
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4283,7 +4872,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[64]
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4296,7 +4885,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *WatchEventsRequest) GetObject() string {
@@ -4323,7 +4912,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[65]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4335,7 +4924,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[65]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4348,7 +4937,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -4382,7 +4971,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_blixard_v1_services_proto_msgTypes[66]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4394,7 +4983,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[66]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4407,7 +4996,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Problem) GetKind() string {
@@ -4660,7 +5249,57 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x11ListNodesResponse\x12&\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x10.blixard.v1.NodeR\x05nodes\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12+\n" +
-	"\x03age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x12\n" +
+	"\x03age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\xba\x03\n" +
+	"\x11UpdateNodeRequest\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
+	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\x12\xb6\x01\n" +
+	"\n" +
+	"set_labels\x18\x03 \x03(\v2,.blixard.v1.UpdateNodeRequest.SetLabelsEntryBi\xbaHf\x9a\x01c\x10@\"4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$*)r'\x18\xfd\x012\"^([A-Za-z0-9][-A-Za-z0-9_.+:/]*)?$R\tsetLabels\x12/\n" +
+	"\vdrop_labels\x18\x04 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x18@R\n" +
+	"dropLabels\x12\x1f\n" +
+	"\bcordoned\x18\x05 \x01(\bH\x00R\bcordoned\x88\x01\x01\x1a<\n" +
+	"\x0eSetLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
+	"\t_cordoned\":\n" +
+	"\x12UpdateNodeResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.blixard.v1.NodeR\x04node\"1\n" +
+	"\x10PlanDrainRequest\x12\x1d\n" +
+	"\x04node\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\"f\n" +
+	"\x11PlanDrainResponse\x12$\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.blixard.v1.NodeR\x04node\x12+\n" +
+	"\x05steps\x18\x02 \x03(\v2\x15.blixard.v1.DrainStepR\x05steps\"\x83\x01\n" +
+	"\tDrainStep\x12\x1e\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x14\n" +
+	"\x05stays\x18\x02 \x01(\bR\x05stays\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\xde\x01\n" +
+	"\x10ExplainVMRequest\x12\x1b\n" +
+	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04name\x12&\n" +
+	"\x04spec\x18\x02 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\x12J\n" +
+	"\x06labels\x18\x03 \x03(\v2(.blixard.v1.ExplainVMRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbe\x01\n" +
+	"\x11ExplainVMResponse\x12\x1e\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12-\n" +
+	"\x05nodes\x18\x05 \x03(\v2\x17.blixard.v1.NodeVerdictR\x05nodes\x12\x14\n" +
+	"\x05index\x18\x06 \x01(\x04R\x05index\"\xb5\x01\n" +
+	"\vNodeVerdict\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\bpossible\x18\x02 \x01(\bR\bpossible\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12\x16\n" +
+	"\x06points\x18\x05 \x01(\x01R\x06points\x12,\n" +
+	"\x05parts\x18\x06 \x03(\v2\x16.blixard.v1.NodePointsR\x05parts\"8\n" +
+	"\n" +
+	"NodePoints\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x16\n" +
+	"\x06points\x18\x02 \x01(\x01R\x06points\"\x12\n" +
 	"\x10GetStatusRequest\"\xb1\x04\n" +
 	"\x11GetStatusResponse\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.blixard.v1.NodeR\x04node\x12\x18\n" +
@@ -4749,8 +5388,7 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint2\xd6\n" +
-	"\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint2\xa0\v\n" +
 	"\tVMService\x12E\n" +
 	"\bCreateVM\x12\x1b.blixard.v1.CreateVMRequest\x1a\x1c.blixard.v1.CreateVMResponse\x12<\n" +
 	"\x05GetVM\x12\x18.blixard.v1.GetVMRequest\x1a\x19.blixard.v1.GetVMResponse\x12B\n" +
@@ -4771,10 +5409,14 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\bRenameVM\x12\x1b.blixard.v1.RenameVMRequest\x1a\x1c.blixard.v1.RenameVMResponse\x12=\n" +
 	"\x04Copy\x12\x17.blixard.v1.CopyRequest\x1a\x18.blixard.v1.CopyResponse(\x010\x01\x12F\n" +
 	"\aForward\x12\x1a.blixard.v1.ForwardRequest\x1a\x1b.blixard.v1.ForwardResponse(\x010\x01\x126\n" +
-	"\x03Top\x12\x16.blixard.v1.TopRequest\x1a\x17.blixard.v1.TopResponse2\xa1\x01\n" +
+	"\x03Top\x12\x16.blixard.v1.TopRequest\x1a\x17.blixard.v1.TopResponse\x12H\n" +
+	"\tExplainVM\x12\x1c.blixard.v1.ExplainVMRequest\x1a\x1d.blixard.v1.ExplainVMResponse2\xb8\x02\n" +
 	"\vNodeService\x12H\n" +
 	"\tListNodes\x12\x1c.blixard.v1.ListNodesRequest\x1a\x1d.blixard.v1.ListNodesResponse\x12H\n" +
-	"\tGetStatus\x12\x1c.blixard.v1.GetStatusRequest\x1a\x1d.blixard.v1.GetStatusResponse2\x9a\x03\n" +
+	"\tGetStatus\x12\x1c.blixard.v1.GetStatusRequest\x1a\x1d.blixard.v1.GetStatusResponse\x12K\n" +
+	"\n" +
+	"UpdateNode\x12\x1d.blixard.v1.UpdateNodeRequest\x1a\x1e.blixard.v1.UpdateNodeResponse\x12H\n" +
+	"\tPlanDrain\x12\x1c.blixard.v1.PlanDrainRequest\x1a\x1d.blixard.v1.PlanDrainResponse2\x9a\x03\n" +
 	"\fAgentService\x12E\n" +
 	"\bRegister\x12\x1b.blixard.v1.RegisterRequest\x1a\x1c.blixard.v1.RegisterResponse\x12_\n" +
 	"\x10WatchAllocations\x12#.blixard.v1.WatchAllocationsRequest\x1a$.blixard.v1.WatchAllocationsResponse0\x01\x12?\n" +
@@ -4799,7 +5441,7 @@ func file_blixard_v1_services_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_services_proto_rawDescData
 }
 
-var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 71)
+var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
 var file_blixard_v1_services_proto_goTypes = []any{
 	(*CreateVMRequest)(nil),          // 0: blixard.v1.CreateVMRequest
 	(*CreateVMResponse)(nil),         // 1: blixard.v1.CreateVMResponse
@@ -4849,62 +5491,73 @@ var file_blixard_v1_services_proto_goTypes = []any{
 	(*StatsResponse)(nil),            // 45: blixard.v1.StatsResponse
 	(*ListNodesRequest)(nil),         // 46: blixard.v1.ListNodesRequest
 	(*ListNodesResponse)(nil),        // 47: blixard.v1.ListNodesResponse
-	(*GetStatusRequest)(nil),         // 48: blixard.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 49: blixard.v1.GetStatusResponse
-	(*SupervisorStatus)(nil),         // 50: blixard.v1.SupervisorStatus
-	(*RegisterRequest)(nil),          // 51: blixard.v1.RegisterRequest
-	(*RegisterResponse)(nil),         // 52: blixard.v1.RegisterResponse
-	(*WatchAllocationsRequest)(nil),  // 53: blixard.v1.WatchAllocationsRequest
-	(*WatchAllocationsResponse)(nil), // 54: blixard.v1.WatchAllocationsResponse
-	(*AllocationReport)(nil),         // 55: blixard.v1.AllocationReport
-	(*ReportRequest)(nil),            // 56: blixard.v1.ReportRequest
-	(*ReportResponse)(nil),           // 57: blixard.v1.ReportResponse
-	(*RenewLeaseRequest)(nil),        // 58: blixard.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),       // 59: blixard.v1.RenewLeaseResponse
-	(*RevealSecretsRequest)(nil),     // 60: blixard.v1.RevealSecretsRequest
-	(*RevealSecretsResponse)(nil),    // 61: blixard.v1.RevealSecretsResponse
-	(*ListEventsRequest)(nil),        // 62: blixard.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),       // 63: blixard.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),       // 64: blixard.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 65: blixard.v1.WatchEventsResponse
-	(*Problem)(nil),                  // 66: blixard.v1.Problem
-	nil,                              // 67: blixard.v1.CreateVMRequest.LabelsEntry
-	nil,                              // 68: blixard.v1.LabelVMRequest.LabelsEntry
-	nil,                              // 69: blixard.v1.GetStatusResponse.VmsByStateEntry
-	nil,                              // 70: blixard.v1.RevealSecretsResponse.ValuesEntry
-	(*VMSpec)(nil),                   // 71: blixard.v1.VMSpec
-	(*VM)(nil),                       // 72: blixard.v1.VM
-	(*durationpb.Duration)(nil),      // 73: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 74: google.protobuf.Timestamp
-	(*EnvVar)(nil),                   // 75: blixard.v1.EnvVar
-	(*Node)(nil),                     // 76: blixard.v1.Node
-	(*NodeFingerprint)(nil),          // 77: blixard.v1.NodeFingerprint
-	(*Allocation)(nil),               // 78: blixard.v1.Allocation
-	(*VMStatus)(nil),                 // 79: blixard.v1.VMStatus
-	(*Event)(nil),                    // 80: blixard.v1.Event
+	(*UpdateNodeRequest)(nil),        // 48: blixard.v1.UpdateNodeRequest
+	(*UpdateNodeResponse)(nil),       // 49: blixard.v1.UpdateNodeResponse
+	(*PlanDrainRequest)(nil),         // 50: blixard.v1.PlanDrainRequest
+	(*PlanDrainResponse)(nil),        // 51: blixard.v1.PlanDrainResponse
+	(*DrainStep)(nil),                // 52: blixard.v1.DrainStep
+	(*ExplainVMRequest)(nil),         // 53: blixard.v1.ExplainVMRequest
+	(*ExplainVMResponse)(nil),        // 54: blixard.v1.ExplainVMResponse
+	(*NodeVerdict)(nil),              // 55: blixard.v1.NodeVerdict
+	(*NodePoints)(nil),               // 56: blixard.v1.NodePoints
+	(*GetStatusRequest)(nil),         // 57: blixard.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 58: blixard.v1.GetStatusResponse
+	(*SupervisorStatus)(nil),         // 59: blixard.v1.SupervisorStatus
+	(*RegisterRequest)(nil),          // 60: blixard.v1.RegisterRequest
+	(*RegisterResponse)(nil),         // 61: blixard.v1.RegisterResponse
+	(*WatchAllocationsRequest)(nil),  // 62: blixard.v1.WatchAllocationsRequest
+	(*WatchAllocationsResponse)(nil), // 63: blixard.v1.WatchAllocationsResponse
+	(*AllocationReport)(nil),         // 64: blixard.v1.AllocationReport
+	(*ReportRequest)(nil),            // 65: blixard.v1.ReportRequest
+	(*ReportResponse)(nil),           // 66: blixard.v1.ReportResponse
+	(*RenewLeaseRequest)(nil),        // 67: blixard.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),       // 68: blixard.v1.RenewLeaseResponse
+	(*RevealSecretsRequest)(nil),     // 69: blixard.v1.RevealSecretsRequest
+	(*RevealSecretsResponse)(nil),    // 70: blixard.v1.RevealSecretsResponse
+	(*ListEventsRequest)(nil),        // 71: blixard.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 72: blixard.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),       // 73: blixard.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 74: blixard.v1.WatchEventsResponse
+	(*Problem)(nil),                  // 75: blixard.v1.Problem
+	nil,                              // 76: blixard.v1.CreateVMRequest.LabelsEntry
+	nil,                              // 77: blixard.v1.LabelVMRequest.LabelsEntry
+	nil,                              // 78: blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 79: blixard.v1.ExplainVMRequest.LabelsEntry
+	nil,                              // 80: blixard.v1.GetStatusResponse.VmsByStateEntry
+	nil,                              // 81: blixard.v1.RevealSecretsResponse.ValuesEntry
+	(*VMSpec)(nil),                   // 82: blixard.v1.VMSpec
+	(*VM)(nil),                       // 83: blixard.v1.VM
+	(*durationpb.Duration)(nil),      // 84: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 85: google.protobuf.Timestamp
+	(*EnvVar)(nil),                   // 86: blixard.v1.EnvVar
+	(*Node)(nil),                     // 87: blixard.v1.Node
+	(*NodeFingerprint)(nil),          // 88: blixard.v1.NodeFingerprint
+	(*Allocation)(nil),               // 89: blixard.v1.Allocation
+	(*VMStatus)(nil),                 // 90: blixard.v1.VMStatus
+	(*Event)(nil),                    // 91: blixard.v1.Event
 }
 var file_blixard_v1_services_proto_depIdxs = []int32{
-	71, // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	67, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
-	72, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
-	72, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
-	73, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
-	72, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
-	73, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
-	72, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
-	73, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	72, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
-	73, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
-	72, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
-	73, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
-	72, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
-	68, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
+	82, // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	76, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
+	83, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
+	83, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
+	84, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
+	83, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
+	84, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
+	83, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
+	84, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	83, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
+	84, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
+	83, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
+	84, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
+	83, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
+	77, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
 	14, // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
-	66, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
-	72, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
-	74, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	75, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
+	83, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
+	85, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
 	22, // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	75, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
+	86, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
 	22, // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
 	25, // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
 	22, // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
@@ -4912,94 +5565,110 @@ var file_blixard_v1_services_proto_depIdxs = []int32{
 	28, // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
 	22, // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
 	33, // 27: blixard.v1.TopResponse.processes:type_name -> blixard.v1.GuestProcess
-	73, // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
-	71, // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	72, // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
-	72, // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
+	84, // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
+	82, // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	83, // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
+	83, // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
 	38, // 32: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
 	41, // 33: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
-	73, // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
-	76, // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	73, // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
-	76, // 37: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	74, // 38: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	50, // 39: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	69, // 40: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	74, // 41: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	73, // 42: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	77, // 43: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	76, // 44: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	78, // 45: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	79, // 46: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
-	55, // 47: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	73, // 48: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	73, // 49: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	70, // 50: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
-	80, // 51: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
-	80, // 52: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,  // 53: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,  // 54: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,  // 55: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,  // 56: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,  // 57: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10, // 58: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12, // 59: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14, // 60: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16, // 61: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18, // 62: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20, // 63: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23, // 64: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26, // 65: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29, // 66: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	44, // 67: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	34, // 68: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
-	36, // 69: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
-	39, // 70: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
-	42, // 71: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
-	31, // 72: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
-	46, // 73: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	48, // 74: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	51, // 75: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	53, // 76: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	56, // 77: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	58, // 78: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	60, // 79: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
-	62, // 80: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	64, // 81: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,  // 82: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,  // 83: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,  // 84: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,  // 85: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,  // 86: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11, // 87: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13, // 88: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15, // 89: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17, // 90: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19, // 91: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21, // 92: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24, // 93: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27, // 94: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30, // 95: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	45, // 96: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	35, // 97: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
-	37, // 98: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
-	40, // 99: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
-	43, // 100: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
-	32, // 101: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
-	47, // 102: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	49, // 103: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	52, // 104: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	54, // 105: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	57, // 106: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	59, // 107: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	61, // 108: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
-	63, // 109: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	65, // 110: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	82, // [82:111] is the sub-list for method output_type
-	53, // [53:82] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	84, // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
+	87, // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
+	84, // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
+	78, // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	87, // 38: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
+	87, // 39: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
+	52, // 40: blixard.v1.PlanDrainResponse.steps:type_name -> blixard.v1.DrainStep
+	83, // 41: blixard.v1.DrainStep.vm:type_name -> blixard.v1.VM
+	82, // 42: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
+	79, // 43: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
+	83, // 44: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
+	55, // 45: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
+	56, // 46: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
+	87, // 47: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	85, // 48: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	59, // 49: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
+	80, // 50: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	85, // 51: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	84, // 52: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	88, // 53: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	87, // 54: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	89, // 55: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	90, // 56: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	64, // 57: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
+	84, // 58: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	84, // 59: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	81, // 60: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
+	91, // 61: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	91, // 62: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	0,  // 63: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,  // 64: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,  // 65: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,  // 66: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,  // 67: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10, // 68: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12, // 69: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14, // 70: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16, // 71: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18, // 72: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20, // 73: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23, // 74: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26, // 75: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29, // 76: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	44, // 77: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	34, // 78: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
+	36, // 79: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
+	39, // 80: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
+	42, // 81: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
+	31, // 82: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
+	53, // 83: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
+	46, // 84: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	57, // 85: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	48, // 86: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
+	50, // 87: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
+	60, // 88: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	62, // 89: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	65, // 90: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	67, // 91: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	69, // 92: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
+	71, // 93: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	73, // 94: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,  // 95: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,  // 96: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,  // 97: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,  // 98: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,  // 99: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11, // 100: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13, // 101: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15, // 102: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17, // 103: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19, // 104: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21, // 105: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24, // 106: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27, // 107: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30, // 108: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	45, // 109: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	35, // 110: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
+	37, // 111: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
+	40, // 112: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
+	43, // 113: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
+	32, // 114: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
+	54, // 115: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
+	47, // 116: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	58, // 117: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	49, // 118: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
+	51, // 119: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
+	61, // 120: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	63, // 121: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	66, // 122: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	68, // 123: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	70, // 124: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
+	72, // 125: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	74, // 126: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	95, // [95:127] is the sub-list for method output_type
+	63, // [63:95] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }
@@ -5055,13 +5724,14 @@ func file_blixard_v1_services_proto_init() {
 		(*ForwardResponse_Data)(nil),
 		(*ForwardResponse_End)(nil),
 	}
+	file_blixard_v1_services_proto_msgTypes[48].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_services_proto_rawDesc), len(file_blixard_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   71,
+			NumMessages:   82,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -39,6 +39,7 @@ const (
 	VMService_Copy_FullMethodName      = "/blixard.v1.VMService/Copy"
 	VMService_Forward_FullMethodName   = "/blixard.v1.VMService/Forward"
 	VMService_Top_FullMethodName       = "/blixard.v1.VMService/Top"
+	VMService_ExplainVM_FullMethodName = "/blixard.v1.VMService/ExplainVM"
 )
 
 // VMServiceClient is the client API for VMService service.
@@ -87,6 +88,9 @@ type VMServiceClient interface {
 	Forward(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ForwardRequest, ForwardResponse], error)
 	// Top tells of the processes of a running VM.
 	Top(ctx context.Context, in *TopRequest, opts ...grpc.CallOption) (*TopResponse, error)
+	// ExplainVM tells for each node why a VM is, was not or would be placed on it.
+	// Nothing is changed.
+	ExplainVM(ctx context.Context, in *ExplainVMRequest, opts ...grpc.CallOption) (*ExplainVMResponse, error)
 }
 
 type vMServiceClient struct {
@@ -333,6 +337,16 @@ func (c *vMServiceClient) Top(ctx context.Context, in *TopRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *vMServiceClient) ExplainVM(ctx context.Context, in *ExplainVMRequest, opts ...grpc.CallOption) (*ExplainVMResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainVMResponse)
+	err := c.cc.Invoke(ctx, VMService_ExplainVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VMServiceServer is the server API for VMService service.
 // All implementations must embed UnimplementedVMServiceServer
 // for forward compatibility.
@@ -379,6 +393,9 @@ type VMServiceServer interface {
 	Forward(grpc.BidiStreamingServer[ForwardRequest, ForwardResponse]) error
 	// Top tells of the processes of a running VM.
 	Top(context.Context, *TopRequest) (*TopResponse, error)
+	// ExplainVM tells for each node why a VM is, was not or would be placed on it.
+	// Nothing is changed.
+	ExplainVM(context.Context, *ExplainVMRequest) (*ExplainVMResponse, error)
 	mustEmbedUnimplementedVMServiceServer()
 }
 
@@ -448,6 +465,9 @@ func (UnimplementedVMServiceServer) Forward(grpc.BidiStreamingServer[ForwardRequ
 }
 func (UnimplementedVMServiceServer) Top(context.Context, *TopRequest) (*TopResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Top not implemented")
+}
+func (UnimplementedVMServiceServer) ExplainVM(context.Context, *ExplainVMRequest) (*ExplainVMResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainVM not implemented")
 }
 func (UnimplementedVMServiceServer) mustEmbedUnimplementedVMServiceServer() {}
 func (UnimplementedVMServiceServer) testEmbeddedByValue()                   {}
@@ -750,6 +770,24 @@ func _VMService_Top_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _VMService_ExplainVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainVMRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).ExplainVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_ExplainVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).ExplainVM(ctx, req.(*ExplainVMRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // VMService_ServiceDesc is the grpc.ServiceDesc for VMService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -805,6 +843,10 @@ var VMService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Top",
 			Handler:    _VMService_Top_Handler,
 		},
+		{
+			MethodName: "ExplainVM",
+			Handler:    _VMService_ExplainVM_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -858,8 +900,10 @@ var VMService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	NodeService_ListNodes_FullMethodName = "/blixard.v1.NodeService/ListNodes"
-	NodeService_GetStatus_FullMethodName = "/blixard.v1.NodeService/GetStatus"
+	NodeService_ListNodes_FullMethodName  = "/blixard.v1.NodeService/ListNodes"
+	NodeService_GetStatus_FullMethodName  = "/blixard.v1.NodeService/GetStatus"
+	NodeService_UpdateNode_FullMethodName = "/blixard.v1.NodeService/UpdateNode"
+	NodeService_PlanDrain_FullMethodName  = "/blixard.v1.NodeService/PlanDrain"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -871,6 +915,11 @@ type NodeServiceClient interface {
 	ListNodes(ctx context.Context, in *ListNodesRequest, opts ...grpc.CallOption) (*ListNodesResponse, error)
 	// GetStatus tells of the node that answers.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
+	// UpdateNode sets labels of a node, and whether VMs are placed on it.
+	UpdateNode(ctx context.Context, in *UpdateNodeRequest, opts ...grpc.CallOption) (*UpdateNodeResponse, error)
+	// PlanDrain tells what a drain of a node would do with each of its VMs, as far as can
+	// be said now. Nothing is changed.
+	PlanDrain(ctx context.Context, in *PlanDrainRequest, opts ...grpc.CallOption) (*PlanDrainResponse, error)
 }
 
 type nodeServiceClient struct {
@@ -901,6 +950,26 @@ func (c *nodeServiceClient) GetStatus(ctx context.Context, in *GetStatusRequest,
 	return out, nil
 }
 
+func (c *nodeServiceClient) UpdateNode(ctx context.Context, in *UpdateNodeRequest, opts ...grpc.CallOption) (*UpdateNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateNodeResponse)
+	err := c.cc.Invoke(ctx, NodeService_UpdateNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeServiceClient) PlanDrain(ctx context.Context, in *PlanDrainRequest, opts ...grpc.CallOption) (*PlanDrainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanDrainResponse)
+	err := c.cc.Invoke(ctx, NodeService_PlanDrain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -910,6 +979,11 @@ type NodeServiceServer interface {
 	ListNodes(context.Context, *ListNodesRequest) (*ListNodesResponse, error)
 	// GetStatus tells of the node that answers.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
+	// UpdateNode sets labels of a node, and whether VMs are placed on it.
+	UpdateNode(context.Context, *UpdateNodeRequest) (*UpdateNodeResponse, error)
+	// PlanDrain tells what a drain of a node would do with each of its VMs, as far as can
+	// be said now. Nothing is changed.
+	PlanDrain(context.Context, *PlanDrainRequest) (*PlanDrainResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -925,6 +999,12 @@ func (UnimplementedNodeServiceServer) ListNodes(context.Context, *ListNodesReque
 }
 func (UnimplementedNodeServiceServer) GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
+}
+func (UnimplementedNodeServiceServer) UpdateNode(context.Context, *UpdateNodeRequest) (*UpdateNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateNode not implemented")
+}
+func (UnimplementedNodeServiceServer) PlanDrain(context.Context, *PlanDrainRequest) (*PlanDrainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanDrain not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -983,6 +1063,42 @@ func _NodeService_GetStatus_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_UpdateNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).UpdateNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_UpdateNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).UpdateNode(ctx, req.(*UpdateNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NodeService_PlanDrain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanDrainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).PlanDrain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_PlanDrain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).PlanDrain(ctx, req.(*PlanDrainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -997,6 +1113,14 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetStatus",
 			Handler:    _NodeService_GetStatus_Handler,
+		},
+		{
+			MethodName: "UpdateNode",
+			Handler:    _NodeService_UpdateNode_Handler,
+		},
+		{
+			MethodName: "PlanDrain",
+			Handler:    _NodeService_PlanDrain_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1,0 +1,250 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/constraint"
+)
+
+// schedulingFlags are the flags that say where a VM may and should run.
+type schedulingFlags struct {
+	constraints, prefer, near, apart []string
+	strategy                         string
+}
+
+func (s *schedulingFlags) register(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringArrayVar(&s.constraints, "constraint", nil, "only on nodes with such a label or fact: zone=a, 'disk in ssd,nvme', 'node.version>=0.2', gpu, '!gpu'; may be repeated")
+	f.StringArrayVar(&s.prefer, "prefer", nil, "rather on nodes with such a label or fact: disk=ssd, or 'disk=ssd weight 80' (-100 to 100, default: 50); may be repeated")
+	f.StringArrayVar(&s.near, "near", nil, "only where a VM with that label is: app=db, 'app=db over rack' for the same rack, 'app=db weight 50' for rather; may be repeated")
+	f.StringArrayVar(&s.apart, "apart", nil, "only where no VM with that label is, as --near; may be repeated")
+	f.StringVar(&s.strategy, "strategy", "", "among the nodes that are left: spread or pack (default: the cluster's)")
+	complete(cmd, "strategy", "spread", "pack")
+}
+
+func (s *schedulingFlags) apply(spec *blixardv1.VMSpec, given func(string) bool) error {
+	next := &blixardv1.Scheduling{
+		Constraints: spec.GetScheduling().GetConstraints(), Preferences: spec.GetScheduling().GetPreferences(),
+		Affinities: spec.GetScheduling().GetAffinities(), Strategy: spec.GetScheduling().GetStrategy(),
+	}
+	if given("constraint") {
+		next.Constraints = nil
+		for _, text := range s.constraints {
+			c, err := constraint.Parse(text)
+			if err != nil {
+				return err
+			}
+			next.Constraints = append(next.Constraints, c)
+		}
+	}
+	if given("prefer") {
+		next.Preferences = nil
+		for _, text := range s.prefer {
+			p, err := parsePreference(text)
+			if err != nil {
+				return err
+			}
+			next.Preferences = append(next.Preferences, p)
+		}
+	}
+	if err := s.applyAffinities(next, given); err != nil {
+		return err
+	}
+	if given("strategy") && s.strategy != "" {
+		n, known := blixardv1.Strategy_Enum_value[s.strategy]
+		if !known || n == 0 {
+			return badWord("--strategy", s.strategy, "spread", "pack")
+		}
+		next.Strategy = blixardv1.Strategy_Enum(n)
+	}
+	if len(next.Constraints)+len(next.Preferences)+len(next.Affinities) == 0 && next.Strategy == blixardv1.Strategy_unspecified {
+		next = nil
+	}
+	spec.Scheduling = next
+	return nil
+}
+
+// applyAffinities replaces those of a flag that was given, and leaves the others.
+func (s *schedulingFlags) applyAffinities(next *blixardv1.Scheduling, given func(string) bool) error {
+	var kept []*blixardv1.Affinity
+	for _, one := range []struct {
+		flag  string
+		texts []string
+		apart bool
+	}{{"near", s.near, false}, {"apart", s.apart, true}} {
+		if !given(one.flag) {
+			for _, a := range next.GetAffinities() {
+				if a.GetApart() == one.apart {
+					kept = append(kept, a)
+				}
+			}
+			continue
+		}
+		for _, text := range one.texts {
+			a, err := parseAffinity("--"+one.flag, text)
+			if err != nil {
+				return err
+			}
+			a.Apart = one.apart
+			kept = append(kept, a)
+		}
+	}
+	next.Affinities = kept
+	return nil
+}
+
+// parsePreference reads CONSTRAINT [weight NUMBER].
+func parsePreference(text string) (*blixardv1.Preference, error) {
+	p := &blixardv1.Preference{}
+	if before, number, weighted := strings.Cut(text, " weight "); weighted {
+		n, err := strconv.ParseInt(strings.TrimSpace(number), 10, 32)
+		if err != nil || n == 0 || n < -100 || n > 100 {
+			return nil, usageError("--prefer %q: the weight must be a number from -100 to 100, and not 0", text).WithHint("write --prefer 'disk=ssd weight 80'")
+		}
+		text, p.Weight = before, int32(n)
+	}
+	c, err := constraint.Parse(text)
+	p.Constraint = c
+	return p, err
+}
+
+// parseAffinity reads KEY=VALUE [over KEY] [weight NUMBER].
+func parseAffinity(flag, text string) (*blixardv1.Affinity, error) {
+	bad := usageError("%s %q is not KEY=VALUE [over KEY] [weight NUMBER]", flag, text).WithHint("write %s app=web, or %s 'app=web over rack weight 50'", flag, flag)
+	words := strings.Fields(text)
+	if len(words) == 0 || len(words)%2 == 0 {
+		return nil, bad
+	}
+	key, value, given := strings.Cut(words[0], "=")
+	if key == "" || !given {
+		return nil, bad
+	}
+	a := &blixardv1.Affinity{Key: key, Value: value}
+	for i := 1; i < len(words); i += 2 {
+		switch words[i] {
+		case "over":
+			a.Over = words[i+1]
+		case "weight":
+			n, err := strconv.ParseUint(words[i+1], 10, 32)
+			if err != nil || n == 0 || n > 100 {
+				return nil, usageError("%s %q: the weight must be a number from 1 to 100", flag, text).WithHint("leave it out when it must be so")
+			}
+			a.Weight = uint32(n)
+		default:
+			return nil, bad
+		}
+	}
+	return a, nil
+}
+
+// schedulingFacts tell of rules in the words of the flags.
+func schedulingFacts(s *blixardv1.Scheduling) [][2]string {
+	var constraints, prefer, near, apart []string
+	for _, c := range s.GetConstraints() {
+		constraints = append(constraints, constraint.Text(c))
+	}
+	for _, p := range s.GetPreferences() {
+		text := constraint.Text(p.GetConstraint())
+		if p.GetWeight() != 0 {
+			text += fmt.Sprintf(" weight %d", p.GetWeight())
+		}
+		prefer = append(prefer, text)
+	}
+	for _, one := range s.GetAffinities() {
+		text := one.GetKey() + "=" + one.GetValue()
+		if one.GetOver() != "" {
+			text += " over " + one.GetOver()
+		}
+		if one.GetWeight() != 0 {
+			text += fmt.Sprintf(" weight %d", one.GetWeight())
+		}
+		if one.GetApart() {
+			apart = append(apart, text)
+		} else {
+			near = append(near, text)
+		}
+	}
+	rows := [][2]string{
+		{"Constraints", strings.Join(constraints, "; ")},
+		{"Prefers", strings.Join(prefer, "; ")},
+		{"Near", strings.Join(near, "; ")},
+		{"Apart", strings.Join(apart, "; ")},
+	}
+	if s.GetStrategy() != blixardv1.Strategy_unspecified {
+		rows = append(rows, [2]string{"Strategy", s.GetStrategy().String()})
+	}
+	return rows
+}
+
+func (a *app) vmExplainCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "explain NAME", Short: "Show for each node why a VM would be placed there, or why not", Args: exactly("NAME"), ValidArgsFunction: a.completeVMs(1),
+		Long: `Show for each node whether a VM can be placed there, and how many points the node has, or why not. A VM that waits is placed
+as soon as one is possible. For a VM that has its place it is shown where another one like it would go.
+
+"vm create --dry-run" shows the same of a VM that is not there yet.`,
+		Example: "  blixard vm explain web\n  blixard vm explain web -o json | jq '.nodes[] | select(.possible | not)'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
+				return a.explain(ctx, c, &blixardv1.ExplainVMRequest{Name: args[0]})
+			})
+		},
+	}
+}
+
+func (a *app) explain(ctx context.Context, c *client.Client, req *blixardv1.ExplainVMRequest) error {
+	resp, err := c.VMs().ExplainVM(ctx, req)
+	if err != nil {
+		return err
+	}
+	return a.print(resp, func() error {
+		if _, err := fmt.Fprintln(a.stdout, clean(explainLine(resp))); err != nil {
+			return err
+		}
+		t := &table{header: []string{"NODE", "POINTS", "WHY"}, shrink: []int{2}}
+		for _, v := range resp.GetNodes() {
+			if !v.GetPossible() {
+				t.add(v.GetNode(), "-", v.GetMessage())
+				continue
+			}
+			t.add(v.GetNode(), points(v.GetPoints()), partsText(v.GetParts()))
+		}
+		return a.writeTable(t)
+	})
+}
+
+// explainLine says what comes of it.
+func explainLine(resp *blixardv1.ExplainVMResponse) string {
+	vm := resp.GetVm()
+	name := vm.GetName()
+	if name == "" {
+		name = "the VM"
+	}
+	at := vm.GetStatus().GetNode()
+	switch {
+	case at != "" && resp.GetNode() != "":
+		return fmt.Sprintf("%s is on %s; another one like it would go to %s", name, at, resp.GetNode())
+	case at != "":
+		return fmt.Sprintf("%s is on %s; another one like it would wait", name, at)
+	case resp.GetNode() != "":
+		return fmt.Sprintf("%s would go to %s", name, resp.GetNode())
+	}
+	return fmt.Sprintf("%s would wait: no node is possible (%s)", name, resp.GetReason())
+}
+
+func points(n float64) string { return strconv.FormatFloat(n, 'f', 1, 64) }
+
+func partsText(parts []*blixardv1.NodePoints) string {
+	var words []string
+	for _, p := range parts {
+		words = append(words, fmt.Sprintf("%+.1f %s", p.GetPoints(), p.GetWhat()))
+	}
+	return strings.Join(words, "; ")
+}

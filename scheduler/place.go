@@ -1,0 +1,326 @@
+package scheduler
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+)
+
+// Reasons why a VM waits, from the one that is farthest from a place.
+const (
+	ReasonNoNodes    = "no_nodes"
+	ReasonNoImage    = "image_unknown"
+	ReasonNoKernel   = "kernel_unknown"
+	ReasonVolumes    = "volume_elsewhere"
+	ReasonNoNetwork  = "network_impossible"
+	ReasonConstraint = "constraint"
+	ReasonAffinity   = "affinity"
+	ReasonNoCapacity = "no_capacity"
+)
+
+// nearness orders the reasons: what is said of all nodes together is what is missing
+// of the node that is nearest to being one.
+var nearness = []string{
+	ReasonNoNodes, ReasonNoImage, ReasonNoKernel, ReasonVolumes, ReasonNoNetwork, ReasonConstraint, ReasonAffinity, ReasonNoCapacity,
+}
+
+// Limits of a decision.
+const (
+	// scanMax nodes of a class are looked at for one without a penalty.
+	scanMax = 64
+	// holdersMax nodes that have the image are looked at.
+	holdersMax = 64
+	// explainMax nodes are named in the sentence that goes into the state.
+	explainMax = 5
+)
+
+// Decision is the outcome for one VM: a node, or the reason for none.
+type Decision struct {
+	Node *blixardv1.Node
+	// Reason is a stable word and Message a sentence; empty with a node.
+	Reason  string
+	Message string
+}
+
+// Place chooses the node with the most points among those that the VM may run on and
+// that have room; equal ones by name, so that equal views give equal decisions. What it
+// takes of the node counts for the next placements until Follow.
+func (f *Fleet) Place(view View, vm *blixardv1.VM) Decision {
+	q := f.ask(view, vm)
+	s := f.best(q)
+	if s == nil {
+		return f.refusal(q)
+	}
+	used := sum(s.used, q.need)
+	f.touched = append(f.touched, s)
+	f.reserve(s, used)
+	if len(vm.GetLabels()) > 0 {
+		f.added = append(f.added, vm.GetId())
+		f.join(vm.GetId(), member{at: s, labels: vm.GetLabels()})
+	}
+	return Decision{Node: s.node}
+}
+
+// question is a VM to be placed, and what of it does not depend on a node.
+type question struct {
+	vm   *blixardv1.VM
+	spec *blixardv1.VMSpec
+	need *blixardv1.Resources
+	pack bool
+	// own is where it is counted now.
+	own member
+	// networks are the types of its networks.
+	networks []string
+	// pin is the node that has its volumes, and volume the one that says so; lost is
+	// one that is nowhere.
+	pin, volume, lost string
+	// holders have its image, when it is not one that all have: holderIDs in order.
+	holders   map[string]bool
+	holderIDs []string
+	// must and should are its affinities.
+	must, should []affinity
+	// keys that its rules look at, sorted, but for the name.
+	keys []string
+}
+
+// affinity with the VMs that it is about.
+type affinity struct {
+	*blixardv1.Affinity
+	group *group // nil when there are none
+	// self: the asking VM is one of them, and counted.
+	self bool
+}
+
+func (f *Fleet) ask(view View, vm *blixardv1.VM) *question {
+	spec := vm.GetSpec()
+	q := &question{vm: vm, spec: spec, need: view.Limits().Reservation(spec), own: f.vms[vm.GetId()]}
+	strategy := spec.GetScheduling().GetStrategy()
+	if strategy == blixardv1.Strategy_unspecified {
+		strategy = f.strategy
+	}
+	q.pack = strategy == blixardv1.Strategy_pack
+	for _, at := range spec.GetNetworks() {
+		if kind := view.Network(at.GetNetwork()).GetType().String(); !slices.Contains(q.networks, kind) {
+			q.networks = append(q.networks, kind)
+		}
+	}
+	for _, at := range spec.GetVolumes() {
+		switch v := view.Volume(at.GetVolume()); {
+		case v == nil:
+			q.lost = at.GetVolume()
+		case v.GetNodeId() != "" && q.pin != "" && q.pin != v.GetNodeId():
+			q.lost = at.GetVolume() // they are apart
+		case v.GetNodeId() != "":
+			q.pin, q.volume = v.GetNodeId(), at.GetVolume()
+		}
+	}
+	if strings.Contains(spec.GetImage(), "/") {
+		q.holderIDs = view.Image(spec.GetImage()).GetNodeIds()
+		q.holders = make(map[string]bool, len(q.holderIDs))
+		for _, id := range q.holderIDs {
+			q.holders[id] = true
+		}
+	}
+	key := func(k string) {
+		if at, there := slices.BinarySearch(q.keys, k); !there && k != "" && k != factName {
+			q.keys = slices.Insert(q.keys, at, k)
+		}
+	}
+	for _, a := range spec.GetScheduling().GetAffinities() {
+		key(a.GetOver())
+		l := label{a.GetKey(), a.GetValue()}
+		one := affinity{Affinity: a, group: f.groups[l], self: hasLabel(q.own.labels, l)}
+		if a.GetWeight() == 0 {
+			q.must = append(q.must, one)
+		} else {
+			q.should = append(q.should, one)
+		}
+	}
+	for _, c := range spec.GetScheduling().GetConstraints() {
+		key(c.GetKey())
+	}
+	for _, p := range spec.GetScheduling().GetPreferences() {
+		key(p.GetConstraint().GetKey())
+	}
+	return q
+}
+
+// score of a possible node: wishes are whole numbers, so that their sum does not depend
+// on the order, and fill is what the strategy says, from 0 to 100.
+type score struct {
+	wishes int
+	fill   float64
+}
+
+func (s score) points() float64 { return float64(s.wishes) + s.fill }
+
+// search is the best that was found.
+type search struct {
+	slot   *slot
+	points float64
+}
+
+// offer takes s when it is better. Equal ones are ordered as the trees are.
+func (b *search) offer(q *question, s *slot, points float64) {
+	if b.slot == nil || points > b.points || points == b.points && (s.node.GetName() < b.slot.node.GetName()) != q.pack {
+		b.slot, b.points = s, points
+	}
+}
+
+func (f *Fleet) best(q *question) *slot {
+	var b search
+	if only, some := f.only(q); some {
+		for _, s := range only {
+			f.consider(&b, q, s)
+		}
+		return b.slot
+	}
+	for _, c := range f.partition(q.keys).ranks {
+		f.scan(&b, q, c)
+	}
+	for _, s := range f.favoured(q) {
+		f.consider(&b, q, s)
+	}
+	return b.slot
+}
+
+// only gives the nodes that alone can be meant, if there are such.
+func (f *Fleet) only(q *question) (slots []*slot, some bool) {
+	one := func(s *slot) {
+		if s != nil && !slices.Contains(slots, s) {
+			slots = append(slots, s)
+		}
+	}
+	if q.pin != "" {
+		one(f.slots[q.pin])
+		return slots, true
+	}
+	for _, c := range q.spec.GetScheduling().GetConstraints() {
+		if c.GetKey() == factName && (c.GetOperator() == blixardv1.Operator_equal || c.GetOperator() == blixardv1.Operator_in) {
+			for _, name := range c.GetValues() {
+				one(f.names[name])
+			}
+			return slots, true
+		}
+	}
+	return nil, false
+}
+
+// favoured gives nodes that may be better than what is free there says.
+func (f *Fleet) favoured(q *question) []*slot {
+	var slots []*slot
+	for _, id := range q.holderIDs[:min(len(q.holderIDs), holdersMax)] {
+		if s := f.slots[id]; s != nil {
+			slots = append(slots, s)
+		}
+	}
+	for _, a := range q.should {
+		if a.group != nil && !a.GetApart() {
+			slots = slices.AppendSeq(slots, maps.Keys(a.group.nodes))
+		}
+	}
+	for _, p := range q.spec.GetScheduling().GetPreferences() {
+		if p.GetConstraint().GetKey() == factName {
+			for _, name := range p.GetConstraint().GetValues() {
+				if s := f.names[name]; s != nil {
+					slots = append(slots, s)
+				}
+			}
+		}
+	}
+	return slots
+}
+
+func (f *Fleet) consider(b *search, q *question, s *slot) {
+	if reason, _ := f.judge(q, s, false); reason != "" {
+		return
+	}
+	b.offer(q, s, f.score(q, s, nil).points())
+}
+
+// scan looks at the nodes of a class in the order of the strategy. The first one that
+// is possible and costs nothing is the best of them.
+func (f *Fleet) scan(b *search, q *question, c *class) {
+	any, _ := c.tree.Min()
+	if reason, _ := f.rules(q, any, false); reason != "" {
+		return
+	}
+	shared := f.sharedWishes(q, any, nil)
+	// No node of the class has more; of its own a node has at most what favoured knows.
+	if top, _ := c.tree.Max(); b.slot != nil && float64(shared)+f.fillMost(q, top) < b.points {
+		return
+	}
+	looked := 0
+	visit := func(s *slot) bool {
+		if s.free < q.need.GetMemoryMib() {
+			return q.pack // the others have more, or less
+		}
+		if reason, _ := f.ownRules(q, s, false); reason != "" {
+			return true
+		}
+		own, lost := f.ownWishes(q, s, nil)
+		b.offer(q, s, score{wishes: shared + own, fill: f.fill(q, s)}.points())
+		looked++
+		return lost > 0 && looked < scanMax
+	}
+	if q.pack {
+		c.tree.AscendGreaterOrEqual(&slot{free: q.need.GetMemoryMib(), node: last}, visit)
+		return
+	}
+	c.tree.Descend(visit)
+}
+
+// last comes before all nodes with the same memory free.
+var last = &blixardv1.Node{Name: "\U0010ffff"}
+
+// refusal says why there is no node.
+func (f *Fleet) refusal(q *question) Decision {
+	if len(f.order) == 0 {
+		return Decision{Reason: ReasonNoNodes, Message: "no node is known yet"}
+	}
+	var why []string
+	for _, s := range f.order[:min(len(f.order), explainMax)] {
+		_, message := f.judge(q, s, true)
+		why = append(why, message)
+	}
+	if more := len(f.order) - len(why); more > 0 {
+		why = append(why, fmt.Sprintf("and %d more", more))
+	}
+	nearest := 0
+	nearer := func(reason string) { nearest = max(nearest, slices.Index(nearness, reason)) }
+	for _, c := range f.partition(q.keys).ranks {
+		any, _ := c.tree.Min()
+		if reason, _ := f.rules(q, any, false); reason != "" {
+			nearer(reason)
+			continue
+		}
+		looked := 0
+		c.tree.Descend(func(s *slot) bool {
+			reason, _ := f.judge(q, s, false)
+			nearer(reason)
+			looked++
+			return looked < scanMax && nearest < len(nearness)-1
+		})
+	}
+	return Decision{Reason: nearness[nearest], Message: strings.Join(why, "; ")}
+}
+
+func sum(a, b *blixardv1.Resources) *blixardv1.Resources {
+	return &blixardv1.Resources{
+		Vcpus:     a.GetVcpus() + b.GetVcpus(),
+		MemoryMib: a.GetMemoryMib() + b.GetMemoryMib(),
+		DiskBytes: a.GetDiskBytes() + b.GetDiskBytes(),
+	}
+}
+
+// share of a whole in a hundred.
+func share(part, whole uint64) float64 {
+	if whole == 0 {
+		return 0
+	}
+	return math.Min(100, 100*float64(part)/float64(whole))
+}

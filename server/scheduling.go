@@ -1,0 +1,139 @@
+package server
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/constraint"
+	"github.com/blixard/blixard/internal/nearest"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/scheduler"
+	"github.com/blixard/blixard/state"
+)
+
+// ExplainVM tells what the scheduler makes of a VM that is there, or would be.
+func (s vmService) ExplainVM(ctx context.Context, req *blixardv1.ExplainVMRequest) (*blixardv1.ExplainVMResponse, error) {
+	if (req.GetName() == "") == (req.GetSpec() == nil) {
+		return nil, problem.New(problem.Invalid, "explain.what", "either a name or a spec is to be explained")
+	}
+	view, err := s.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	vm := view.VM(req.GetName())
+	if req.GetSpec() != nil {
+		spec := proto.CloneOf(req.GetSpec())
+		if err := s.complete(ctx, spec); err != nil {
+			return nil, err
+		}
+		vm = &blixardv1.VM{Spec: spec, Labels: req.GetLabels()}
+	} else if vm == nil {
+		return nil, notFound(req.GetName())
+	}
+	fleet := scheduler.NewFleet(s.cfg.Strategy)
+	fleet.Follow(view)
+	d, verdicts := fleet.Explain(view, vm)
+	return &blixardv1.ExplainVMResponse{
+		Vm: vm, Node: d.Node.GetName(), Reason: d.Reason, Message: d.Message, Nodes: verdicts, Index: view.Index(),
+	}, nil
+}
+
+// PlanDrain places the node's VMs one after the other, as if it were not there.
+func (s nodeService) PlanDrain(ctx context.Context, req *blixardv1.PlanDrainRequest) (*blixardv1.PlanDrainResponse, error) {
+	view, err := s.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	node := view.Node(req.GetNode())
+	if node == nil || node.GetState() == blixardv1.NodeState_left {
+		return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", req.GetNode()).WithHint("`blixard node list` shows the nodes")
+	}
+	fleet := scheduler.NewFleet(s.cfg.Strategy)
+	fleet.Follow(view)
+	fleet.Bar(node.GetId(), "is being emptied")
+	resp := &blixardv1.PlanDrainResponse{Node: node}
+	for _, a := range view.AllocationsOfNode(node.GetId()) {
+		vm := view.VM(a.GetVmId())
+		if vm.GetStatus().GetAllocationId() != a.GetId() || a.GetDesired() == blixardv1.DesiredAllocation_remove {
+			continue
+		}
+		step := &blixardv1.DrainStep{Vm: vm}
+		if why := state.Stays(a); why != "" {
+			step.Stays, step.Message = true, why
+		} else if vm.GetSpec().GetDesired() == blixardv1.DesiredState_run {
+			d := fleet.Place(view, vm)
+			step.To, step.Reason, step.Message = d.Node.GetName(), d.Reason, d.Message
+		} else {
+			step.Message = "it is stopped, and gets its place when it is started"
+		}
+		resp.Steps = append(resp.Steps, step)
+	}
+	slices.SortFunc(resp.Steps, func(a, b *blixardv1.DrainStep) int { return strings.Compare(a.GetVm().GetName(), b.GetVm().GetName()) })
+	return resp, nil
+}
+
+// checkScheduling refuses rules that no node could ever meet, and keys that nothing has.
+func checkScheduling(view *state.View, sched *blixardv1.Scheduling) error {
+	if sched == nil {
+		return nil
+	}
+	constraints := sched.GetConstraints()
+	for _, p := range sched.GetPreferences() {
+		constraints = append(constraints[:len(constraints):len(constraints)], p.GetConstraint())
+	}
+	for _, c := range constraints {
+		if !constraint.Valid(c) {
+			return problem.New(problem.Invalid, "constraint.values", "%s of %q takes another number of values than %d", c.GetOperator(), c.GetKey(), len(c.GetValues())).
+				WithHint("in and not_in take one and more, exists and absent none, all others one")
+		}
+		if err := checkFact(c.GetKey()); err != nil {
+			return err
+		}
+	}
+	if err := contradiction(sched.GetConstraints()); err != nil {
+		return err
+	}
+	for i, a := range sched.GetAffinities() {
+		if err := checkFact(a.GetOver()); err != nil {
+			return err
+		}
+		for _, b := range sched.GetAffinities()[:i] {
+			if a.GetKey() == b.GetKey() && a.GetValue() == b.GetValue() && a.GetOver() == b.GetOver() && a.GetApart() != b.GetApart() &&
+				a.GetWeight() == 0 && b.GetWeight() == 0 {
+				return problem.New(problem.Invalid, "affinity.contradiction", "the VM must be both near VMs with %s=%s and apart from them", a.GetKey(), a.GetValue()).
+					WithHint("leave one of both out, or give it a weight")
+			}
+		}
+	}
+	return nil
+}
+
+// checkFact refuses keys that look like facts and are none.
+func checkFact(key string) error {
+	facts := scheduler.Facts()
+	if slices.Contains(facts, key) || !strings.HasPrefix(key, constraint.FactPrefix) {
+		return nil
+	}
+	p := problem.New(problem.Invalid, "constraint.fact", "nodes have no fact %q", key)
+	if near := nearest.Of(key, facts); near != "" {
+		return p.WithHint("did you mean %s?", near)
+	}
+	return p.WithHint("facts are %s", strings.Join(facts, ", "))
+}
+
+// contradiction refuses constraints of which two can't both be met.
+func contradiction(all []*blixardv1.Constraint) error {
+	for i, a := range all {
+		for _, b := range all[:i] {
+			if a.GetKey() == b.GetKey() && constraint.Contradict(a, b) {
+				return problem.New(problem.Invalid, "constraint.contradiction", "no node can meet both %s and %s", constraint.Text(b), constraint.Text(a)).
+					WithHint("leave one of both out; for one value or another write '%s in a,b'", a.GetKey())
+			}
+		}
+	}
+	return nil
+}
