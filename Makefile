@@ -108,12 +108,14 @@ build/protovalidate:
 	@ln -sfn "$$(cd tools && $(GO) list -m -f '{{.Dir}}' github.com/bufbuild/protovalidate)/proto/protovalidate" $@
 
 .PHONY: generate
-generate: build/protovalidate ## Generate the Go code of the API, docs/CONFIGURATION.md and docs/CLI.md
+generate: build/protovalidate ## Generate the Go code of the API, docs/CONFIGURATION.md, docs/CLI.md and docs/manifest.schema.json
 	@$(TOOL) buf lint
 	@$(TOOL) buf generate
 	@mkdir -p docs
 	@$(GO) run ./daemon/config/page > build/page.md && mv build/page.md docs/CONFIGURATION.md
 	@$(GO) run ./cli/page > build/page.md && mv build/page.md docs/CLI.md
+	@rm -rf build/schema && $(TOOL) buf generate --template buf.gen.schema.yaml
+	@$(GO) run ./internal/manifest/schema build/schema > build/schema.json && mv build/schema.json docs/manifest.schema.json
 
 .PHONY: check-dirty
 check-dirty: generate ## Fail when generated files or go.mod are not current
@@ -149,4 +151,4 @@ demo: ## Show a real microVM from boot to deletion; installs what it needs
 
 .PHONY: clean
 clean: ## Remove what was built; the cache stays
-	@rm -rf bin build/lint build/cover build/coverage build/cover.* build/demo build/protovalidate
+	@rm -rf bin build/lint build/cover build/coverage build/cover.* build/demo build/protovalidate build/schema

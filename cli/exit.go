@@ -22,6 +22,7 @@ const (
 	exitDenied      = 6
 	exitNoCapacity  = 7
 	exitFenced      = 8
+	exitDiffers     = 10 // of diff
 	// run and exec end with the exit code of the guest's command. What goes wrong
 	// before it started has a code of its own, as in env(1) and docker(1): 126
 	// and 127 come from the guest (can't be run, not found), 128 and more from a
@@ -31,7 +32,7 @@ const (
 )
 
 const exitHelp = `Exit codes: 0 done, 1 failure, 2 wrong usage or request, 3 not found, 4 conflict, 5 node unavailable,
-6 denied, 7 no capacity, 8 fenced, 128+N ended by signal N. "run" and "vm exec" pass on the exit code of
+6 denied, 7 no capacity, 8 fenced, 10 "diff" found a difference, 128+N ended by signal N. "run" and "vm exec" pass on the exit code of
 the guest's command: 125 means that blixard failed before it started, 126 that it can't be run, 127 that
 it was not found.`
 

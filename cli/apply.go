@@ -1,0 +1,521 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/manifest"
+	"github.com/blixard/blixard/internal/problem"
+)
+
+// applyFlags are those of apply.
+type applyFlags struct {
+	files        []string
+	dryRun, wait bool
+	restart      bool
+	prune        bool
+	labels       []string
+}
+
+func (a *app) applyCommand() *cobra.Command {
+	var f applyFlags
+	cmd := &cobra.Command{
+		Use: "apply -f FILE|DIR|-", Short: "Make the cluster as files say: VMs, volumes and networks", Args: exactly(),
+		Long: `Make VMs, volumes and networks as files declare them: what is missing is made, what differs is changed, what is equal stays
+untouched. Files are YAML, JSON or TOML, with the fields that "vm inspect" shows; one file may have several objects, each with kind (VM, Volume
+or Network) and name. What is shown by "vm inspect" can be applied.
+
+Networks are made first, then volumes, then VMs. Changes that need a restart of a VM wait for its next one, unless --restart is given. With
+--prune, VMs that have the labels of -l and stand in no file are deleted; volumes and networks never are.`,
+		Example: `  blixard apply -f site.yaml
+  blixard apply -f site/ --wait
+  blixard vm inspect web | sed 's/memoryMib: .*/memoryMib: 512/' | blixard apply -f - --restart
+  blixard apply -f site/ --prune -l site=prod`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			wanted, err := parseLabels(f.labels)
+			if err != nil {
+				return err
+			}
+			if f.prune == (len(wanted) == 0) {
+				return usageError("--prune and -l go together").WithHint("write --prune -l KEY=VALUE: what has that label and stands in no file is deleted")
+			}
+			objects, err := a.readManifests(f.files)
+			if err != nil {
+				return err
+			}
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				return a.apply(ctx, c, objects, &f, wanted)
+			})
+		},
+	}
+	cmd.Flags().StringArrayVarP(&f.files, "filename", "f", nil, "file, directory of files (.yaml, .yml, .json, .toml), or - for standard input; may be repeated")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "change nothing, and show what would change")
+	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until the VMs run")
+	cmd.Flags().BoolVar(&f.restart, "restart", false, "restart VMs where a change needs it")
+	cmd.Flags().BoolVar(&f.prune, "prune", false, "delete VMs with the labels of -l that stand in no file")
+	cmd.Flags().StringArrayVarP(&f.labels, "label", "l", nil, "label KEY=VALUE of what --prune is about; may be repeated")
+	return cmd
+}
+
+func (a *app) diffCommand() *cobra.Command {
+	var files []string
+	cmd := &cobra.Command{
+		Use: "diff -f FILE|DIR|-", Short: "Show how the cluster differs from files", Args: exactly(),
+		Long:    fmt.Sprintf("Show what \"apply\" would change, field by field. The exit code is %d when something differs, and 0 when nothing does.", exitDiffers),
+		Example: "  blixard diff -f site.yaml\n  blixard diff -f site/ || blixard apply -f site/",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			objects, err := a.readManifests(files)
+			if err != nil {
+				return err
+			}
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				steps, err := planApply(ctx, c, objects)
+				if err != nil {
+					return err
+				}
+				if err := a.printSteps(steps, true); err != nil {
+					return err
+				}
+				if slices.ContainsFunc(steps, func(s *step) bool { return s.action != actionKeep }) {
+					return &exitError{code: exitDiffers}
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory of files, or - for standard input; may be repeated")
+	return cmd
+}
+
+func (a *app) deleteCommand() *cobra.Command {
+	var files []string
+	var volumes bool
+	cmd := &cobra.Command{
+		Use: "delete -f FILE|DIR|-", Short: "Delete what files declare", Args: exactly(),
+		Long: `Delete the VMs that files declare, then their networks. Volumes stay, unless --volumes is given: they are then deleted with all that is
+on them. What is not there is passed over.`,
+		Example: "  blixard delete -f site.yaml\n  blixard delete -f site/ --volumes",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			objects, err := a.readManifests(files)
+			if err != nil {
+				return err
+			}
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				return a.deleteObjects(ctx, c, objects, volumes)
+			})
+		},
+	}
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory of files, or - for standard input; may be repeated")
+	cmd.Flags().BoolVar(&volumes, "volumes", false, "delete volumes, too")
+	return cmd
+}
+
+// manifestExtensions are what is read of a directory.
+var manifestExtensions = []string{".yaml", ".yml", ".json", ".toml"}
+
+// readManifests gives the objects of all files, as they are made.
+func (a *app) readManifests(paths []string) ([]*manifest.Object, error) {
+	if len(paths) == 0 {
+		return nil, usageError("the files are missing").WithHint("write -f FILE, -f DIRECTORY, or -f - for standard input")
+	}
+	var objects []*manifest.Object
+	var all []error
+	read := func(name string, from io.Reader) error {
+		data, err := io.ReadAll(io.LimitReader(from, manifest.BytesMax+1))
+		if err != nil {
+			return usageError("%s can't be read", name).WithCause(err).WithHint("name a file that can be read")
+		}
+		some, err := manifest.Read(name, data)
+		if err != nil {
+			all = append(all, err)
+		}
+		if objects = append(objects, some...); len(objects) > manifest.ObjectsMax {
+			return usageError("more than %d objects", manifest.ObjectsMax).WithHint("apply them in several calls")
+		}
+		return nil
+	}
+	for _, path := range paths {
+		if path == "-" {
+			if err := read("standard input", a.stdin); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		files, err := manifestFiles(path)
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			f, err := os.Open(file)
+			if err != nil {
+				return nil, usageError("%s can't be read", file).WithCause(err).WithHint("name a file that can be read")
+			}
+			err = read(file, f)
+			_ = f.Close()
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	if len(all) > 0 {
+		return nil, errors.Join(all...)
+	}
+	if len(objects) == 0 {
+		return nil, usageError("there is no object in %s", strings.Join(paths, ", ")).WithHint("an object begins with kind: VM, Volume or Network")
+	}
+	return objects, manifest.Sort(objects)
+}
+
+// manifestFiles gives a file itself, or those of a directory by name.
+func manifestFiles(path string) ([]string, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, problem.New(problem.NotFound, "manifest.not_found", "there is no file %s", path).WithHint("name a file, a directory, or - for standard input")
+	}
+	if err != nil {
+		return nil, usageError("%s can't be read", path).WithCause(err).WithHint("name a file that can be read")
+	}
+	if !info.IsDir() {
+		return []string{path}, nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, usageError("%s can't be read", path).WithCause(err).WithHint("name a directory that can be read")
+	}
+	var files []string
+	for _, e := range entries {
+		if !e.IsDir() && slices.Contains(manifestExtensions, strings.ToLower(filepath.Ext(e.Name()))) {
+			files = append(files, filepath.Join(path, e.Name()))
+		}
+	}
+	if len(files) == 0 {
+		return nil, problem.New(problem.NotFound, "manifest.not_found", "the directory %s has no file that ends in %s", path, strings.Join(manifestExtensions, ", ")).
+			WithHint("name the directory of your files")
+	}
+	return files, nil
+}
+
+// printSteps shows what was done or, with fields, what would be.
+func (a *app) printSteps(steps []*step, withFields bool) error {
+	type change struct {
+		Path   string `json:"path"`
+		Before string `json:"before,omitempty"`
+		After  string `json:"after,omitempty"`
+	}
+	type line struct {
+		Kind    string   `json:"kind"`
+		Name    string   `json:"name"`
+		Action  string   `json:"action"`
+		Changes []change `json:"changes,omitempty"`
+	}
+	var lines []line
+	for _, s := range steps {
+		one := line{Kind: s.Kind, Name: s.Name, Action: s.action}
+		for _, c := range s.changes {
+			one.Changes = append(one.Changes, change{Path: c.path, Before: c.before, After: c.after})
+		}
+		lines = append(lines, one)
+	}
+	raw, err := json.Marshal(map[string]any{"objects": lines})
+	if err != nil {
+		return err
+	}
+	return a.print(json.RawMessage(raw), func() error {
+		for _, s := range steps {
+			if err := a.printStep(s, withFields); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// valueBytesMax of a value are shown.
+const valueBytesMax = 120
+
+func (a *app) printStep(s *step, withFields bool) error {
+	words := map[string]string{actionCreate: "created", actionUpdate: "changed", actionKeep: "unchanged"}
+	if withFields {
+		words = map[string]string{actionCreate: "would be created", actionUpdate: "would change", actionKeep: "would stay"}
+	}
+	if _, err := fmt.Fprintf(a.stdout, "%s %s %s\n", strings.ToLower(s.Kind), clean(s.Name), words[s.action]); err != nil || !withFields || s.action != actionUpdate {
+		return err
+	}
+	short := func(text string) string {
+		if text == "" {
+			return "(none)"
+		}
+		if len(text) > valueBytesMax {
+			text = text[:valueBytesMax] + "..."
+		}
+		return clean(text)
+	}
+	for _, c := range s.changes {
+		if _, err := fmt.Fprintf(a.stdout, "  %s: %s -> %s\n", clean(c.path), short(c.before), short(c.after)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// apply carries a plan out, in its order. It ends at the first failure: what was made
+// stays, and the next apply goes on.
+func (a *app) apply(ctx context.Context, c *client.Client, objects []*manifest.Object, f *applyFlags, pruned map[string]string) error {
+	steps, err := planApply(ctx, c, objects)
+	if err != nil {
+		return err
+	}
+	var gone []*blixardv1.VM
+	if f.prune {
+		if gone, err = prunable(ctx, c, objects, pruned); err != nil {
+			return err
+		}
+	}
+	if f.dryRun {
+		if err := a.printSteps(steps, true); err != nil {
+			return err
+		}
+		return a.sayPruned(gone, "would be deleted")
+	}
+	var restart []string
+	for _, s := range steps {
+		vm, err := a.carryOut(ctx, c, s, f.restart)
+		if err != nil {
+			return about(s.Object, err)
+		}
+		if len(vm.GetStatus().GetRestartNeeded()) > 0 {
+			restart = append(restart, vm.GetName())
+		}
+	}
+	for _, vm := range gone {
+		resp, err := c.VMs().DeleteVM(ctx, &blixardv1.DeleteVMRequest{Name: vm.GetId(), IdempotencyKey: client.NewKey()})
+		if err == nil {
+			_, err = a.waitGone(ctx, c, resp.GetVm())
+		}
+		if err != nil && !problem.Is(err, problem.NotFound) {
+			return err
+		}
+	}
+	if f.wait {
+		for _, s := range steps {
+			if s.Kind == manifest.KindVM && s.spec.GetDesired() == blixardv1.DesiredState_run {
+				resp, err := c.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: s.Name})
+				if err == nil {
+					_, err = a.waitRunning(ctx, c, resp.GetVm(), s.starts)
+				}
+				if err != nil {
+					return about(s.Object, err)
+				}
+			}
+		}
+	}
+	if err := a.printSteps(steps, false); err != nil {
+		return err
+	}
+	if err := a.sayPruned(gone, "deleted"); err != nil || len(restart) == 0 {
+		return err
+	}
+	_, err = fmt.Fprintf(a.stderr, "what can't change while a VM runs takes effect with the next start: blixard vm restart %s\n", clean(strings.Join(restart, " ")))
+	return err
+}
+
+// prunable are the VMs with the labels that stand in no file.
+func prunable(ctx context.Context, c *client.Client, objects []*manifest.Object, labels map[string]string) ([]*blixardv1.VM, error) {
+	vms, err := c.AllVMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(vms, func(vm *blixardv1.VM) bool {
+		return !hasLabels(vm, labels) || vm.GetDeleting() || slices.ContainsFunc(objects, func(o *manifest.Object) bool { return o.Kind == manifest.KindVM && o.Name == vm.GetName() })
+	}), nil
+}
+
+func (a *app) sayPruned(gone []*blixardv1.VM, words string) error {
+	if a.output == "json" || a.output == "yaml" {
+		return nil
+	}
+	for _, vm := range gone {
+		if _, err := fmt.Fprintf(a.stdout, "vm %s %s\n", clean(vm.GetName()), words); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// carryOut makes or changes one object, and gives a VM as it is then.
+func (a *app) carryOut(ctx context.Context, c *client.Client, s *step, restart bool) (*blixardv1.VM, error) {
+	switch {
+	case s.Kind == manifest.KindVM && s.action == actionKeep:
+		return s.restarted(ctx, c, s.vm, restart)
+	case s.action == actionKeep:
+		return nil, nil
+	case s.Kind == manifest.KindNetwork && s.network == nil:
+		s.Network.IdempotencyKey = client.NewKey()
+		_, err := c.Networks().CreateNetwork(ctx, s.Network)
+		return nil, err
+	case s.Kind == manifest.KindNetwork:
+		_, err := c.Networks().UpdateNetwork(ctx, &blixardv1.UpdateNetworkRequest{
+			Name: s.Name, ExpectedIndex: s.network.GetModifyIndex(), Rules: s.Network.GetRules(), IdempotencyKey: client.NewKey(),
+		})
+		return nil, err
+	case s.Kind == manifest.KindVolume && s.volume == nil:
+		s.Volume.IdempotencyKey = client.NewKey()
+		_, err := c.Volumes().CreateVolume(ctx, s.Volume)
+		return nil, err
+	case s.Kind == manifest.KindVolume:
+		_, err := c.Volumes().ResizeVolume(ctx, &blixardv1.ResizeVolumeRequest{Name: s.Name, SizeBytes: s.Volume.GetSizeBytes(), IdempotencyKey: client.NewKey()})
+		return nil, err
+	case s.vm == nil:
+		s.VM.IdempotencyKey = client.NewKey()
+		resp, err := c.VMs().CreateVM(ctx, s.VM)
+		return resp.GetVm(), err
+	}
+	return a.changeVM(ctx, c, s, restart)
+}
+
+// changeVM makes a VM what a file says: labels, spec, and whether it runs.
+func (a *app) changeVM(ctx context.Context, c *client.Client, s *step, restart bool) (*blixardv1.VM, error) {
+	vm := s.vm
+	if !maps.Equal(vm.GetLabels(), s.VM.GetLabels()) {
+		resp, err := c.VMs().LabelVM(ctx, &blixardv1.LabelVMRequest{Name: vm.GetId(), ExpectedIndex: vm.GetModifyIndex(), Labels: s.VM.GetLabels(), IdempotencyKey: client.NewKey()})
+		if err != nil {
+			return nil, err
+		}
+		vm = proto.CloneOf(vm)
+		vm.ModifyIndex = resp.GetModifyIndex()
+	}
+	running := vm.GetSpec().GetDesired() == blixardv1.DesiredState_run
+	update := func() error {
+		resp, err := c.VMs().UpdateVM(ctx, &blixardv1.UpdateVMRequest{Name: vm.GetId(), ExpectedIndex: vm.GetModifyIndex(), Spec: s.spec, IdempotencyKey: client.NewKey()})
+		if err == nil {
+			vm = resp.GetVm()
+		}
+		return err
+	}
+	err := update()
+	if problem.HasCode(err, "vm.running") && restart {
+		// What it has can only be exchanged while it is stopped.
+		resp, stop := c.VMs().StopVM(ctx, &blixardv1.StopVMRequest{Name: vm.GetId(), IdempotencyKey: client.NewKey()})
+		if stop != nil {
+			return nil, stop
+		}
+		if vm, err = a.waitFor(ctx, c, resp.GetVm(), "stopped", ended); err == nil {
+			err = update()
+		}
+		running = false
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch want := s.spec.GetDesired(); {
+	case want == blixardv1.DesiredState_stop && running:
+		resp, err := c.VMs().StopVM(ctx, &blixardv1.StopVMRequest{Name: vm.GetId(), IdempotencyKey: client.NewKey()})
+		return resp.GetVm(), err
+	case want == blixardv1.DesiredState_run && !running:
+		if ended(vm) {
+			s.starts = vm.GetStatus().GetStartCount() + 1
+		}
+		resp, err := c.VMs().StartVM(ctx, &blixardv1.StartVMRequest{Name: vm.GetId(), IdempotencyKey: client.NewKey()})
+		return resp.GetVm(), err
+	case want == blixardv1.DesiredState_run:
+		return s.restarted(ctx, c, acted(ctx, c, vm), restart)
+	}
+	return vm, nil
+}
+
+// actedMax is how long a node may take to say what of a change waits for a restart.
+const actedMax = 5 * time.Second
+
+// acted waits until the VM's node has seen its newest spec, and gives the VM as it is
+// then; or as it was, when the node says nothing.
+func acted(ctx context.Context, c *client.Client, vm *blixardv1.VM) *blixardv1.VM {
+	ctx, cancel := context.WithTimeout(ctx, actedMax)
+	defer cancel()
+	last, err := c.WaitVM(ctx, vm.GetId(), func(now *blixardv1.VM, deleted bool) (bool, error) {
+		st := now.GetStatus()
+		return deleted || st.GetObservedGeneration() >= vm.GetGeneration() || len(st.GetRestartNeeded()) > 0 || ended(now), nil
+	})
+	if err != nil || last == nil {
+		return vm
+	}
+	return last
+}
+
+// restarted restarts a VM that needs it, if it is to.
+func (s *step) restarted(ctx context.Context, c *client.Client, vm *blixardv1.VM, restart bool) (*blixardv1.VM, error) {
+	if !restart || len(vm.GetStatus().GetRestartNeeded()) == 0 {
+		return vm, nil
+	}
+	s.starts = max(1, vm.GetStatus().GetStartCount()) + 1
+	if _, err := c.VMs().RestartVM(ctx, &blixardv1.RestartVMRequest{Name: vm.GetId(), IdempotencyKey: client.NewKey()}); err != nil {
+		return nil, err
+	}
+	return nil, nil // its needs are met
+}
+
+// deleteObjects deletes in the other order: what needs others first.
+func (a *app) deleteObjects(ctx context.Context, c *client.Client, objects []*manifest.Object, volumes bool) error {
+	var gone []*step
+	// VMs that end together take no longer than one.
+	var ending []*blixardv1.VM
+	for _, o := range objects {
+		if o.Kind != manifest.KindVM {
+			continue
+		}
+		resp, err := c.VMs().DeleteVM(ctx, &blixardv1.DeleteVMRequest{Name: o.Name, IdempotencyKey: client.NewKey()})
+		if problem.Is(err, problem.NotFound) {
+			continue
+		}
+		if err != nil {
+			return about(o, err)
+		}
+		ending = append(ending, resp.GetVm())
+		gone = append(gone, &step{Object: o, action: "delete"})
+	}
+	for _, vm := range ending {
+		if _, err := a.waitGone(ctx, c, vm); err != nil {
+			return err
+		}
+	}
+	for _, o := range slices.Backward(objects) {
+		var err error
+		switch {
+		case o.Kind == manifest.KindNetwork:
+			_, err = c.Networks().DeleteNetwork(ctx, &blixardv1.DeleteNetworkRequest{Name: o.Name, IdempotencyKey: client.NewKey()})
+		case o.Kind == manifest.KindVolume && volumes:
+			_, err = c.Volumes().DeleteVolume(ctx, &blixardv1.DeleteVolumeRequest{Name: o.Name, IdempotencyKey: client.NewKey()})
+		default:
+			continue
+		}
+		if problem.Is(err, problem.NotFound) {
+			continue
+		}
+		if err != nil {
+			return about(o, err)
+		}
+		gone = append(gone, &step{Object: o, action: "delete"})
+	}
+	return a.print(json.RawMessage(fmt.Sprintf(`{"deleted":%d}`, len(gone))), func() error {
+		for _, s := range gone {
+			if _, err := fmt.Fprintf(a.stdout, "%s %s deleted\n", strings.ToLower(s.Kind), clean(s.Name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
