@@ -60,8 +60,13 @@ func OpenSteps(config Config, log Storage, rec *wal.Recovered, applied func(rest
 // Tick moves Raft's clock.
 func (s *Steps) Tick() { s.tick() }
 
-// Turn lets the core take what waits for it.
-func (s *Steps) Turn() { s.messages, s.reads = s.turn(s.messages, s.reads) }
+// Turn lets the core take what waits for it. An answer that it gives may call it again:
+// such a turn within a turn must not use the slices that the outer one holds.
+func (s *Steps) Turn() {
+	messages, reads := s.messages, s.reads
+	s.messages, s.reads = nil, nil
+	s.messages, s.reads = s.turn(messages, reads)
+}
 
 // Waiting tells whether a Turn, an Apply, a BeginAppend and a snapshot have
 // something to do.

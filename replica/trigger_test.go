@@ -104,3 +104,38 @@ func TestSnapshotAfterFullDisk(t *testing.T) {
 		t.Errorf("the newest snapshot is of index %d", got)
 	}
 }
+
+// TestTurnWithinATurn: an answer may let the core take what waits, and no read is lost or
+// answered twice by that (seed 135 of the simulator).
+func TestTurnWithinATurn(t *testing.T) {
+	config := Config{Dir: t.TempDir(), NodeID: "node"}
+	log, rec, err := wal.Open(wal.Config{Dir: config.Dir, NodeID: config.NodeID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()
+	s, err := OpenSteps(config, log, rec, func(uint64, []*raftpb.Entry) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		stepOnce(t, s)
+	}
+	const reads = 40
+	answers := 0
+	for range reads {
+		s.ReadIndexAsync(func(_ uint64, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			answers++
+			s.ReadIndexAsync(func(uint64, error) { answers++ })
+			s.Turn()
+		})
+		stepOnce(t, s)
+	}
+	stepOnce(t, s)
+	if answers != 2*reads {
+		t.Errorf("%d reads were answered %d times", 2*reads, answers)
+	}
+}
