@@ -165,7 +165,7 @@ func drainable(plan *blixardv1.PlanDrainResponse, ignoreVolumes, force bool) err
 	node := plan.GetNode().GetName()
 	if len(held) > 0 && !ignoreVolumes {
 		return problem.New(problem.Conflict, "drain.volumes", "VMs with volumes stay on node %q: %s", node, strings.Join(held, ", ")).
-			WithHint("stop them and move their volumes, or add --ignore-volumes")
+			WithHint("move them first: blixard vm move %s; or add --ignore-volumes", held[0])
 	}
 	if len(homeless) > 0 && !force {
 		return problem.New(problem.NoCapacity, "drain.no_place", "VMs of node %q find no other place: %s", node, strings.Join(homeless, ", ")).

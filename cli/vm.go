@@ -21,7 +21,7 @@ func (a *app) vmCommand() *cobra.Command {
 	return noun("vm", "Declare, change and reach VMs", []string{"vms"},
 		a.vmCreateCommand(), a.vmListCommand(), a.vmStatusCommand(), a.vmExplainCommand(),
 		a.vmStartCommand(), a.vmStopCommand(), a.vmRestartCommand(), a.vmDeleteCommand(), a.vmLabelCommand(),
-		a.vmUpdateCommand(), a.vmRenameCommand(), a.vmPauseCommand(true), a.vmPauseCommand(false), a.vmInspectCommand(),
+		a.vmUpdateCommand(), a.vmRenameCommand(), a.vmMoveCommand(), a.vmPauseCommand(true), a.vmPauseCommand(false), a.vmInspectCommand(),
 		a.vmLogsCommand(), a.vmConsoleCommand(), a.vmExecCommand(), a.vmCopyCommand(), a.vmSSHCommand(), a.vmForwardCommand(),
 		a.vmWatchCommand(), a.vmStatsCommand(), a.vmTopCommand(),
 	)

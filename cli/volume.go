@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -292,32 +291,17 @@ func (a *app) volumeCloneCommand() *cobra.Command {
 func (a *app) volumeMoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "move NAME NODE", Short: "Bring a volume to another node", Args: exactly("NAME", "NODE"),
-		Long: `Bring a volume and its snapshots to another node. A VM that was placed must give it up first, since the VM's
-own disk stays where it is: "vm stop", then "volume detach".
+		Long: `Bring a volume and its snapshots to another node. A VM that was placed must give it up first: "vm stop", then
+"volume detach". "vm move" brings a VM with its volumes.
 What was copied before a break is not copied again; the old node keeps its copy until the new one is whole and checked.`,
 		Example: "  blixard volume move data node-2",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				stream, err := c.Volumes().MoveVolume(ctx, &blixardv1.MoveVolumeRequest{Name: args[0], Node: args[1]})
+				v, err := a.moveVolume(ctx, c, args[0], args[1])
 				if err != nil {
 					return err
 				}
-				bar := a.bar(args[0])
-				for {
-					m, err := stream.Recv()
-					if err != nil {
-						bar.stop()
-						if errors.Is(err, io.EOF) {
-							return problem.New(problem.Unavailable, "volume.move_lost", "the end of the move was not seen").WithHint("run it again: it goes on where it was")
-						}
-						return err
-					}
-					if m.GetVolume() != nil {
-						bar.stop()
-						return a.say(m.GetVolume(), "%s is on %s", m.GetVolume().GetName(), m.GetVolume().GetNode())
-					}
-					bar.set("copying", m.GetDoneBytes(), m.GetTotalBytes())
-				}
+				return a.say(v, "%s is on %s", v.GetName(), v.GetNode())
 			})
 		},
 	}

@@ -51,6 +51,7 @@ type blocked struct {
 	need *blixardv1.Resources
 	// generation of the spec that found none.
 	generation uint64
+	moveTo     string
 	// social ones may also wait for what other VMs do.
 	social bool
 }
@@ -122,7 +123,7 @@ func (c *Core) wake(which func(*blocked) bool) {
 // change is the reason that was just written to it.
 func (c *Core) look(vm *blixardv1.VM) {
 	id := vm.GetId()
-	if b := c.blocked[id]; b != nil && (!needsPlace(vm) || b.generation != vm.GetGeneration()) {
+	if b := c.blocked[id]; b != nil && (!needsPlace(vm) || b.generation != vm.GetGeneration() || b.moveTo != vm.GetMoveTo()) {
 		delete(c.blocked, id)
 	}
 	if isStranded(vm) {
@@ -202,7 +203,7 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 		return nil
 	}
 	c.blocked[vm.GetId()] = &blocked{
-		need: view.Limits().Reservation(vm.GetSpec()), generation: vm.GetGeneration(), social: len(vm.GetSpec().GetScheduling().GetAffinities()) > 0,
+		need: view.Limits().Reservation(vm.GetSpec()), generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(), social: len(vm.GetSpec().GetScheduling().GetAffinities()) > 0,
 	}
 	if st := vm.GetStatus(); st.GetReason() == d.Reason && st.GetMessage() == d.Message {
 		return nil

@@ -41,6 +41,9 @@ func say(reason string, tell bool, format string, args ...any) (string, string) 
 // rules look at what is equal in a class, and at the volumes.
 func (f *Fleet) rules(q *question, s *slot, tell bool) (reason, message string) {
 	name, fp := s.node.GetName(), s.node.GetFingerprint()
+	if q.moveTo != "" && q.moveTo != s.node.GetId() {
+		return say(ReasonConstraint, tell, "node %s is not the one that the VM moves to", name)
+	}
 	// A canonical name has a registry: such an image is brought to any node.
 	if q.holders == nil && !slices.Contains(fp.GetImages(), q.spec.GetImage()) {
 		return say(ReasonNoImage, tell, "node %s has no image %q (it has %s)", name, q.spec.GetImage(), strings.Join(fp.GetImages(), ", "))

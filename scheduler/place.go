@@ -78,6 +78,8 @@ type question struct {
 	// pin is the node that has its volumes, and volume the one that says so; lost is
 	// one that is nowhere.
 	pin, volume, lost string
+	// moveTo is the node that it moves to.
+	moveTo string
 	// holders have its image, when it is not one that all have: holderIDs in order.
 	holders   map[string]bool
 	holderIDs []string
@@ -117,6 +119,9 @@ func (f *Fleet) ask(view View, vm *blixardv1.VM) *question {
 		case v.GetNodeId() != "":
 			q.pin, q.volume = v.GetNodeId(), at.GetVolume()
 		}
+	}
+	if f.slots[vm.GetMoveTo()] != nil {
+		q.moveTo = vm.GetMoveTo()
 	}
 	if strings.Contains(spec.GetImage(), "/") {
 		q.holderIDs = view.Image(spec.GetImage()).GetNodeIds()
@@ -194,6 +199,10 @@ func (f *Fleet) only(q *question) (slots []*slot, some bool) {
 		if s != nil && !slices.Contains(slots, s) {
 			slots = append(slots, s)
 		}
+	}
+	if q.moveTo != "" {
+		one(f.slots[q.moveTo])
+		return slots, true
 	}
 	if q.pin != "" {
 		one(f.slots[q.pin])
@@ -282,16 +291,25 @@ func (f *Fleet) refusal(q *question) Decision {
 	if len(f.order) == 0 {
 		return Decision{Reason: ReasonNoNodes, Message: "no node is known yet"}
 	}
-	var why []string
-	for _, s := range f.order[:min(len(f.order), explainMax)] {
-		_, message := f.judge(q, s, true)
-		why = append(why, message)
-	}
-	if more := len(f.order) - len(why); more > 0 {
-		why = append(why, fmt.Sprintf("and %d more", more))
-	}
 	nearest := 0
 	nearer := func(reason string) { nearest = max(nearest, slices.Index(nearness, reason)) }
+	asked := f.order
+	only, some := f.only(q)
+	if some && len(only) > 0 {
+		asked = only
+	}
+	var why []string
+	for _, s := range asked[:min(len(asked), explainMax)] {
+		reason, message := f.judge(q, s, true)
+		nearer(reason)
+		why = append(why, message)
+	}
+	if more := len(asked) - len(why); more > 0 {
+		why = append(why, fmt.Sprintf("and %d more", more))
+	}
+	if some && len(only) > 0 {
+		return Decision{Reason: nearness[nearest], Message: strings.Join(why, "; ")}
+	}
 	for _, c := range f.partition(q.keys).ranks {
 		any, _ := c.tree.Min()
 		if reason, _ := f.rules(q, any, false); reason != "" {

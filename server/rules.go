@@ -53,6 +53,7 @@ var rules = map[string]rule{
 	"/blixard.v1.VMService/CreateVM":  {route: toLeader, who: operate},
 	"/blixard.v1.VMService/GetVM":     {route: here, who: look},
 	"/blixard.v1.VMService/ExplainVM": {route: here, who: look},
+	"/blixard.v1.VMService/MoveVM":    {route: toLeader, who: operate},
 	"/blixard.v1.VMService/ListVMs":   {route: here, who: look},
 	"/blixard.v1.VMService/StartVM":   {route: toLeader, who: operate},
 	"/blixard.v1.VMService/StopVM":    {route: toLeader, who: operate},

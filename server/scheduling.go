@@ -42,6 +42,72 @@ func (s vmService) ExplainVM(ctx context.Context, req *blixardv1.ExplainVMReques
 	}, nil
 }
 
+// MoveVM chooses or checks the node, and takes the VM off its own.
+func (s vmService) MoveVM(ctx context.Context, req *blixardv1.MoveVMRequest) (*blixardv1.MoveVMResponse, error) {
+	view, err := s.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	vm := view.VM(req.GetName())
+	if vm == nil {
+		return nil, notFound(req.GetName())
+	}
+	cmd := &blixardv1.MoveVMCommand{Name: vm.GetId(), ExpectedIndex: req.GetExpectedIndex(), Force: req.GetForce(), TimeoutMs: req.GetTimeout().AsDuration().Milliseconds()}
+	node := ""
+	if !req.GetCancel() {
+		to, err := s.target(view, vm, req.GetNode())
+		if err != nil {
+			return nil, err
+		}
+		cmd.ToNodeId, node = to.GetId(), to.GetName()
+	}
+	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_MoveVm{MoveVm: cmd}})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.MoveVMResponse{Vm: r.VM, Node: node}, nil
+}
+
+// target gives the node that a VM moves to: the named one, that of a move that has begun,
+// or the best other one. Its volumes come along and so don't count.
+func (s *Server) target(view *state.View, vm *blixardv1.VM, name string) (*blixardv1.Node, error) {
+	at := view.Allocation(vm.GetStatus().GetAllocationId()).GetNodeId()
+	if name == "" && vm.GetMoveTo() != "" {
+		name = vm.GetMoveTo()
+	}
+	fleet := scheduler.NewFleet(s.cfg.Strategy)
+	fleet.Follow(view)
+	probe := &blixardv1.VM{Id: vm.GetId(), Name: vm.GetName(), Spec: proto.CloneOf(vm.GetSpec()), Labels: vm.GetLabels()}
+	probe.Spec.Volumes = nil
+	if name == "" {
+		for _, v := range vm.GetSpec().GetVolumes() {
+			if at == "" {
+				at = view.Volume(v.GetVolume()).GetNodeId()
+			}
+		}
+		fleet.Bar(at, "is where the VM is")
+		d := fleet.Place(view, probe)
+		if d.Node == nil {
+			return nil, problem.New(problem.NoCapacity, "move.no_place", "no other node can have VM %q: %s", vm.GetName(), d.Message).
+				WithHint("make room or add a node; `blixard vm explain %s` tells of each", vm.GetName())
+		}
+		return d.Node, nil
+	}
+	to := view.Node(name)
+	if to == nil || to.GetState() == blixardv1.NodeState_left {
+		return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", name).WithHint("`blixard node list` shows the nodes")
+	}
+	if to.GetId() == at {
+		return to, nil
+	}
+	probe.MoveTo = to.GetId()
+	if d := fleet.Place(view, probe); d.Node == nil {
+		return nil, problem.New(problem.NoCapacity, "move.impossible", "VM %q can't run there: %s", vm.GetName(), d.Message).
+			WithHint("choose another node, or leave --to out")
+	}
+	return to, nil
+}
+
 // PlanDrain places the node's VMs one after the other, as if it were not there.
 func (s nodeService) PlanDrain(ctx context.Context, req *blixardv1.PlanDrainRequest) (*blixardv1.PlanDrainResponse, error) {
 	view, err := s.read(ctx)

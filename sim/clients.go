@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -175,6 +176,10 @@ func (w *world) change(op operation) *blixardv1.Command {
 		cmd.Change = &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{Name: op.name}}
 	case "drain", "ready":
 		cmd.Change = &blixardv1.Command_DrainNode{DrainNode: &blixardv1.DrainNodeCommand{Node: w.any().nodeID, Drain: op.kind == "drain"}}
+	case "cordon", "uncordon":
+		cmd.Change = &blixardv1.Command_UpdateNode{UpdateNode: &blixardv1.UpdateNodeCommand{Node: w.any().nodeID, Cordoned: proto.Bool(op.kind == "cordon")}}
+	case "move":
+		cmd.Change = &blixardv1.Command_MoveVm{MoveVm: &blixardv1.MoveVMCommand{Name: op.name, ToNodeId: w.any().nodeID}}
 	case "start", "stop":
 		desired := blixardv1.DesiredState_run
 		if op.kind == "stop" {
@@ -185,14 +190,14 @@ func (w *world) change(op operation) *blixardv1.Command {
 	return cmd
 }
 
-// user makes, stops, starts and deletes VMs that run, and empties nodes of them.
+// user makes, stops, starts, moves and deletes VMs that run, and empties nodes of them.
 func (w *world) user() {
 	var next func()
 	next = func() {
 		if w.quiet {
 			return
 		}
-		kinds := []string{"create", "create", "create", "create", "stop", "start", "delete", "drain", "ready", "ready"}
+		kinds := []string{"create", "create", "create", "create", "stop", "start", "delete", "drain", "ready", "ready", "move", "move", "cordon", "uncordon"}
 		op := operation{name: fmt.Sprintf("w%d", w.IntN(workers)), kind: kinds[w.IntN(len(kinds))]}
 		w.request(&request{cmd: w.change(op), tries: 3, done: func(_ state.Result, err error, _ bool) {
 			if err == nil {

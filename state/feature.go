@@ -13,7 +13,8 @@ import (
 //	3  images, volumes, networks and secrets, and VMs that name them; update and rename VMs
 //	4  give up placements of nodes that are down
 //	5  labels of nodes, cordoned nodes, and VMs that say where they may run
-const FeatureLevel = 5
+//	6  move VMs
+const FeatureLevel = 6
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -22,7 +23,7 @@ var levels = map[protoreflect.Name]uint32{
 	"update_vm": 3, "rename_vm": 3, "put_image": 3, "drop_image": 3,
 	"create_volume": 3, "resize_volume": 3, "delete_volume": 3, "release_volume": 3, "move_volume": 3, "snapshot_volume": 3,
 	"create_network": 3, "update_network": 3, "delete_network": 3, "set_secret": 3, "delete_secret": 3,
-	"lose": 4, "update_node": 5,
+	"lose": 4, "update_node": 5, "move_vm": 6,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.

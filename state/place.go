@@ -57,7 +57,7 @@ func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
 	}
 	b.putAllocation(a)
 	next := copyVM(vm)
-	next.Status = status
+	next.Status, next.MoveTo = status, ""
 	b.putVM(next)
 	b.allocationEvent(a, "allocation.placed", status)
 	return nil
@@ -72,6 +72,9 @@ func (b *batch) placeable(p *blixardv1.Placement) (*blixardv1.VM, *blixardv1.Nod
 	if vm.GetModifyIndex() != p.GetVmModifyIndex() {
 		return nil, nil, problem.New(problem.Conflict, "placement.stale",
 			"VM %q was changed at index %d after it was planned at %d", vm.GetName(), vm.GetModifyIndex(), p.GetVmModifyIndex())
+	}
+	if to := b.node(vm.GetMoveTo()); to != nil && to.GetId() != p.GetNodeId() && to.GetState() != blixardv1.NodeState_left {
+		return nil, nil, problem.New(problem.Conflict, "placement.moving", "VM %q moves to node %q", vm.GetName(), to.GetName())
 	}
 	if vm.GetDeleting() || vm.GetSpec().GetDesired() != blixardv1.DesiredState_run {
 		return nil, nil, problem.New(problem.Conflict, "placement.unwanted", "VM %q shall not run", vm.GetName())

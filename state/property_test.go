@@ -21,7 +21,7 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 	node := func() string { return pick("node", "n1", "n2") }
 	cmd := &blixardv1.Command{Key: pick("key", "", "", "", "k1", "k2"), Actor: pick("actor", "user:0", "user:1")}
 	states := rapid.Int32Range(0, int32(len(moves)))
-	switch rapid.IntRange(0, 9).Draw(t, "kind") {
+	switch rapid.IntRange(0, 11).Draw(t, "kind") {
 	case 0:
 		name := pick("name", "a", "b", "c")
 		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
@@ -78,6 +78,12 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 			}
 		}
 		cmd.Change = &blixardv1.Command_Lose{Lose: lose}
+	case 9:
+		cmd.Change = &blixardv1.Command_MoveVm{MoveVm: &blixardv1.MoveVMCommand{Name: vm(), ToNodeId: pick("to", "", "n1", "n2", "n3"), Force: rapid.Bool().Draw(t, "force")}}
+	case 10:
+		cmd.Change = &blixardv1.Command_UpdateNode{UpdateNode: &blixardv1.UpdateNodeCommand{
+			Node: node(), Cordoned: proto.Bool(rapid.Bool().Draw(t, "cordoned")), SetLabels: map[string]string{"l": pick("value", "1", "2")},
+		}}
 	default:
 		cmd.Change = &blixardv1.Command_SetVmReason{SetVmReason: &blixardv1.SetVMReasonCommand{VmId: vm(), Reason: pick("reason", "x", "y")}}
 	}

@@ -76,6 +76,7 @@ type Command struct {
 	//	*Command_DeleteSecret
 	//	*Command_Lose
 	//	*Command_UpdateNode
+	//	*Command_MoveVm
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -479,6 +480,15 @@ func (x *Command) GetUpdateNode() *UpdateNodeCommand {
 	return nil
 }
 
+func (x *Command) GetMoveVm() *MoveVMCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_MoveVm); ok {
+			return x.MoveVm
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -631,6 +641,10 @@ type Command_UpdateNode struct {
 	UpdateNode *UpdateNodeCommand `protobuf:"bytes,46,opt,name=update_node,json=updateNode,proto3,oneof"`
 }
 
+type Command_MoveVm struct {
+	MoveVm *MoveVMCommand `protobuf:"bytes,47,opt,name=move_vm,json=moveVm,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -704,6 +718,8 @@ func (*Command_DeleteSecret) isCommand_Change() {}
 func (*Command_Lose) isCommand_Change() {}
 
 func (*Command_UpdateNode) isCommand_Change() {}
+
+func (*Command_MoveVm) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -835,6 +851,84 @@ func (x *UpdateVMCommand) GetSpec() *VMSpec {
 	return nil
 }
 
+// MoveVMCommand takes a VM off its node, to be placed on another one.
+type MoveVMCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	// to_node_id of the node; empty ends a move that has not come to its end.
+	ToNodeId      string `protobuf:"bytes,3,opt,name=to_node_id,json=toNodeId,proto3" json:"to_node_id,omitempty"`
+	Force         bool   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	TimeoutMs     int64  `protobuf:"varint,5,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVMCommand) Reset() {
+	*x = MoveVMCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVMCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVMCommand) ProtoMessage() {}
+
+func (x *MoveVMCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVMCommand.ProtoReflect.Descriptor instead.
+func (*MoveVMCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *MoveVMCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MoveVMCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *MoveVMCommand) GetToNodeId() string {
+	if x != nil {
+		return x.ToNodeId
+	}
+	return ""
+}
+
+func (x *MoveVMCommand) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *MoveVMCommand) GetTimeoutMs() int64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
 type RenameVMCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -846,7 +940,7 @@ type RenameVMCommand struct {
 
 func (x *RenameVMCommand) Reset() {
 	*x = RenameVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[3]
+	mi := &file_blixard_v1_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +952,7 @@ func (x *RenameVMCommand) String() string {
 func (*RenameVMCommand) ProtoMessage() {}
 
 func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[3]
+	mi := &file_blixard_v1_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +965,7 @@ func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMCommand.ProtoReflect.Descriptor instead.
 func (*RenameVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{3}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RenameVMCommand) GetName() string {
@@ -909,7 +1003,7 @@ type PutImageCommand struct {
 
 func (x *PutImageCommand) Reset() {
 	*x = PutImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	mi := &file_blixard_v1_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1015,7 @@ func (x *PutImageCommand) String() string {
 func (*PutImageCommand) ProtoMessage() {}
 
 func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	mi := &file_blixard_v1_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1028,7 @@ func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutImageCommand.ProtoReflect.Descriptor instead.
 func (*PutImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PutImageCommand) GetImage() *Image {
@@ -977,7 +1071,7 @@ type DropImageCommand struct {
 
 func (x *DropImageCommand) Reset() {
 	*x = DropImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	mi := &file_blixard_v1_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1083,7 @@ func (x *DropImageCommand) String() string {
 func (*DropImageCommand) ProtoMessage() {}
 
 func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	mi := &file_blixard_v1_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1096,7 @@ func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropImageCommand.ProtoReflect.Descriptor instead.
 func (*DropImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DropImageCommand) GetNames() []string {
@@ -1036,7 +1130,7 @@ type CreateVolumeCommand struct {
 
 func (x *CreateVolumeCommand) Reset() {
 	*x = CreateVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	mi := &file_blixard_v1_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1142,7 @@ func (x *CreateVolumeCommand) String() string {
 func (*CreateVolumeCommand) ProtoMessage() {}
 
 func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	mi := &file_blixard_v1_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1155,7 @@ func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeCommand.ProtoReflect.Descriptor instead.
 func (*CreateVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateVolumeCommand) GetId() string {
@@ -1126,7 +1220,7 @@ type ResizeVolumeCommand struct {
 
 func (x *ResizeVolumeCommand) Reset() {
 	*x = ResizeVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	mi := &file_blixard_v1_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1232,7 @@ func (x *ResizeVolumeCommand) String() string {
 func (*ResizeVolumeCommand) ProtoMessage() {}
 
 func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	mi := &file_blixard_v1_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1245,7 @@ func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ResizeVolumeCommand) GetName() string {
@@ -1184,7 +1278,7 @@ type DeleteVolumeCommand struct {
 
 func (x *DeleteVolumeCommand) Reset() {
 	*x = DeleteVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1290,7 @@ func (x *DeleteVolumeCommand) String() string {
 func (*DeleteVolumeCommand) ProtoMessage() {}
 
 func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1303,7 @@ func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeleteVolumeCommand) GetName() string {
@@ -1230,7 +1324,7 @@ type ReleaseVolumeCommand struct {
 
 func (x *ReleaseVolumeCommand) Reset() {
 	*x = ReleaseVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1336,7 @@ func (x *ReleaseVolumeCommand) String() string {
 func (*ReleaseVolumeCommand) ProtoMessage() {}
 
 func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1349,7 @@ func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ReleaseVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReleaseVolumeCommand) GetVolumeId() string {
@@ -1286,7 +1380,7 @@ type MoveVolumeCommand struct {
 
 func (x *MoveVolumeCommand) Reset() {
 	*x = MoveVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1392,7 @@ func (x *MoveVolumeCommand) String() string {
 func (*MoveVolumeCommand) ProtoMessage() {}
 
 func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1405,7 @@ func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeCommand.ProtoReflect.Descriptor instead.
 func (*MoveVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MoveVolumeCommand) GetVolumeId() string {
@@ -1354,7 +1448,7 @@ type SnapshotVolumeCommand struct {
 
 func (x *SnapshotVolumeCommand) Reset() {
 	*x = SnapshotVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1460,7 @@ func (x *SnapshotVolumeCommand) String() string {
 func (*SnapshotVolumeCommand) ProtoMessage() {}
 
 func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1473,7 @@ func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotVolumeCommand.ProtoReflect.Descriptor instead.
 func (*SnapshotVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SnapshotVolumeCommand) GetVolumeId() string {
@@ -1413,7 +1507,7 @@ type CreateNetworkCommand struct {
 
 func (x *CreateNetworkCommand) Reset() {
 	*x = CreateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1519,7 @@ func (x *CreateNetworkCommand) String() string {
 func (*CreateNetworkCommand) ProtoMessage() {}
 
 func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1532,7 @@ func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*CreateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateNetworkCommand) GetNetwork() *Network {
@@ -1459,7 +1553,7 @@ type UpdateNetworkCommand struct {
 
 func (x *UpdateNetworkCommand) Reset() {
 	*x = UpdateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1565,7 @@ func (x *UpdateNetworkCommand) String() string {
 func (*UpdateNetworkCommand) ProtoMessage() {}
 
 func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1578,7 @@ func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpdateNetworkCommand) GetName() string {
@@ -1517,7 +1611,7 @@ type DeleteNetworkCommand struct {
 
 func (x *DeleteNetworkCommand) Reset() {
 	*x = DeleteNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1623,7 @@ func (x *DeleteNetworkCommand) String() string {
 func (*DeleteNetworkCommand) ProtoMessage() {}
 
 func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1636,7 @@ func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNetworkCommand.ProtoReflect.Descriptor instead.
 func (*DeleteNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteNetworkCommand) GetName() string {
@@ -1565,7 +1659,7 @@ type SetSecretCommand struct {
 
 func (x *SetSecretCommand) Reset() {
 	*x = SetSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1671,7 @@ func (x *SetSecretCommand) String() string {
 func (*SetSecretCommand) ProtoMessage() {}
 
 func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1684,7 @@ func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretCommand.ProtoReflect.Descriptor instead.
 func (*SetSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetSecretCommand) GetName() string {
@@ -1630,7 +1724,7 @@ type DeleteSecretCommand struct {
 
 func (x *DeleteSecretCommand) Reset() {
 	*x = DeleteSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1736,7 @@ func (x *DeleteSecretCommand) String() string {
 func (*DeleteSecretCommand) ProtoMessage() {}
 
 func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1749,7 @@ func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretCommand.ProtoReflect.Descriptor instead.
 func (*DeleteSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteSecretCommand) GetName() string {
@@ -1682,7 +1776,7 @@ type SetVMDesiredCommand struct {
 
 func (x *SetVMDesiredCommand) Reset() {
 	*x = SetVMDesiredCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +1788,7 @@ func (x *SetVMDesiredCommand) String() string {
 func (*SetVMDesiredCommand) ProtoMessage() {}
 
 func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +1801,7 @@ func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMDesiredCommand.ProtoReflect.Descriptor instead.
 func (*SetVMDesiredCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetVMDesiredCommand) GetName() string {
@@ -1765,7 +1859,7 @@ type DeleteVMCommand struct {
 
 func (x *DeleteVMCommand) Reset() {
 	*x = DeleteVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1871,7 @@ func (x *DeleteVMCommand) String() string {
 func (*DeleteVMCommand) ProtoMessage() {}
 
 func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1884,7 @@ func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteVMCommand) GetName() string {
@@ -1833,7 +1927,7 @@ type LabelVMCommand struct {
 
 func (x *LabelVMCommand) Reset() {
 	*x = LabelVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1939,7 @@ func (x *LabelVMCommand) String() string {
 func (*LabelVMCommand) ProtoMessage() {}
 
 func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1952,7 @@ func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelVMCommand.ProtoReflect.Descriptor instead.
 func (*LabelVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LabelVMCommand) GetName() string {
@@ -1897,7 +1991,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2003,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2016,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Placement) GetVmId() string {
@@ -1964,7 +2058,7 @@ type PlaceCommand struct {
 
 func (x *PlaceCommand) Reset() {
 	*x = PlaceCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2070,7 @@ func (x *PlaceCommand) String() string {
 func (*PlaceCommand) ProtoMessage() {}
 
 func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2083,7 @@ func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceCommand.ProtoReflect.Descriptor instead.
 func (*PlaceCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PlaceCommand) GetPlacements() []*Placement {
@@ -2010,7 +2104,7 @@ type ReportCommand struct {
 
 func (x *ReportCommand) Reset() {
 	*x = ReportCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2116,7 @@ func (x *ReportCommand) String() string {
 func (*ReportCommand) ProtoMessage() {}
 
 func (x *ReportCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2129,7 @@ func (x *ReportCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportCommand.ProtoReflect.Descriptor instead.
 func (*ReportCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReportCommand) GetNodeId() string {
@@ -2065,7 +2159,7 @@ type RegisterNodeCommand struct {
 
 func (x *RegisterNodeCommand) Reset() {
 	*x = RegisterNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2077,7 +2171,7 @@ func (x *RegisterNodeCommand) String() string {
 func (*RegisterNodeCommand) ProtoMessage() {}
 
 func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2090,7 +2184,7 @@ func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeCommand.ProtoReflect.Descriptor instead.
 func (*RegisterNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RegisterNodeCommand) GetNodeId() string {
@@ -2133,7 +2227,7 @@ type SetVMReasonCommand struct {
 
 func (x *SetVMReasonCommand) Reset() {
 	*x = SetVMReasonCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2239,7 @@ func (x *SetVMReasonCommand) String() string {
 func (*SetVMReasonCommand) ProtoMessage() {}
 
 func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2252,7 @@ func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMReasonCommand.ProtoReflect.Descriptor instead.
 func (*SetVMReasonCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetVMReasonCommand) GetVmId() string {
@@ -2196,7 +2290,7 @@ type FormClusterCommand struct {
 
 func (x *FormClusterCommand) Reset() {
 	*x = FormClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2302,7 @@ func (x *FormClusterCommand) String() string {
 func (*FormClusterCommand) ProtoMessage() {}
 
 func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2315,7 @@ func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
 func (*FormClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FormClusterCommand) GetClusterId() string {
@@ -2267,7 +2361,7 @@ type RecoverClusterCommand struct {
 
 func (x *RecoverClusterCommand) Reset() {
 	*x = RecoverClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2373,7 @@ func (x *RecoverClusterCommand) String() string {
 func (*RecoverClusterCommand) ProtoMessage() {}
 
 func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2386,7 @@ func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
 func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RecoverClusterCommand) GetClusterId() string {
@@ -2339,7 +2433,7 @@ type RotateAuthorityCommand struct {
 
 func (x *RotateAuthorityCommand) Reset() {
 	*x = RotateAuthorityCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2445,7 @@ func (x *RotateAuthorityCommand) String() string {
 func (*RotateAuthorityCommand) ProtoMessage() {}
 
 func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2458,7 @@ func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
@@ -2405,7 +2499,7 @@ type DropAuthoritiesCommand struct {
 
 func (x *DropAuthoritiesCommand) Reset() {
 	*x = DropAuthoritiesCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2417,7 +2511,7 @@ func (x *DropAuthoritiesCommand) String() string {
 func (*DropAuthoritiesCommand) ProtoMessage() {}
 
 func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2430,7 +2524,7 @@ func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 // CreateTokenCommand makes a token known; its secret stays with who made it.
@@ -2447,7 +2541,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2553,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2566,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -2519,7 +2613,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2625,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2638,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -2567,7 +2661,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +2673,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +2686,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -2632,7 +2726,7 @@ type ChangeMemberCommand struct {
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2644,7 +2738,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +2751,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -2713,7 +2807,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +2819,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +2832,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -2766,7 +2860,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +2872,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +2885,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -2822,7 +2916,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2834,7 +2928,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2847,7 +2941,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -2875,7 +2969,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2887,7 +2981,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2900,7 +2994,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -2932,7 +3026,7 @@ type UpdateNodeCommand struct {
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2944,7 +3038,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2957,7 +3051,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -3004,7 +3098,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3016,7 +3110,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,7 +3123,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3094,7 +3188,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3106,7 +3200,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3119,7 +3213,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -3356,7 +3450,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3368,7 +3462,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3381,7 +3475,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -3411,7 +3505,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3423,7 +3517,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3436,7 +3530,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -3474,7 +3568,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3486,7 +3580,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3499,7 +3593,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -3570,7 +3664,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x14\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x14\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3618,7 +3712,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\rdelete_secret\x18, \x01(\v2\x1f.blixard.v1.DeleteSecretCommandH\x00R\fdeleteSecret\x12-\n" +
 	"\x04lose\x18- \x01(\v2\x17.blixard.v1.LoseCommandH\x00R\x04lose\x12@\n" +
 	"\vupdate_node\x18. \x01(\v2\x1d.blixard.v1.UpdateNodeCommandH\x00R\n" +
-	"updateNodeB\b\n" +
+	"updateNode\x124\n" +
+	"\amove_vm\x18/ \x01(\v2\x19.blixard.v1.MoveVMCommandH\x00R\x06moveVmB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3631,7 +3726,15 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x0fUpdateVMCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12&\n" +
-	"\x04spec\x18\x03 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\"g\n" +
+	"\x04spec\x18\x03 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\"\x9d\x01\n" +
+	"\rMoveVMCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12\x1c\n" +
+	"\n" +
+	"to_node_id\x18\x03 \x01(\tR\btoNodeId\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x05 \x01(\x03R\ttimeoutMs\"g\n" +
 	"\x0fRenameVMCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12\x19\n" +
@@ -3855,159 +3958,161 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),        // 1: blixard.v1.CreateVMCommand
 	(*UpdateVMCommand)(nil),        // 2: blixard.v1.UpdateVMCommand
-	(*RenameVMCommand)(nil),        // 3: blixard.v1.RenameVMCommand
-	(*PutImageCommand)(nil),        // 4: blixard.v1.PutImageCommand
-	(*DropImageCommand)(nil),       // 5: blixard.v1.DropImageCommand
-	(*CreateVolumeCommand)(nil),    // 6: blixard.v1.CreateVolumeCommand
-	(*ResizeVolumeCommand)(nil),    // 7: blixard.v1.ResizeVolumeCommand
-	(*DeleteVolumeCommand)(nil),    // 8: blixard.v1.DeleteVolumeCommand
-	(*ReleaseVolumeCommand)(nil),   // 9: blixard.v1.ReleaseVolumeCommand
-	(*MoveVolumeCommand)(nil),      // 10: blixard.v1.MoveVolumeCommand
-	(*SnapshotVolumeCommand)(nil),  // 11: blixard.v1.SnapshotVolumeCommand
-	(*CreateNetworkCommand)(nil),   // 12: blixard.v1.CreateNetworkCommand
-	(*UpdateNetworkCommand)(nil),   // 13: blixard.v1.UpdateNetworkCommand
-	(*DeleteNetworkCommand)(nil),   // 14: blixard.v1.DeleteNetworkCommand
-	(*SetSecretCommand)(nil),       // 15: blixard.v1.SetSecretCommand
-	(*DeleteSecretCommand)(nil),    // 16: blixard.v1.DeleteSecretCommand
-	(*SetVMDesiredCommand)(nil),    // 17: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),        // 18: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),         // 19: blixard.v1.LabelVMCommand
-	(*Placement)(nil),              // 20: blixard.v1.Placement
-	(*PlaceCommand)(nil),           // 21: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),          // 22: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),    // 23: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),     // 24: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),     // 25: blixard.v1.FormClusterCommand
-	(*RecoverClusterCommand)(nil),  // 26: blixard.v1.RecoverClusterCommand
-	(*RotateAuthorityCommand)(nil), // 27: blixard.v1.RotateAuthorityCommand
-	(*DropAuthoritiesCommand)(nil), // 28: blixard.v1.DropAuthoritiesCommand
-	(*CreateTokenCommand)(nil),     // 29: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),     // 30: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),    // 31: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),    // 32: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),    // 33: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),           // 34: blixard.v1.EvictCommand
-	(*LoseCommand)(nil),            // 35: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),       // 36: blixard.v1.DrainNodeCommand
-	(*UpdateNodeCommand)(nil),      // 37: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 38: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 39: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 40: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 41: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 42: blixard.v1.IdempotencyRecord
-	nil,                            // 43: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 44: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 45: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 46: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 47: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 48: blixard.v1.VMSpec
-	(*Image)(nil),                  // 49: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 50: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 51: blixard.v1.Network
-	(*NetworkRules)(nil),           // 52: blixard.v1.NetworkRules
-	(DesiredState_Enum)(0),         // 53: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 54: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 55: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 56: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 57: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 58: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 59: google.protobuf.Duration
-	(*VM)(nil),                     // 60: blixard.v1.VM
-	(*Allocation)(nil),             // 61: blixard.v1.Allocation
-	(*Node)(nil),                   // 62: blixard.v1.Node
-	(*Event)(nil),                  // 63: blixard.v1.Event
-	(*Cluster)(nil),                // 64: blixard.v1.Cluster
-	(*Token)(nil),                  // 65: blixard.v1.Token
-	(*Volume)(nil),                 // 66: blixard.v1.Volume
-	(*Secret)(nil),                 // 67: blixard.v1.Secret
-	(*Problem)(nil),                // 68: blixard.v1.Problem
+	(*MoveVMCommand)(nil),          // 3: blixard.v1.MoveVMCommand
+	(*RenameVMCommand)(nil),        // 4: blixard.v1.RenameVMCommand
+	(*PutImageCommand)(nil),        // 5: blixard.v1.PutImageCommand
+	(*DropImageCommand)(nil),       // 6: blixard.v1.DropImageCommand
+	(*CreateVolumeCommand)(nil),    // 7: blixard.v1.CreateVolumeCommand
+	(*ResizeVolumeCommand)(nil),    // 8: blixard.v1.ResizeVolumeCommand
+	(*DeleteVolumeCommand)(nil),    // 9: blixard.v1.DeleteVolumeCommand
+	(*ReleaseVolumeCommand)(nil),   // 10: blixard.v1.ReleaseVolumeCommand
+	(*MoveVolumeCommand)(nil),      // 11: blixard.v1.MoveVolumeCommand
+	(*SnapshotVolumeCommand)(nil),  // 12: blixard.v1.SnapshotVolumeCommand
+	(*CreateNetworkCommand)(nil),   // 13: blixard.v1.CreateNetworkCommand
+	(*UpdateNetworkCommand)(nil),   // 14: blixard.v1.UpdateNetworkCommand
+	(*DeleteNetworkCommand)(nil),   // 15: blixard.v1.DeleteNetworkCommand
+	(*SetSecretCommand)(nil),       // 16: blixard.v1.SetSecretCommand
+	(*DeleteSecretCommand)(nil),    // 17: blixard.v1.DeleteSecretCommand
+	(*SetVMDesiredCommand)(nil),    // 18: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),        // 19: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),         // 20: blixard.v1.LabelVMCommand
+	(*Placement)(nil),              // 21: blixard.v1.Placement
+	(*PlaceCommand)(nil),           // 22: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),          // 23: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),    // 24: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),     // 25: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),     // 26: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),  // 27: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil), // 28: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil), // 29: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),     // 30: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),     // 31: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),    // 32: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),    // 33: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),    // 34: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),           // 35: blixard.v1.EvictCommand
+	(*LoseCommand)(nil),            // 36: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),       // 37: blixard.v1.DrainNodeCommand
+	(*UpdateNodeCommand)(nil),      // 38: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 39: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 40: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 41: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 42: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 43: blixard.v1.IdempotencyRecord
+	nil,                            // 44: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 45: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 46: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 47: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 48: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 49: blixard.v1.VMSpec
+	(*Image)(nil),                  // 50: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 51: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 52: blixard.v1.Network
+	(*NetworkRules)(nil),           // 53: blixard.v1.NetworkRules
+	(DesiredState_Enum)(0),         // 54: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 55: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 56: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 57: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 58: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),            // 59: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 60: google.protobuf.Duration
+	(*VM)(nil),                     // 61: blixard.v1.VM
+	(*Allocation)(nil),             // 62: blixard.v1.Allocation
+	(*Node)(nil),                   // 63: blixard.v1.Node
+	(*Event)(nil),                  // 64: blixard.v1.Event
+	(*Cluster)(nil),                // 65: blixard.v1.Cluster
+	(*Token)(nil),                  // 66: blixard.v1.Token
+	(*Volume)(nil),                 // 67: blixard.v1.Volume
+	(*Secret)(nil),                 // 68: blixard.v1.Secret
+	(*Problem)(nil),                // 69: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	47, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	48, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	17, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	18, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	19, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	21, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	22, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	23, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	24, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	25, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	29, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	30, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	31, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	32, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	33, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	38, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	36, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	34, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	26, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	27, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	28, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	18, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	19, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	20, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	22, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	23, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	24, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	25, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	26, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	30, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	31, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	32, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	33, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	34, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	39, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	37, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	35, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	27, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	28, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	29, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
 	2,  // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
-	3,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
-	4,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
-	5,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
-	6,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
-	7,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
-	8,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
-	9,  // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
-	10, // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
-	11, // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
-	12, // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
-	13, // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
-	14, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
-	15, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
-	16, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	35, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	37, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
-	48, // 38: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	43, // 39: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	48, // 40: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	49, // 41: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	44, // 42: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	50, // 43: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	51, // 44: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	52, // 45: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	53, // 46: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	45, // 47: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	20, // 48: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	54, // 49: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	55, // 50: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	56, // 51: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	57, // 52: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	47, // 53: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	56, // 54: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	57, // 55: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	46, // 56: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	58, // 57: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	59, // 58: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	40, // 59: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	60, // 60: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	61, // 61: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	62, // 62: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	63, // 63: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	42, // 64: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	41, // 65: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	64, // 66: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	56, // 67: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	65, // 68: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	49, // 69: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	66, // 70: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	51, // 71: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	67, // 72: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	47, // 73: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	68, // 74: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	75, // [75:75] is the sub-list for method output_type
-	75, // [75:75] is the sub-list for method input_type
-	75, // [75:75] is the sub-list for extension type_name
-	75, // [75:75] is the sub-list for extension extendee
-	0,  // [0:75] is the sub-list for field type_name
+	4,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
+	5,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
+	6,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
+	7,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
+	8,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
+	9,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
+	10, // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
+	11, // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
+	12, // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
+	13, // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
+	14, // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
+	15, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
+	16, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
+	17, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
+	36, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	38, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	3,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
+	49, // 39: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	44, // 40: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	49, // 41: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	50, // 42: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	45, // 43: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	51, // 44: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	52, // 45: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	53, // 46: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	54, // 47: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	46, // 48: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	21, // 49: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	55, // 50: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	56, // 51: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	57, // 52: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	58, // 53: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	48, // 54: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	57, // 55: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	58, // 56: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	47, // 57: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	59, // 58: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	60, // 59: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	41, // 60: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	61, // 61: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	62, // 62: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	63, // 63: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	64, // 64: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	43, // 65: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	42, // 66: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	65, // 67: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	57, // 68: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	66, // 69: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	50, // 70: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	67, // 71: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	52, // 72: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	68, // 73: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	48, // 74: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	69, // 75: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	76, // [76:76] is the sub-list for method output_type
+	76, // [76:76] is the sub-list for method input_type
+	76, // [76:76] is the sub-list for extension type_name
+	76, // [76:76] is the sub-list for extension extendee
+	0,  // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -4060,9 +4165,10 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_DeleteSecret)(nil),
 		(*Command_Lose)(nil),
 		(*Command_UpdateNode)(nil),
+		(*Command_MoveVm)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[37].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[39].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[38].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[40].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -4084,7 +4190,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -672,7 +672,10 @@ type VM struct {
 	Labels   map[string]string `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// interfaces are the addresses leased to the VM, one for each of the spec's
 	// networks, in their order. They last as long as the VM.
-	Interfaces    []*Interface `protobuf:"bytes,11,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Interfaces []*Interface `protobuf:"bytes,11,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	// move_to is the id of the node on which alone the VM is placed next; empty when it
+	// does not move.
+	MoveTo        string `protobuf:"bytes,12,opt,name=move_to,json=moveTo,proto3" json:"move_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -782,6 +785,13 @@ func (x *VM) GetInterfaces() []*Interface {
 		return x.Interfaces
 	}
 	return nil
+}
+
+func (x *VM) GetMoveTo() string {
+	if x != nil {
+		return x.MoveTo
+	}
+	return ""
 }
 
 // Interface is a NIC of a VM: the lease of its addresses.
@@ -3617,7 +3627,7 @@ var File_blixard_v1_objects_proto protoreflect.FileDescriptor
 const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/objects.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x03\n" +
+	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x03\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -3635,7 +3645,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	" \x03(\v2\x1a.blixard.v1.VM.LabelsEntryR\x06labels\x125\n" +
 	"\n" +
 	"interfaces\x18\v \x03(\v2\x15.blixard.v1.InterfaceR\n" +
-	"interfaces\x1a9\n" +
+	"interfaces\x12\x17\n" +
+	"\amove_to\x18\f \x01(\tR\x06moveTo\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +

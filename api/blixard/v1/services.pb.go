@@ -3584,6 +3584,155 @@ func (x *DrainStep) GetMessage() string {
 	return ""
 }
 
+type MoveVMRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// name or id.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedIndex uint64 `protobuf:"varint,3,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	// node by name or id; empty lets the scheduler choose.
+	Node string `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	// cancel ends a move: the VM is placed where it can be.
+	Cancel bool `protobuf:"varint,5,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	// timeout and force as in StopVMRequest.
+	Timeout       *durationpb.Duration `protobuf:"bytes,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Force         bool                 `protobuf:"varint,7,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVMRequest) Reset() {
+	*x = MoveVMRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVMRequest) ProtoMessage() {}
+
+func (x *MoveVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVMRequest.ProtoReflect.Descriptor instead.
+func (*MoveVMRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *MoveVMRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *MoveVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MoveVMRequest) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *MoveVMRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *MoveVMRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+func (x *MoveVMRequest) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *MoveVMRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type MoveVMResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// node that it moves to, by name.
+	Node          string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVMResponse) Reset() {
+	*x = MoveVMResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVMResponse) ProtoMessage() {}
+
+func (x *MoveVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVMResponse.ProtoReflect.Descriptor instead.
+func (*MoveVMResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *MoveVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *MoveVMResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 type ExplainVMRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name of a VM, by name or id; or the spec and labels of one that is not there yet.
@@ -3596,7 +3745,7 @@ type ExplainVMRequest struct {
 
 func (x *ExplainVMRequest) Reset() {
 	*x = ExplainVMRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3608,7 +3757,7 @@ func (x *ExplainVMRequest) String() string {
 func (*ExplainVMRequest) ProtoMessage() {}
 
 func (x *ExplainVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3621,7 +3770,7 @@ func (x *ExplainVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainVMRequest.ProtoReflect.Descriptor instead.
 func (*ExplainVMRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExplainVMRequest) GetName() string {
@@ -3664,7 +3813,7 @@ type ExplainVMResponse struct {
 
 func (x *ExplainVMResponse) Reset() {
 	*x = ExplainVMResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3676,7 +3825,7 @@ func (x *ExplainVMResponse) String() string {
 func (*ExplainVMResponse) ProtoMessage() {}
 
 func (x *ExplainVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3689,7 +3838,7 @@ func (x *ExplainVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainVMResponse.ProtoReflect.Descriptor instead.
 func (*ExplainVMResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExplainVMResponse) GetVm() *VM {
@@ -3751,7 +3900,7 @@ type NodeVerdict struct {
 
 func (x *NodeVerdict) Reset() {
 	*x = NodeVerdict{}
-	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +3912,7 @@ func (x *NodeVerdict) String() string {
 func (*NodeVerdict) ProtoMessage() {}
 
 func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +3925,7 @@ func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVerdict.ProtoReflect.Descriptor instead.
 func (*NodeVerdict) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *NodeVerdict) GetNode() string {
@@ -3831,7 +3980,7 @@ type NodePoints struct {
 
 func (x *NodePoints) Reset() {
 	*x = NodePoints{}
-	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3843,7 +3992,7 @@ func (x *NodePoints) String() string {
 func (*NodePoints) ProtoMessage() {}
 
 func (x *NodePoints) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3856,7 +4005,7 @@ func (x *NodePoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePoints.ProtoReflect.Descriptor instead.
 func (*NodePoints) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *NodePoints) GetWhat() string {
@@ -3881,7 +4030,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[57]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3893,7 +4042,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[57]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3906,7 +4055,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 type GetStatusResponse struct {
@@ -3933,7 +4082,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[58]
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3945,7 +4094,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[58]
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3958,7 +4107,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetStatusResponse) GetNode() *Node {
@@ -4066,7 +4215,7 @@ type SupervisorStatus struct {
 
 func (x *SupervisorStatus) Reset() {
 	*x = SupervisorStatus{}
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4078,7 +4227,7 @@ func (x *SupervisorStatus) String() string {
 func (*SupervisorStatus) ProtoMessage() {}
 
 func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4091,7 +4240,7 @@ func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatus.ProtoReflect.Descriptor instead.
 func (*SupervisorStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SupervisorStatus) GetLane() string {
@@ -4141,7 +4290,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4153,7 +4302,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4166,7 +4315,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RegisterRequest) GetNodeId() string {
@@ -4206,7 +4355,7 @@ type RegisterResponse struct {
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4218,7 +4367,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4231,7 +4380,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RegisterResponse) GetNode() *Node {
@@ -4250,7 +4399,7 @@ type WatchAllocationsRequest struct {
 
 func (x *WatchAllocationsRequest) Reset() {
 	*x = WatchAllocationsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[62]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4262,7 +4411,7 @@ func (x *WatchAllocationsRequest) String() string {
 func (*WatchAllocationsRequest) ProtoMessage() {}
 
 func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[62]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4275,7 +4424,7 @@ func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *WatchAllocationsRequest) GetNodeId() string {
@@ -4297,7 +4446,7 @@ type WatchAllocationsResponse struct {
 
 func (x *WatchAllocationsResponse) Reset() {
 	*x = WatchAllocationsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[63]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4309,7 +4458,7 @@ func (x *WatchAllocationsResponse) String() string {
 func (*WatchAllocationsResponse) ProtoMessage() {}
 
 func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[63]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4322,7 +4471,7 @@ func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *WatchAllocationsResponse) GetIndex() uint64 {
@@ -4367,7 +4516,7 @@ type AllocationReport struct {
 
 func (x *AllocationReport) Reset() {
 	*x = AllocationReport{}
-	mi := &file_blixard_v1_services_proto_msgTypes[64]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4379,7 +4528,7 @@ func (x *AllocationReport) String() string {
 func (*AllocationReport) ProtoMessage() {}
 
 func (x *AllocationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[64]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4392,7 +4541,7 @@ func (x *AllocationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationReport.ProtoReflect.Descriptor instead.
 func (*AllocationReport) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *AllocationReport) GetAllocationId() string {
@@ -4434,7 +4583,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[65]
+	mi := &file_blixard_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4446,7 +4595,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[65]
+	mi := &file_blixard_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4459,7 +4608,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ReportRequest) GetNodeId() string {
@@ -4492,7 +4641,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[66]
+	mi := &file_blixard_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4504,7 +4653,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[66]
+	mi := &file_blixard_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4517,7 +4666,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ReportResponse) GetIndex() uint64 {
@@ -4545,7 +4694,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[67]
+	mi := &file_blixard_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4557,7 +4706,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[67]
+	mi := &file_blixard_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4570,7 +4719,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RenewLeaseRequest) GetNodeId() string {
@@ -4611,7 +4760,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[68]
+	mi := &file_blixard_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4623,7 +4772,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[68]
+	mi := &file_blixard_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4636,7 +4785,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RenewLeaseResponse) GetTtl() *durationpb.Duration {
@@ -4656,7 +4805,7 @@ type RevealSecretsRequest struct {
 
 func (x *RevealSecretsRequest) Reset() {
 	*x = RevealSecretsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[69]
+	mi := &file_blixard_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4668,7 +4817,7 @@ func (x *RevealSecretsRequest) String() string {
 func (*RevealSecretsRequest) ProtoMessage() {}
 
 func (x *RevealSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[69]
+	mi := &file_blixard_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4681,7 +4830,7 @@ func (x *RevealSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevealSecretsRequest.ProtoReflect.Descriptor instead.
 func (*RevealSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RevealSecretsRequest) GetNodeId() string {
@@ -4708,7 +4857,7 @@ type RevealSecretsResponse struct {
 
 func (x *RevealSecretsResponse) Reset() {
 	*x = RevealSecretsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[70]
+	mi := &file_blixard_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4720,7 +4869,7 @@ func (x *RevealSecretsResponse) String() string {
 func (*RevealSecretsResponse) ProtoMessage() {}
 
 func (x *RevealSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[70]
+	mi := &file_blixard_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4733,7 +4882,7 @@ func (x *RevealSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevealSecretsResponse.ProtoReflect.Descriptor instead.
 func (*RevealSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RevealSecretsResponse) GetValues() map[string][]byte {
@@ -4755,7 +4904,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[71]
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4767,7 +4916,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[71]
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4780,7 +4929,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListEventsRequest) GetObject() string {
@@ -4807,7 +4956,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[72]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4819,7 +4968,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[72]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4832,7 +4981,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -4860,7 +5009,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4872,7 +5021,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4885,7 +5034,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *WatchEventsRequest) GetObject() string {
@@ -4912,7 +5061,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[74]
+	mi := &file_blixard_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4924,7 +5073,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[74]
+	mi := &file_blixard_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4937,7 +5086,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -4971,7 +5120,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_blixard_v1_services_proto_msgTypes[75]
+	mi := &file_blixard_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4983,7 +5132,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[75]
+	mi := &file_blixard_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4996,7 +5145,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Problem) GetKind() string {
@@ -5274,7 +5423,19 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x05stays\x18\x02 \x01(\bR\x05stays\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"\xde\x01\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\x96\x02\n" +
+	"\rMoveVMRequest\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
+	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12\x1b\n" +
+	"\x04node\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x16\n" +
+	"\x06cancel\x18\x05 \x01(\bR\x06cancel\x12B\n" +
+	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\atimeout\x12\x14\n" +
+	"\x05force\x18\a \x01(\bR\x05force\"D\n" +
+	"\x0eMoveVMResponse\x12\x1e\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\"\xde\x01\n" +
 	"\x10ExplainVMRequest\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04name\x12&\n" +
 	"\x04spec\x18\x02 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\x12J\n" +
@@ -5388,7 +5549,7 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint2\xa0\v\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint2\xe1\v\n" +
 	"\tVMService\x12E\n" +
 	"\bCreateVM\x12\x1b.blixard.v1.CreateVMRequest\x1a\x1c.blixard.v1.CreateVMResponse\x12<\n" +
 	"\x05GetVM\x12\x18.blixard.v1.GetVMRequest\x1a\x19.blixard.v1.GetVMResponse\x12B\n" +
@@ -5410,7 +5571,8 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x04Copy\x12\x17.blixard.v1.CopyRequest\x1a\x18.blixard.v1.CopyResponse(\x010\x01\x12F\n" +
 	"\aForward\x12\x1a.blixard.v1.ForwardRequest\x1a\x1b.blixard.v1.ForwardResponse(\x010\x01\x126\n" +
 	"\x03Top\x12\x16.blixard.v1.TopRequest\x1a\x17.blixard.v1.TopResponse\x12H\n" +
-	"\tExplainVM\x12\x1c.blixard.v1.ExplainVMRequest\x1a\x1d.blixard.v1.ExplainVMResponse2\xb8\x02\n" +
+	"\tExplainVM\x12\x1c.blixard.v1.ExplainVMRequest\x1a\x1d.blixard.v1.ExplainVMResponse\x12?\n" +
+	"\x06MoveVM\x12\x19.blixard.v1.MoveVMRequest\x1a\x1a.blixard.v1.MoveVMResponse2\xb8\x02\n" +
 	"\vNodeService\x12H\n" +
 	"\tListNodes\x12\x1c.blixard.v1.ListNodesRequest\x1a\x1d.blixard.v1.ListNodesResponse\x12H\n" +
 	"\tGetStatus\x12\x1c.blixard.v1.GetStatusRequest\x1a\x1d.blixard.v1.GetStatusResponse\x12K\n" +
@@ -5441,7 +5603,7 @@ func file_blixard_v1_services_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_services_proto_rawDescData
 }
 
-var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
+var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
 var file_blixard_v1_services_proto_goTypes = []any{
 	(*CreateVMRequest)(nil),          // 0: blixard.v1.CreateVMRequest
 	(*CreateVMResponse)(nil),         // 1: blixard.v1.CreateVMResponse
@@ -5496,68 +5658,70 @@ var file_blixard_v1_services_proto_goTypes = []any{
 	(*PlanDrainRequest)(nil),         // 50: blixard.v1.PlanDrainRequest
 	(*PlanDrainResponse)(nil),        // 51: blixard.v1.PlanDrainResponse
 	(*DrainStep)(nil),                // 52: blixard.v1.DrainStep
-	(*ExplainVMRequest)(nil),         // 53: blixard.v1.ExplainVMRequest
-	(*ExplainVMResponse)(nil),        // 54: blixard.v1.ExplainVMResponse
-	(*NodeVerdict)(nil),              // 55: blixard.v1.NodeVerdict
-	(*NodePoints)(nil),               // 56: blixard.v1.NodePoints
-	(*GetStatusRequest)(nil),         // 57: blixard.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 58: blixard.v1.GetStatusResponse
-	(*SupervisorStatus)(nil),         // 59: blixard.v1.SupervisorStatus
-	(*RegisterRequest)(nil),          // 60: blixard.v1.RegisterRequest
-	(*RegisterResponse)(nil),         // 61: blixard.v1.RegisterResponse
-	(*WatchAllocationsRequest)(nil),  // 62: blixard.v1.WatchAllocationsRequest
-	(*WatchAllocationsResponse)(nil), // 63: blixard.v1.WatchAllocationsResponse
-	(*AllocationReport)(nil),         // 64: blixard.v1.AllocationReport
-	(*ReportRequest)(nil),            // 65: blixard.v1.ReportRequest
-	(*ReportResponse)(nil),           // 66: blixard.v1.ReportResponse
-	(*RenewLeaseRequest)(nil),        // 67: blixard.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),       // 68: blixard.v1.RenewLeaseResponse
-	(*RevealSecretsRequest)(nil),     // 69: blixard.v1.RevealSecretsRequest
-	(*RevealSecretsResponse)(nil),    // 70: blixard.v1.RevealSecretsResponse
-	(*ListEventsRequest)(nil),        // 71: blixard.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),       // 72: blixard.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),       // 73: blixard.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 74: blixard.v1.WatchEventsResponse
-	(*Problem)(nil),                  // 75: blixard.v1.Problem
-	nil,                              // 76: blixard.v1.CreateVMRequest.LabelsEntry
-	nil,                              // 77: blixard.v1.LabelVMRequest.LabelsEntry
-	nil,                              // 78: blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 79: blixard.v1.ExplainVMRequest.LabelsEntry
-	nil,                              // 80: blixard.v1.GetStatusResponse.VmsByStateEntry
-	nil,                              // 81: blixard.v1.RevealSecretsResponse.ValuesEntry
-	(*VMSpec)(nil),                   // 82: blixard.v1.VMSpec
-	(*VM)(nil),                       // 83: blixard.v1.VM
-	(*durationpb.Duration)(nil),      // 84: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 85: google.protobuf.Timestamp
-	(*EnvVar)(nil),                   // 86: blixard.v1.EnvVar
-	(*Node)(nil),                     // 87: blixard.v1.Node
-	(*NodeFingerprint)(nil),          // 88: blixard.v1.NodeFingerprint
-	(*Allocation)(nil),               // 89: blixard.v1.Allocation
-	(*VMStatus)(nil),                 // 90: blixard.v1.VMStatus
-	(*Event)(nil),                    // 91: blixard.v1.Event
+	(*MoveVMRequest)(nil),            // 53: blixard.v1.MoveVMRequest
+	(*MoveVMResponse)(nil),           // 54: blixard.v1.MoveVMResponse
+	(*ExplainVMRequest)(nil),         // 55: blixard.v1.ExplainVMRequest
+	(*ExplainVMResponse)(nil),        // 56: blixard.v1.ExplainVMResponse
+	(*NodeVerdict)(nil),              // 57: blixard.v1.NodeVerdict
+	(*NodePoints)(nil),               // 58: blixard.v1.NodePoints
+	(*GetStatusRequest)(nil),         // 59: blixard.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 60: blixard.v1.GetStatusResponse
+	(*SupervisorStatus)(nil),         // 61: blixard.v1.SupervisorStatus
+	(*RegisterRequest)(nil),          // 62: blixard.v1.RegisterRequest
+	(*RegisterResponse)(nil),         // 63: blixard.v1.RegisterResponse
+	(*WatchAllocationsRequest)(nil),  // 64: blixard.v1.WatchAllocationsRequest
+	(*WatchAllocationsResponse)(nil), // 65: blixard.v1.WatchAllocationsResponse
+	(*AllocationReport)(nil),         // 66: blixard.v1.AllocationReport
+	(*ReportRequest)(nil),            // 67: blixard.v1.ReportRequest
+	(*ReportResponse)(nil),           // 68: blixard.v1.ReportResponse
+	(*RenewLeaseRequest)(nil),        // 69: blixard.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),       // 70: blixard.v1.RenewLeaseResponse
+	(*RevealSecretsRequest)(nil),     // 71: blixard.v1.RevealSecretsRequest
+	(*RevealSecretsResponse)(nil),    // 72: blixard.v1.RevealSecretsResponse
+	(*ListEventsRequest)(nil),        // 73: blixard.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 74: blixard.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),       // 75: blixard.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 76: blixard.v1.WatchEventsResponse
+	(*Problem)(nil),                  // 77: blixard.v1.Problem
+	nil,                              // 78: blixard.v1.CreateVMRequest.LabelsEntry
+	nil,                              // 79: blixard.v1.LabelVMRequest.LabelsEntry
+	nil,                              // 80: blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 81: blixard.v1.ExplainVMRequest.LabelsEntry
+	nil,                              // 82: blixard.v1.GetStatusResponse.VmsByStateEntry
+	nil,                              // 83: blixard.v1.RevealSecretsResponse.ValuesEntry
+	(*VMSpec)(nil),                   // 84: blixard.v1.VMSpec
+	(*VM)(nil),                       // 85: blixard.v1.VM
+	(*durationpb.Duration)(nil),      // 86: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 87: google.protobuf.Timestamp
+	(*EnvVar)(nil),                   // 88: blixard.v1.EnvVar
+	(*Node)(nil),                     // 89: blixard.v1.Node
+	(*NodeFingerprint)(nil),          // 90: blixard.v1.NodeFingerprint
+	(*Allocation)(nil),               // 91: blixard.v1.Allocation
+	(*VMStatus)(nil),                 // 92: blixard.v1.VMStatus
+	(*Event)(nil),                    // 93: blixard.v1.Event
 }
 var file_blixard_v1_services_proto_depIdxs = []int32{
-	82, // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	76, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
-	83, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
-	83, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
-	84, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
-	83, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
-	84, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
-	83, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
-	84, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	83, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
-	84, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
-	83, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
-	84, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
-	83, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
-	77, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
+	84, // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	78, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
+	85, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
+	85, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
+	86, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
+	85, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
+	86, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
+	85, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
+	86, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	85, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
+	86, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
+	85, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
+	86, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
+	85, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
+	79, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
 	14, // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
-	75, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
-	83, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
-	85, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	77, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
+	85, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
+	87, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
 	22, // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	86, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
+	88, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
 	22, // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
 	25, // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
 	22, // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
@@ -5565,110 +5729,114 @@ var file_blixard_v1_services_proto_depIdxs = []int32{
 	28, // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
 	22, // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
 	33, // 27: blixard.v1.TopResponse.processes:type_name -> blixard.v1.GuestProcess
-	84, // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
-	82, // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	83, // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
-	83, // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
+	86, // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
+	84, // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	85, // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
+	85, // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
 	38, // 32: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
 	41, // 33: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
-	84, // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
-	87, // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	84, // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
-	78, // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	87, // 38: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
-	87, // 39: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
+	86, // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
+	89, // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
+	86, // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
+	80, // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	89, // 38: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
+	89, // 39: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
 	52, // 40: blixard.v1.PlanDrainResponse.steps:type_name -> blixard.v1.DrainStep
-	83, // 41: blixard.v1.DrainStep.vm:type_name -> blixard.v1.VM
-	82, // 42: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
-	79, // 43: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
-	83, // 44: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
-	55, // 45: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
-	56, // 46: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
-	87, // 47: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	85, // 48: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	59, // 49: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	80, // 50: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	85, // 51: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	84, // 52: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	88, // 53: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	87, // 54: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	89, // 55: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	90, // 56: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
-	64, // 57: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	84, // 58: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	84, // 59: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	81, // 60: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
-	91, // 61: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
-	91, // 62: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,  // 63: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,  // 64: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,  // 65: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,  // 66: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,  // 67: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10, // 68: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12, // 69: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14, // 70: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16, // 71: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18, // 72: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20, // 73: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23, // 74: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26, // 75: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29, // 76: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	44, // 77: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	34, // 78: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
-	36, // 79: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
-	39, // 80: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
-	42, // 81: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
-	31, // 82: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
-	53, // 83: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
-	46, // 84: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	57, // 85: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	48, // 86: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
-	50, // 87: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
-	60, // 88: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	62, // 89: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	65, // 90: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	67, // 91: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	69, // 92: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
-	71, // 93: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	73, // 94: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,  // 95: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,  // 96: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,  // 97: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,  // 98: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,  // 99: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11, // 100: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13, // 101: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15, // 102: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17, // 103: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19, // 104: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21, // 105: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24, // 106: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27, // 107: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30, // 108: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	45, // 109: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	35, // 110: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
-	37, // 111: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
-	40, // 112: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
-	43, // 113: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
-	32, // 114: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
-	54, // 115: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
-	47, // 116: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	58, // 117: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	49, // 118: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
-	51, // 119: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
-	61, // 120: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	63, // 121: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	66, // 122: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	68, // 123: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	70, // 124: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
-	72, // 125: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	74, // 126: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	95, // [95:127] is the sub-list for method output_type
-	63, // [63:95] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	85, // 41: blixard.v1.DrainStep.vm:type_name -> blixard.v1.VM
+	86, // 42: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
+	85, // 43: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
+	84, // 44: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
+	81, // 45: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
+	85, // 46: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
+	57, // 47: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
+	58, // 48: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
+	89, // 49: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	87, // 50: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	61, // 51: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
+	82, // 52: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	87, // 53: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	86, // 54: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	90, // 55: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	89, // 56: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	91, // 57: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	92, // 58: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	66, // 59: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
+	86, // 60: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	86, // 61: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	83, // 62: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
+	93, // 63: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	93, // 64: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	0,  // 65: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,  // 66: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,  // 67: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,  // 68: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,  // 69: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10, // 70: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12, // 71: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14, // 72: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16, // 73: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18, // 74: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20, // 75: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23, // 76: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26, // 77: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29, // 78: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	44, // 79: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	34, // 80: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
+	36, // 81: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
+	39, // 82: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
+	42, // 83: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
+	31, // 84: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
+	55, // 85: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
+	53, // 86: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
+	46, // 87: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	59, // 88: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	48, // 89: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
+	50, // 90: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
+	62, // 91: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	64, // 92: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	67, // 93: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	69, // 94: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	71, // 95: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
+	73, // 96: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	75, // 97: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,  // 98: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,  // 99: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,  // 100: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,  // 101: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,  // 102: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11, // 103: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13, // 104: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15, // 105: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17, // 106: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19, // 107: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21, // 108: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24, // 109: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27, // 110: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30, // 111: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	45, // 112: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	35, // 113: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
+	37, // 114: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
+	40, // 115: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
+	43, // 116: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
+	32, // 117: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
+	56, // 118: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
+	54, // 119: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
+	47, // 120: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	60, // 121: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	49, // 122: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
+	51, // 123: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
+	63, // 124: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	65, // 125: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	68, // 126: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	70, // 127: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	72, // 128: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
+	74, // 129: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	76, // 130: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	98, // [98:131] is the sub-list for method output_type
+	65, // [65:98] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }
@@ -5731,7 +5899,7 @@ func file_blixard_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_services_proto_rawDesc), len(file_blixard_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   82,
+			NumMessages:   84,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

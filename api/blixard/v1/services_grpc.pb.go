@@ -40,6 +40,7 @@ const (
 	VMService_Forward_FullMethodName   = "/blixard.v1.VMService/Forward"
 	VMService_Top_FullMethodName       = "/blixard.v1.VMService/Top"
 	VMService_ExplainVM_FullMethodName = "/blixard.v1.VMService/ExplainVM"
+	VMService_MoveVM_FullMethodName    = "/blixard.v1.VMService/MoveVM"
 )
 
 // VMServiceClient is the client API for VMService service.
@@ -91,6 +92,9 @@ type VMServiceClient interface {
 	// ExplainVM tells for each node why a VM is, was not or would be placed on it.
 	// Nothing is changed.
 	ExplainVM(ctx context.Context, in *ExplainVMRequest, opts ...grpc.CallOption) (*ExplainVMResponse, error)
+	// MoveVM stops a VM on its node and lets it be placed on another. Its volumes are
+	// brought there by MoveVolume; it waits for them. Its root disk begins anew.
+	MoveVM(ctx context.Context, in *MoveVMRequest, opts ...grpc.CallOption) (*MoveVMResponse, error)
 }
 
 type vMServiceClient struct {
@@ -347,6 +351,16 @@ func (c *vMServiceClient) ExplainVM(ctx context.Context, in *ExplainVMRequest, o
 	return out, nil
 }
 
+func (c *vMServiceClient) MoveVM(ctx context.Context, in *MoveVMRequest, opts ...grpc.CallOption) (*MoveVMResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MoveVMResponse)
+	err := c.cc.Invoke(ctx, VMService_MoveVM_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VMServiceServer is the server API for VMService service.
 // All implementations must embed UnimplementedVMServiceServer
 // for forward compatibility.
@@ -396,6 +410,9 @@ type VMServiceServer interface {
 	// ExplainVM tells for each node why a VM is, was not or would be placed on it.
 	// Nothing is changed.
 	ExplainVM(context.Context, *ExplainVMRequest) (*ExplainVMResponse, error)
+	// MoveVM stops a VM on its node and lets it be placed on another. Its volumes are
+	// brought there by MoveVolume; it waits for them. Its root disk begins anew.
+	MoveVM(context.Context, *MoveVMRequest) (*MoveVMResponse, error)
 	mustEmbedUnimplementedVMServiceServer()
 }
 
@@ -468,6 +485,9 @@ func (UnimplementedVMServiceServer) Top(context.Context, *TopRequest) (*TopRespo
 }
 func (UnimplementedVMServiceServer) ExplainVM(context.Context, *ExplainVMRequest) (*ExplainVMResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExplainVM not implemented")
+}
+func (UnimplementedVMServiceServer) MoveVM(context.Context, *MoveVMRequest) (*MoveVMResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveVM not implemented")
 }
 func (UnimplementedVMServiceServer) mustEmbedUnimplementedVMServiceServer() {}
 func (UnimplementedVMServiceServer) testEmbeddedByValue()                   {}
@@ -788,6 +808,24 @@ func _VMService_ExplainVM_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _VMService_MoveVM_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MoveVMRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VMServiceServer).MoveVM(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VMService_MoveVM_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VMServiceServer).MoveVM(ctx, req.(*MoveVMRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // VMService_ServiceDesc is the grpc.ServiceDesc for VMService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -846,6 +884,10 @@ var VMService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ExplainVM",
 			Handler:    _VMService_ExplainVM_Handler,
+		},
+		{
+			MethodName: "MoveVM",
+			Handler:    _VMService_MoveVM_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
