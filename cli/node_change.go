@@ -20,24 +20,15 @@ func (a *app) completeNodes(_ *cobra.Command, args []string, prefix string) ([]c
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
-	defer cancel()
-	c, err := a.dial(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer func() { _ = c.Close() }()
-	resp, err := c.Nodes().ListNodes(ctx, &blixardv1.ListNodesRequest{Stale: true})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var names []cobra.Completion
-	for _, n := range resp.GetNodes() {
-		if strings.HasPrefix(n.GetName(), prefix) {
-			names = append(names, cobra.CompletionWithDesc(n.GetName(), n.GetState().String()))
+	return a.ask(func(ctx context.Context, c *client.Client) (names []cobra.Completion) {
+		resp, _ := c.Nodes().ListNodes(ctx, &blixardv1.ListNodesRequest{Stale: true})
+		for _, n := range resp.GetNodes() {
+			if strings.HasPrefix(n.GetName(), prefix) {
+				names = append(names, cobra.CompletionWithDesc(n.GetName(), n.GetState().String()))
+			}
 		}
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+		return names
+	})
 }
 
 // updateNode makes a change of a node and says it in words.

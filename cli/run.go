@@ -77,22 +77,13 @@ func (a *app) completeImages(_ *cobra.Command, args []string, _ string) ([]cobra
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
-	defer cancel()
-	c, err := a.dial(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer func() { _ = c.Close() }()
-	nodes, err := c.Nodes().ListNodes(ctx, &blixardv1.ListNodesRequest{})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var images []cobra.Completion
-	for _, n := range nodes.GetNodes() {
-		images = append(images, n.GetFingerprint().GetImages()...)
-	}
-	return images, cobra.ShellCompDirectiveNoFileComp
+	return a.ask(func(ctx context.Context, c *client.Client) (images []cobra.Completion) {
+		nodes, _ := c.Nodes().ListNodes(ctx, &blixardv1.ListNodesRequest{})
+		for _, n := range nodes.GetNodes() {
+			images = append(images, n.GetFingerprint().GetImages()...)
+		}
+		return images
+	})
 }
 
 func (a *app) runVM(ctx context.Context, req *blixardv1.CreateVMRequest, detach bool) error {

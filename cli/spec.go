@@ -25,6 +25,7 @@ type specFlags struct {
 	memory, disk                           sizeFlag
 	env, labels                            []string
 	restart, onNodeLoss                    string
+	reschedules                            uint32
 	restartBackoff                         durationFlag
 	stdin, tty, remove                     bool
 
@@ -55,6 +56,7 @@ func (s *specFlags) register(cmd *cobra.Command) {
 	f.StringVar(&s.kernel, "kernel", "", "kernel of the node's guest bundle (default: its preferred one)")
 	f.StringVar(&s.restart, "restart", "", "start again when the command ended: always, on-failure or never, on-failure:5 for at most 5 times in ten minutes")
 	f.Var(&s.restartBackoff, "restart-backoff", "wait before the first restart, doubled by each further one (default: 1s)")
+	f.Uint32Var(&s.reschedules, "reschedules", 3, "when its node can't run it, try it on others so often in a row; 0: never")
 	f.StringVar(&s.onNodeLoss, "on-node-loss", "", "when the node is lost: keep, replace or failover")
 	f.StringArrayVarP(&s.labels, "label", "l", nil, "label KEY=VALUE; may be repeated")
 	f.BoolVarP(&s.stdin, "interactive", "i", false, "keep the command's standard input open")
@@ -163,6 +165,9 @@ func (s *specFlags) applyMachine(spec *blixardv1.VMSpec, given func(string) bool
 	set("kernel", func() { spec.Kernel = s.kernel })
 	set("interactive", func() { spec.Stdin = s.stdin })
 	set("tty", func() { spec.Tty = s.tty })
+	if s.cmd.Flags().Changed("reschedules") {
+		spec.Reschedules = &s.reschedules
+	}
 	set("rm", func() { spec.RemoveOnExit = s.remove })
 	set("user", func() { spec.User = s.user })
 	return nil

@@ -33,25 +33,29 @@ func (a *app) completeVMs(most int) cobra.CompletionFunc {
 		if len(args) >= most {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
-		defer cancel()
-		c, err := a.dial(ctx)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		defer func() { _ = c.Close() }()
-		vms, err := c.AllVMs(ctx)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		var names []cobra.Completion
-		for _, vm := range vms {
-			if strings.HasPrefix(vm.GetName(), prefix) {
-				names = append(names, cobra.CompletionWithDesc(vm.GetName(), stateWord(vm)))
+		return a.ask(func(ctx context.Context, c *client.Client) (names []cobra.Completion) {
+			vms, _ := c.AllVMs(ctx)
+			for _, vm := range vms {
+				if strings.HasPrefix(vm.GetName(), prefix) {
+					names = append(names, cobra.CompletionWithDesc(vm.GetName(), stateWord(vm)))
+				}
 			}
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
+			return names
+		})
 	}
+}
+
+// ask lets f ask the node for what completes a word; a node that does not answer in time
+// completes nothing.
+func (a *app) ask(f func(context.Context, *client.Client) []cobra.Completion) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
+	defer cancel()
+	c, err := a.dial(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer func() { _ = c.Close() }()
+	return f(ctx, c), cobra.ShellCompDirectiveNoFileComp
 }
 
 // anyNumber of arguments are names.

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/scheduler"
@@ -40,6 +41,10 @@ type Core struct {
 	// at; those that wait are looked at again only when a node changes.
 	stranded map[string]bool
 	waiting  map[string]bool
+	// failing VMs could not run where they were placed, since a time; stuck ones have
+	// no other node and are looked at again when one changes.
+	failing map[string]time.Time
+	stuck   map[string]bool
 	// stormPercent of the nodes may be down before VMs wait for them, and storm says
 	// so while they do.
 	stormPercent int
@@ -64,6 +69,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 	return &Core{
 		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
+		failing: map[string]time.Time{}, stuck: map[string]bool{},
 	}
 }
 
@@ -74,6 +80,8 @@ func (c *Core) Reset(view View) {
 	clear(c.draining)
 	clear(c.stranded)
 	clear(c.waiting)
+	clear(c.failing)
+	clear(c.stuck)
 	c.storm = ""
 	for _, vm := range view.VMs("", 0) {
 		c.look(vm)
@@ -92,6 +100,8 @@ func (c *Core) Changed(ch state.Change) {
 			delete(c.blocked, ch.VM.GetId())
 			delete(c.stranded, ch.VM.GetId())
 			delete(c.waiting, ch.VM.GetId())
+			delete(c.failing, ch.VM.GetId())
+			delete(c.stuck, ch.VM.GetId())
 		} else {
 			c.look(ch.VM)
 		}
@@ -103,6 +113,7 @@ func (c *Core) Changed(ch state.Change) {
 		})
 		maps.Copy(c.stranded, c.waiting)
 		clear(c.waiting)
+		clear(c.stuck)
 		c.draining[ch.Node.GetId()] = ch.Node.GetDraining()
 	case state.KindMember, state.KindVolume, state.KindNetwork:
 		c.wake(func(*blocked) bool { return true })
@@ -125,6 +136,14 @@ func (c *Core) look(vm *blixardv1.VM) {
 	id := vm.GetId()
 	if b := c.blocked[id]; b != nil && (!needsPlace(vm) || b.generation != vm.GetGeneration() || b.moveTo != vm.GetMoveTo()) {
 		delete(c.blocked, id)
+	}
+	if hasFailed(vm) {
+		if _, known := c.failing[id]; !known {
+			c.failing[id] = time.Time{}
+		}
+	} else {
+		delete(c.failing, id)
+		delete(c.stuck, id)
 	}
 	if isStranded(vm) {
 		c.stranded[id] = true

@@ -120,7 +120,7 @@ func (r *runner) lead(ctx context.Context, term uint64) error {
 // round looks at what moves with time: leases and members.
 func (r *runner) round(ctx context.Context, now time.Time) error {
 	view := r.cfg.Replica.View()
-	cmds := r.cfg.Leases.due(view.Nodes(), now)
+	cmds := append(r.cfg.Leases.due(view.Nodes(), now), r.core.Reschedule(view, now)...)
 	if view.Cluster() == nil {
 		return r.proposeAll(ctx, cmds)
 	}

@@ -7,6 +7,14 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 )
 
+// Elsewhere reports whether a VM could be placed on another node than that. Nothing is
+// taken.
+func (f *Fleet) Elsewhere(view View, vm *blixardv1.VM, nodeID string) bool {
+	q := f.ask(view, vm)
+	q.not = nodeID
+	return f.best(q) != nil
+}
+
 // Explain says of each node why a VM can be placed there and how well, or why not: the
 // possible ones first, in the order in which they would be chosen. The reservation that
 // a placed VM has counts as used. Nothing is taken.

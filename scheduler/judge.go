@@ -12,6 +12,9 @@ import (
 
 // Points of what is no wish of the VM's.
 const (
+	// pointsFailed of a node for each time that the VM failed there: more than all wishes
+	// together, so that it is taken only when there is no other.
+	pointsFailed = -10_000
 	// pointsImage of a node that has the image: it need not be brought there.
 	pointsImage = 10
 	// weightDefault of a preference.
@@ -76,6 +79,9 @@ func (f *Fleet) rules(q *question, s *slot, tell bool) (reason, message string) 
 
 // ownRules look at what may differ between nodes of a class.
 func (f *Fleet) ownRules(q *question, s *slot, tell bool) (reason, message string) {
+	if q.not != "" && q.not == s.node.GetId() {
+		return say(ReasonConstraint, tell, "node %s is not meant", s.node.GetName())
+	}
 	for _, c := range q.spec.GetScheduling().GetConstraints() {
 		if c.GetKey() == factName && !meets(s, c) {
 			return unmet(s, c, tell)
@@ -276,6 +282,14 @@ func (f *Fleet) ownWishes(q *question, s *slot, tell func(string, float64)) (tot
 	one := func(points int) {
 		total += points
 		lost -= min(points, 0)
+	}
+	for _, id := range q.vm.GetFailedOn() {
+		if id == s.node.GetId() {
+			one(pointsFailed)
+			if tell != nil {
+				tell("it failed there", pointsFailed)
+			}
+		}
 	}
 	for _, p := range q.spec.GetScheduling().GetPreferences() {
 		if p.GetConstraint().GetKey() == factName {

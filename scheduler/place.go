@@ -78,6 +78,8 @@ type question struct {
 	// pin is the node that has its volumes, and volume the one that says so; lost is
 	// one that is nowhere.
 	pin, volume, lost string
+	// not is a node that is not meant.
+	not string
 	// moveTo is the node that it moves to.
 	moveTo string
 	// holders have its image, when it is not one that all have: holderIDs in order.

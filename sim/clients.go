@@ -160,7 +160,7 @@ func (w *world) change(op operation) *blixardv1.Command {
 				policy = blixardv1.NodeLossPolicy_failover
 			}
 			spec.OnNodeLoss = policy
-			spec.Restart = &blixardv1.RestartPolicy{Mode: blixardv1.RestartMode_Enum(1 + w.IntN(3))}
+			spec.Restart = &blixardv1.RestartPolicy{Mode: blixardv1.RestartMode_Enum(1 + w.IntN(3)), MaxRestarts: 1}
 			spec.RemoveOnExit = w.chance(0.1)
 			if w.chance(0.5) {
 				// The labels of running VMs are empty.

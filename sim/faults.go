@@ -99,7 +99,7 @@ func (w *world) drawFaults() faults {
 	f.readyTimeout = w.between(3*time.Second, 20*time.Second)
 	f.guestEnds = some(0.6, 2*time.Second, 30*time.Second)
 	if w.chance(0.5) {
-		f.actionFails, f.bootFails = w.Float64()*0.3, w.Float64()*0.3
+		f.actionFails, f.bootFails = w.Float64()*0.3, w.Float64()*0.7
 	}
 	if w.chance(0.3) {
 		f.delay = w.between(10*time.Millisecond, 50*time.Millisecond)

@@ -200,7 +200,7 @@ func copyVM(vm *blixardv1.VM) *blixardv1.VM {
 	return &blixardv1.VM{
 		Id: vm.Id, Name: vm.Name, Spec: vm.Spec, Status: vm.Status, Generation: vm.Generation,
 		CreateIndex: vm.CreateIndex, ModifyIndex: vm.ModifyIndex, CreatedAt: vm.CreatedAt,
-		Deleting: vm.Deleting, Labels: vm.Labels, Interfaces: vm.Interfaces, MoveTo: vm.MoveTo,
+		Deleting: vm.Deleting, Labels: vm.Labels, Interfaces: vm.Interfaces, MoveTo: vm.MoveTo, FailedOn: vm.FailedOn,
 	}
 }
 

@@ -14,7 +14,8 @@ import (
 //	4  give up placements of nodes that are down
 //	5  labels of nodes, cordoned nodes, and VMs that say where they may run
 //	6  move VMs
-const FeatureLevel = 6
+//	7  try VMs on other nodes
+const FeatureLevel = 7
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -23,11 +24,14 @@ var levels = map[protoreflect.Name]uint32{
 	"update_vm": 3, "rename_vm": 3, "put_image": 3, "drop_image": 3,
 	"create_volume": 3, "resize_volume": 3, "delete_volume": 3, "release_volume": 3, "move_volume": 3, "snapshot_volume": 3,
 	"create_network": 3, "update_network": 3, "delete_network": 3, "set_secret": 3, "delete_secret": 3,
-	"lose": 4, "update_node": 5, "move_vm": 6,
+	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.
 func levelOfSpec(spec *blixardv1.VMSpec) uint32 {
+	if spec != nil && spec.Reschedules != nil {
+		return 7
+	}
 	if spec.GetScheduling() != nil {
 		return 5
 	}

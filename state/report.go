@@ -83,6 +83,9 @@ func (b *batch) observe(old *blixardv1.Allocation, reported *blixardv1.VMStatus)
 	if vm := b.vm(a.GetVmId()); vm != nil && vm.GetStatus().GetEpoch() == a.GetEpoch() {
 		next := copyVM(vm)
 		next.Status = status
+		if status.GetState() == stRunning {
+			next.FailedOn = nil // that node can run it
+		}
 		b.putVM(next)
 	}
 	before := old.GetStatus()

@@ -139,6 +139,8 @@ func (b *batch) run(cmd *blixardv1.Command) Result {
 		return b.drainNode(c.DrainNode)
 	case *blixardv1.Command_MoveVm:
 		return b.moveVM(c.MoveVm)
+	case *blixardv1.Command_Reschedule:
+		return b.reschedule(c.Reschedule)
 	case *blixardv1.Command_UpdateNode:
 		return b.updateNode(c.UpdateNode)
 	case *blixardv1.Command_Evict:

@@ -77,6 +77,7 @@ type Command struct {
 	//	*Command_Lose
 	//	*Command_UpdateNode
 	//	*Command_MoveVm
+	//	*Command_Reschedule
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -489,6 +490,15 @@ func (x *Command) GetMoveVm() *MoveVMCommand {
 	return nil
 }
 
+func (x *Command) GetReschedule() *RescheduleCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_Reschedule); ok {
+			return x.Reschedule
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -645,6 +655,10 @@ type Command_MoveVm struct {
 	MoveVm *MoveVMCommand `protobuf:"bytes,47,opt,name=move_vm,json=moveVm,proto3,oneof"`
 }
 
+type Command_Reschedule struct {
+	Reschedule *RescheduleCommand `protobuf:"bytes,48,opt,name=reschedule,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -720,6 +734,8 @@ func (*Command_Lose) isCommand_Change() {}
 func (*Command_UpdateNode) isCommand_Change() {}
 
 func (*Command_MoveVm) isCommand_Change() {}
+
+func (*Command_Reschedule) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -929,6 +945,51 @@ func (x *MoveVMCommand) GetTimeoutMs() int64 {
 	return 0
 }
 
+// RescheduleCommand takes a VM off a node that can't run it, to be placed on another one.
+type RescheduleCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AllocationId  string                 `protobuf:"bytes,1,opt,name=allocation_id,json=allocationId,proto3" json:"allocation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RescheduleCommand) Reset() {
+	*x = RescheduleCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RescheduleCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RescheduleCommand) ProtoMessage() {}
+
+func (x *RescheduleCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RescheduleCommand.ProtoReflect.Descriptor instead.
+func (*RescheduleCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RescheduleCommand) GetAllocationId() string {
+	if x != nil {
+		return x.AllocationId
+	}
+	return ""
+}
+
 type RenameVMCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -940,7 +1001,7 @@ type RenameVMCommand struct {
 
 func (x *RenameVMCommand) Reset() {
 	*x = RenameVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	mi := &file_blixard_v1_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1013,7 @@ func (x *RenameVMCommand) String() string {
 func (*RenameVMCommand) ProtoMessage() {}
 
 func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[4]
+	mi := &file_blixard_v1_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1026,7 @@ func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMCommand.ProtoReflect.Descriptor instead.
 func (*RenameVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RenameVMCommand) GetName() string {
@@ -1003,7 +1064,7 @@ type PutImageCommand struct {
 
 func (x *PutImageCommand) Reset() {
 	*x = PutImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	mi := &file_blixard_v1_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1076,7 @@ func (x *PutImageCommand) String() string {
 func (*PutImageCommand) ProtoMessage() {}
 
 func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	mi := &file_blixard_v1_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1089,7 @@ func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutImageCommand.ProtoReflect.Descriptor instead.
 func (*PutImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PutImageCommand) GetImage() *Image {
@@ -1071,7 +1132,7 @@ type DropImageCommand struct {
 
 func (x *DropImageCommand) Reset() {
 	*x = DropImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	mi := &file_blixard_v1_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1144,7 @@ func (x *DropImageCommand) String() string {
 func (*DropImageCommand) ProtoMessage() {}
 
 func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	mi := &file_blixard_v1_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1157,7 @@ func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropImageCommand.ProtoReflect.Descriptor instead.
 func (*DropImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DropImageCommand) GetNames() []string {
@@ -1130,7 +1191,7 @@ type CreateVolumeCommand struct {
 
 func (x *CreateVolumeCommand) Reset() {
 	*x = CreateVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	mi := &file_blixard_v1_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1142,7 +1203,7 @@ func (x *CreateVolumeCommand) String() string {
 func (*CreateVolumeCommand) ProtoMessage() {}
 
 func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	mi := &file_blixard_v1_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1155,7 +1216,7 @@ func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeCommand.ProtoReflect.Descriptor instead.
 func (*CreateVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateVolumeCommand) GetId() string {
@@ -1220,7 +1281,7 @@ type ResizeVolumeCommand struct {
 
 func (x *ResizeVolumeCommand) Reset() {
 	*x = ResizeVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1293,7 @@ func (x *ResizeVolumeCommand) String() string {
 func (*ResizeVolumeCommand) ProtoMessage() {}
 
 func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1306,7 @@ func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ResizeVolumeCommand) GetName() string {
@@ -1278,7 +1339,7 @@ type DeleteVolumeCommand struct {
 
 func (x *DeleteVolumeCommand) Reset() {
 	*x = DeleteVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1351,7 @@ func (x *DeleteVolumeCommand) String() string {
 func (*DeleteVolumeCommand) ProtoMessage() {}
 
 func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1364,7 @@ func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteVolumeCommand) GetName() string {
@@ -1324,7 +1385,7 @@ type ReleaseVolumeCommand struct {
 
 func (x *ReleaseVolumeCommand) Reset() {
 	*x = ReleaseVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1397,7 @@ func (x *ReleaseVolumeCommand) String() string {
 func (*ReleaseVolumeCommand) ProtoMessage() {}
 
 func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1410,7 @@ func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ReleaseVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReleaseVolumeCommand) GetVolumeId() string {
@@ -1380,7 +1441,7 @@ type MoveVolumeCommand struct {
 
 func (x *MoveVolumeCommand) Reset() {
 	*x = MoveVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1453,7 @@ func (x *MoveVolumeCommand) String() string {
 func (*MoveVolumeCommand) ProtoMessage() {}
 
 func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1466,7 @@ func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeCommand.ProtoReflect.Descriptor instead.
 func (*MoveVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MoveVolumeCommand) GetVolumeId() string {
@@ -1448,7 +1509,7 @@ type SnapshotVolumeCommand struct {
 
 func (x *SnapshotVolumeCommand) Reset() {
 	*x = SnapshotVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1521,7 @@ func (x *SnapshotVolumeCommand) String() string {
 func (*SnapshotVolumeCommand) ProtoMessage() {}
 
 func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1534,7 @@ func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotVolumeCommand.ProtoReflect.Descriptor instead.
 func (*SnapshotVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SnapshotVolumeCommand) GetVolumeId() string {
@@ -1507,7 +1568,7 @@ type CreateNetworkCommand struct {
 
 func (x *CreateNetworkCommand) Reset() {
 	*x = CreateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1580,7 @@ func (x *CreateNetworkCommand) String() string {
 func (*CreateNetworkCommand) ProtoMessage() {}
 
 func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1593,7 @@ func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*CreateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateNetworkCommand) GetNetwork() *Network {
@@ -1553,7 +1614,7 @@ type UpdateNetworkCommand struct {
 
 func (x *UpdateNetworkCommand) Reset() {
 	*x = UpdateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1626,7 @@ func (x *UpdateNetworkCommand) String() string {
 func (*UpdateNetworkCommand) ProtoMessage() {}
 
 func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1639,7 @@ func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UpdateNetworkCommand) GetName() string {
@@ -1611,7 +1672,7 @@ type DeleteNetworkCommand struct {
 
 func (x *DeleteNetworkCommand) Reset() {
 	*x = DeleteNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1684,7 @@ func (x *DeleteNetworkCommand) String() string {
 func (*DeleteNetworkCommand) ProtoMessage() {}
 
 func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1697,7 @@ func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNetworkCommand.ProtoReflect.Descriptor instead.
 func (*DeleteNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteNetworkCommand) GetName() string {
@@ -1659,7 +1720,7 @@ type SetSecretCommand struct {
 
 func (x *SetSecretCommand) Reset() {
 	*x = SetSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1732,7 @@ func (x *SetSecretCommand) String() string {
 func (*SetSecretCommand) ProtoMessage() {}
 
 func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1745,7 @@ func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretCommand.ProtoReflect.Descriptor instead.
 func (*SetSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetSecretCommand) GetName() string {
@@ -1724,7 +1785,7 @@ type DeleteSecretCommand struct {
 
 func (x *DeleteSecretCommand) Reset() {
 	*x = DeleteSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1797,7 @@ func (x *DeleteSecretCommand) String() string {
 func (*DeleteSecretCommand) ProtoMessage() {}
 
 func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1810,7 @@ func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretCommand.ProtoReflect.Descriptor instead.
 func (*DeleteSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteSecretCommand) GetName() string {
@@ -1776,7 +1837,7 @@ type SetVMDesiredCommand struct {
 
 func (x *SetVMDesiredCommand) Reset() {
 	*x = SetVMDesiredCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1849,7 @@ func (x *SetVMDesiredCommand) String() string {
 func (*SetVMDesiredCommand) ProtoMessage() {}
 
 func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +1862,7 @@ func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMDesiredCommand.ProtoReflect.Descriptor instead.
 func (*SetVMDesiredCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetVMDesiredCommand) GetName() string {
@@ -1859,7 +1920,7 @@ type DeleteVMCommand struct {
 
 func (x *DeleteVMCommand) Reset() {
 	*x = DeleteVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +1932,7 @@ func (x *DeleteVMCommand) String() string {
 func (*DeleteVMCommand) ProtoMessage() {}
 
 func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +1945,7 @@ func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteVMCommand) GetName() string {
@@ -1927,7 +1988,7 @@ type LabelVMCommand struct {
 
 func (x *LabelVMCommand) Reset() {
 	*x = LabelVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2000,7 @@ func (x *LabelVMCommand) String() string {
 func (*LabelVMCommand) ProtoMessage() {}
 
 func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2013,7 @@ func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelVMCommand.ProtoReflect.Descriptor instead.
 func (*LabelVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LabelVMCommand) GetName() string {
@@ -1991,7 +2052,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2064,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2077,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Placement) GetVmId() string {
@@ -2058,7 +2119,7 @@ type PlaceCommand struct {
 
 func (x *PlaceCommand) Reset() {
 	*x = PlaceCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2131,7 @@ func (x *PlaceCommand) String() string {
 func (*PlaceCommand) ProtoMessage() {}
 
 func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2144,7 @@ func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceCommand.ProtoReflect.Descriptor instead.
 func (*PlaceCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PlaceCommand) GetPlacements() []*Placement {
@@ -2104,7 +2165,7 @@ type ReportCommand struct {
 
 func (x *ReportCommand) Reset() {
 	*x = ReportCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2177,7 @@ func (x *ReportCommand) String() string {
 func (*ReportCommand) ProtoMessage() {}
 
 func (x *ReportCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2190,7 @@ func (x *ReportCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportCommand.ProtoReflect.Descriptor instead.
 func (*ReportCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReportCommand) GetNodeId() string {
@@ -2159,7 +2220,7 @@ type RegisterNodeCommand struct {
 
 func (x *RegisterNodeCommand) Reset() {
 	*x = RegisterNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2232,7 @@ func (x *RegisterNodeCommand) String() string {
 func (*RegisterNodeCommand) ProtoMessage() {}
 
 func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2245,7 @@ func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeCommand.ProtoReflect.Descriptor instead.
 func (*RegisterNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RegisterNodeCommand) GetNodeId() string {
@@ -2227,7 +2288,7 @@ type SetVMReasonCommand struct {
 
 func (x *SetVMReasonCommand) Reset() {
 	*x = SetVMReasonCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2300,7 @@ func (x *SetVMReasonCommand) String() string {
 func (*SetVMReasonCommand) ProtoMessage() {}
 
 func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2313,7 @@ func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMReasonCommand.ProtoReflect.Descriptor instead.
 func (*SetVMReasonCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SetVMReasonCommand) GetVmId() string {
@@ -2290,7 +2351,7 @@ type FormClusterCommand struct {
 
 func (x *FormClusterCommand) Reset() {
 	*x = FormClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +2363,7 @@ func (x *FormClusterCommand) String() string {
 func (*FormClusterCommand) ProtoMessage() {}
 
 func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +2376,7 @@ func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
 func (*FormClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FormClusterCommand) GetClusterId() string {
@@ -2361,7 +2422,7 @@ type RecoverClusterCommand struct {
 
 func (x *RecoverClusterCommand) Reset() {
 	*x = RecoverClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2434,7 @@ func (x *RecoverClusterCommand) String() string {
 func (*RecoverClusterCommand) ProtoMessage() {}
 
 func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2447,7 @@ func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
 func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RecoverClusterCommand) GetClusterId() string {
@@ -2433,7 +2494,7 @@ type RotateAuthorityCommand struct {
 
 func (x *RotateAuthorityCommand) Reset() {
 	*x = RotateAuthorityCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2445,7 +2506,7 @@ func (x *RotateAuthorityCommand) String() string {
 func (*RotateAuthorityCommand) ProtoMessage() {}
 
 func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,7 +2519,7 @@ func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
@@ -2499,7 +2560,7 @@ type DropAuthoritiesCommand struct {
 
 func (x *DropAuthoritiesCommand) Reset() {
 	*x = DropAuthoritiesCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2572,7 @@ func (x *DropAuthoritiesCommand) String() string {
 func (*DropAuthoritiesCommand) ProtoMessage() {}
 
 func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2585,7 @@ func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 // CreateTokenCommand makes a token known; its secret stays with who made it.
@@ -2541,7 +2602,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2614,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2627,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -2613,7 +2674,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +2686,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +2699,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -2661,7 +2722,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2673,7 +2734,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2686,7 +2747,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -2726,7 +2787,7 @@ type ChangeMemberCommand struct {
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +2799,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +2812,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -2807,7 +2868,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2819,7 +2880,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2832,7 +2893,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -2860,7 +2921,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +2933,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +2946,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -2916,7 +2977,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +2989,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3002,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -2969,7 +3030,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2981,7 +3042,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2994,7 +3055,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -3026,7 +3087,7 @@ type UpdateNodeCommand struct {
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3038,7 +3099,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3051,7 +3112,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -3098,7 +3159,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3171,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3184,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3188,7 +3249,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3200,7 +3261,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3213,7 +3274,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -3450,7 +3511,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3462,7 +3523,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3475,7 +3536,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -3505,7 +3566,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3517,7 +3578,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3530,7 +3591,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -3568,7 +3629,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3580,7 +3641,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3593,7 +3654,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -3664,7 +3725,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x14\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x15\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3713,7 +3774,10 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x04lose\x18- \x01(\v2\x17.blixard.v1.LoseCommandH\x00R\x04lose\x12@\n" +
 	"\vupdate_node\x18. \x01(\v2\x1d.blixard.v1.UpdateNodeCommandH\x00R\n" +
 	"updateNode\x124\n" +
-	"\amove_vm\x18/ \x01(\v2\x19.blixard.v1.MoveVMCommandH\x00R\x06moveVmB\b\n" +
+	"\amove_vm\x18/ \x01(\v2\x19.blixard.v1.MoveVMCommandH\x00R\x06moveVm\x12?\n" +
+	"\n" +
+	"reschedule\x180 \x01(\v2\x1d.blixard.v1.RescheduleCommandH\x00R\n" +
+	"rescheduleB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3734,7 +3798,9 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"to_node_id\x18\x03 \x01(\tR\btoNodeId\x12\x14\n" +
 	"\x05force\x18\x04 \x01(\bR\x05force\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x05 \x01(\x03R\ttimeoutMs\"g\n" +
+	"timeout_ms\x18\x05 \x01(\x03R\ttimeoutMs\"8\n" +
+	"\x11RescheduleCommand\x12#\n" +
+	"\rallocation_id\x18\x01 \x01(\tR\fallocationId\"g\n" +
 	"\x0fRenameVMCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12\x19\n" +
@@ -3958,161 +4024,163 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),        // 1: blixard.v1.CreateVMCommand
 	(*UpdateVMCommand)(nil),        // 2: blixard.v1.UpdateVMCommand
 	(*MoveVMCommand)(nil),          // 3: blixard.v1.MoveVMCommand
-	(*RenameVMCommand)(nil),        // 4: blixard.v1.RenameVMCommand
-	(*PutImageCommand)(nil),        // 5: blixard.v1.PutImageCommand
-	(*DropImageCommand)(nil),       // 6: blixard.v1.DropImageCommand
-	(*CreateVolumeCommand)(nil),    // 7: blixard.v1.CreateVolumeCommand
-	(*ResizeVolumeCommand)(nil),    // 8: blixard.v1.ResizeVolumeCommand
-	(*DeleteVolumeCommand)(nil),    // 9: blixard.v1.DeleteVolumeCommand
-	(*ReleaseVolumeCommand)(nil),   // 10: blixard.v1.ReleaseVolumeCommand
-	(*MoveVolumeCommand)(nil),      // 11: blixard.v1.MoveVolumeCommand
-	(*SnapshotVolumeCommand)(nil),  // 12: blixard.v1.SnapshotVolumeCommand
-	(*CreateNetworkCommand)(nil),   // 13: blixard.v1.CreateNetworkCommand
-	(*UpdateNetworkCommand)(nil),   // 14: blixard.v1.UpdateNetworkCommand
-	(*DeleteNetworkCommand)(nil),   // 15: blixard.v1.DeleteNetworkCommand
-	(*SetSecretCommand)(nil),       // 16: blixard.v1.SetSecretCommand
-	(*DeleteSecretCommand)(nil),    // 17: blixard.v1.DeleteSecretCommand
-	(*SetVMDesiredCommand)(nil),    // 18: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),        // 19: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),         // 20: blixard.v1.LabelVMCommand
-	(*Placement)(nil),              // 21: blixard.v1.Placement
-	(*PlaceCommand)(nil),           // 22: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),          // 23: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),    // 24: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),     // 25: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),     // 26: blixard.v1.FormClusterCommand
-	(*RecoverClusterCommand)(nil),  // 27: blixard.v1.RecoverClusterCommand
-	(*RotateAuthorityCommand)(nil), // 28: blixard.v1.RotateAuthorityCommand
-	(*DropAuthoritiesCommand)(nil), // 29: blixard.v1.DropAuthoritiesCommand
-	(*CreateTokenCommand)(nil),     // 30: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),     // 31: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),    // 32: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),    // 33: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),    // 34: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),           // 35: blixard.v1.EvictCommand
-	(*LoseCommand)(nil),            // 36: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),       // 37: blixard.v1.DrainNodeCommand
-	(*UpdateNodeCommand)(nil),      // 38: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 39: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 40: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 41: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 42: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 43: blixard.v1.IdempotencyRecord
-	nil,                            // 44: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 45: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 46: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 47: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 48: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 49: blixard.v1.VMSpec
-	(*Image)(nil),                  // 50: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 51: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 52: blixard.v1.Network
-	(*NetworkRules)(nil),           // 53: blixard.v1.NetworkRules
-	(DesiredState_Enum)(0),         // 54: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 55: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 56: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 57: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 58: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 59: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 60: google.protobuf.Duration
-	(*VM)(nil),                     // 61: blixard.v1.VM
-	(*Allocation)(nil),             // 62: blixard.v1.Allocation
-	(*Node)(nil),                   // 63: blixard.v1.Node
-	(*Event)(nil),                  // 64: blixard.v1.Event
-	(*Cluster)(nil),                // 65: blixard.v1.Cluster
-	(*Token)(nil),                  // 66: blixard.v1.Token
-	(*Volume)(nil),                 // 67: blixard.v1.Volume
-	(*Secret)(nil),                 // 68: blixard.v1.Secret
-	(*Problem)(nil),                // 69: blixard.v1.Problem
+	(*RescheduleCommand)(nil),      // 4: blixard.v1.RescheduleCommand
+	(*RenameVMCommand)(nil),        // 5: blixard.v1.RenameVMCommand
+	(*PutImageCommand)(nil),        // 6: blixard.v1.PutImageCommand
+	(*DropImageCommand)(nil),       // 7: blixard.v1.DropImageCommand
+	(*CreateVolumeCommand)(nil),    // 8: blixard.v1.CreateVolumeCommand
+	(*ResizeVolumeCommand)(nil),    // 9: blixard.v1.ResizeVolumeCommand
+	(*DeleteVolumeCommand)(nil),    // 10: blixard.v1.DeleteVolumeCommand
+	(*ReleaseVolumeCommand)(nil),   // 11: blixard.v1.ReleaseVolumeCommand
+	(*MoveVolumeCommand)(nil),      // 12: blixard.v1.MoveVolumeCommand
+	(*SnapshotVolumeCommand)(nil),  // 13: blixard.v1.SnapshotVolumeCommand
+	(*CreateNetworkCommand)(nil),   // 14: blixard.v1.CreateNetworkCommand
+	(*UpdateNetworkCommand)(nil),   // 15: blixard.v1.UpdateNetworkCommand
+	(*DeleteNetworkCommand)(nil),   // 16: blixard.v1.DeleteNetworkCommand
+	(*SetSecretCommand)(nil),       // 17: blixard.v1.SetSecretCommand
+	(*DeleteSecretCommand)(nil),    // 18: blixard.v1.DeleteSecretCommand
+	(*SetVMDesiredCommand)(nil),    // 19: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),        // 20: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),         // 21: blixard.v1.LabelVMCommand
+	(*Placement)(nil),              // 22: blixard.v1.Placement
+	(*PlaceCommand)(nil),           // 23: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),          // 24: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),    // 25: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),     // 26: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),     // 27: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),  // 28: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil), // 29: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil), // 30: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),     // 31: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),     // 32: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),    // 33: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),    // 34: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),    // 35: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),           // 36: blixard.v1.EvictCommand
+	(*LoseCommand)(nil),            // 37: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),       // 38: blixard.v1.DrainNodeCommand
+	(*UpdateNodeCommand)(nil),      // 39: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 40: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 41: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 42: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 43: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 44: blixard.v1.IdempotencyRecord
+	nil,                            // 45: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 46: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 47: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 48: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 49: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 50: blixard.v1.VMSpec
+	(*Image)(nil),                  // 51: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 52: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 53: blixard.v1.Network
+	(*NetworkRules)(nil),           // 54: blixard.v1.NetworkRules
+	(DesiredState_Enum)(0),         // 55: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 56: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 57: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 58: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 59: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),            // 60: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 61: google.protobuf.Duration
+	(*VM)(nil),                     // 62: blixard.v1.VM
+	(*Allocation)(nil),             // 63: blixard.v1.Allocation
+	(*Node)(nil),                   // 64: blixard.v1.Node
+	(*Event)(nil),                  // 65: blixard.v1.Event
+	(*Cluster)(nil),                // 66: blixard.v1.Cluster
+	(*Token)(nil),                  // 67: blixard.v1.Token
+	(*Volume)(nil),                 // 68: blixard.v1.Volume
+	(*Secret)(nil),                 // 69: blixard.v1.Secret
+	(*Problem)(nil),                // 70: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	48, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	49, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	18, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	19, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	20, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	22, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	23, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	24, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	25, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	26, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	30, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	31, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	32, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	33, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	34, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	39, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	37, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	35, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	27, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	28, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	29, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	19, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	20, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	21, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	23, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	24, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	25, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	26, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	27, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	31, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	32, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	33, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	34, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	35, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	40, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	38, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	36, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	28, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	29, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	30, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
 	2,  // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
-	4,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
-	5,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
-	6,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
-	7,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
-	8,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
-	9,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
-	10, // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
-	11, // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
-	12, // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
-	13, // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
-	14, // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
-	15, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
-	16, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
-	17, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	36, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	38, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	5,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
+	6,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
+	7,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
+	8,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
+	9,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
+	10, // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
+	11, // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
+	12, // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
+	13, // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
+	14, // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
+	15, // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
+	16, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
+	17, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
+	18, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
+	37, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	39, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
 	3,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
-	49, // 39: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	44, // 40: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	49, // 41: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	50, // 42: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	45, // 43: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	51, // 44: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	52, // 45: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	53, // 46: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	54, // 47: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	46, // 48: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	21, // 49: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	55, // 50: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	56, // 51: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	57, // 52: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	58, // 53: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	48, // 54: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	57, // 55: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	58, // 56: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	47, // 57: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	59, // 58: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	60, // 59: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	41, // 60: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	61, // 61: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	62, // 62: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	63, // 63: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	64, // 64: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	43, // 65: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	42, // 66: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	65, // 67: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	57, // 68: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	66, // 69: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	50, // 70: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	67, // 71: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	52, // 72: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	68, // 73: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	48, // 74: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	69, // 75: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	76, // [76:76] is the sub-list for method output_type
-	76, // [76:76] is the sub-list for method input_type
-	76, // [76:76] is the sub-list for extension type_name
-	76, // [76:76] is the sub-list for extension extendee
-	0,  // [0:76] is the sub-list for field type_name
+	4,  // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
+	50, // 40: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	45, // 41: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	50, // 42: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	51, // 43: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	46, // 44: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	52, // 45: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	53, // 46: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	54, // 47: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	55, // 48: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	47, // 49: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	22, // 50: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	56, // 51: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	57, // 52: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	58, // 53: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	59, // 54: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	49, // 55: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	58, // 56: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	59, // 57: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	48, // 58: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	60, // 59: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	61, // 60: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	42, // 61: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	62, // 62: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	63, // 63: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	64, // 64: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	65, // 65: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	44, // 66: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	43, // 67: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	66, // 68: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	58, // 69: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	67, // 70: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	51, // 71: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	68, // 72: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	53, // 73: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	69, // 74: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	49, // 75: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	70, // 76: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	77, // [77:77] is the sub-list for method output_type
+	77, // [77:77] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -4166,9 +4234,10 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_Lose)(nil),
 		(*Command_UpdateNode)(nil),
 		(*Command_MoveVm)(nil),
+		(*Command_Reschedule)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[38].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[40].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[39].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[41].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -4190,7 +4259,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

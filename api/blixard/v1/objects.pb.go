@@ -675,7 +675,10 @@ type VM struct {
 	Interfaces []*Interface `protobuf:"bytes,11,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	// move_to is the id of the node on which alone the VM is placed next; empty when it
 	// does not move.
-	MoveTo        string `protobuf:"bytes,12,opt,name=move_to,json=moveTo,proto3" json:"move_to,omitempty"`
+	MoveTo string `protobuf:"bytes,12,opt,name=move_to,json=moveTo,proto3" json:"move_to,omitempty"`
+	// failed_on are the ids of nodes that could not run it, since it last ran: the
+	// newest last.
+	FailedOn      []string `protobuf:"bytes,13,rep,name=failed_on,json=failedOn,proto3" json:"failed_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -792,6 +795,13 @@ func (x *VM) GetMoveTo() string {
 		return x.MoveTo
 	}
 	return ""
+}
+
+func (x *VM) GetFailedOn() []string {
+	if x != nil {
+		return x.FailedOn
+	}
+	return nil
 }
 
 // Interface is a NIC of a VM: the lease of its addresses.
@@ -1169,7 +1179,10 @@ type VMSpec struct {
 	// paused keeps the processors of a running VM still.
 	Paused bool `protobuf:"varint,29,opt,name=paused,proto3" json:"paused,omitempty"`
 	// scheduling says on which nodes the VM may and should run.
-	Scheduling    *Scheduling `protobuf:"bytes,30,opt,name=scheduling,proto3" json:"scheduling,omitempty"`
+	Scheduling *Scheduling `protobuf:"bytes,30,opt,name=scheduling,proto3" json:"scheduling,omitempty"`
+	// reschedules is how often in a row the VM is tried on another node when its own
+	// can't run it, from 0 to 8; unset means 3, and 0 when it is kept on its node.
+	Reschedules   *uint32 `protobuf:"varint,31,opt,name=reschedules,proto3,oneof" json:"reschedules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1412,6 +1425,13 @@ func (x *VMSpec) GetScheduling() *Scheduling {
 		return x.Scheduling
 	}
 	return nil
+}
+
+func (x *VMSpec) GetReschedules() uint32 {
+	if x != nil && x.Reschedules != nil {
+		return *x.Reschedules
+	}
+	return 0
 }
 
 // Scheduling says on which nodes a VM may and should run. It counts when the VM is
@@ -3627,7 +3647,7 @@ var File_blixard_v1_objects_proto protoreflect.FileDescriptor
 const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/objects.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x03\n" +
+	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x04\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -3646,7 +3666,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"interfaces\x18\v \x03(\v2\x15.blixard.v1.InterfaceR\n" +
 	"interfaces\x12\x17\n" +
-	"\amove_to\x18\f \x01(\tR\x06moveTo\x1a9\n" +
+	"\amove_to\x18\f \x01(\tR\x06moveTo\x12\x1b\n" +
+	"\tfailed_on\x18\r \x03(\tR\bfailedOn\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
@@ -3682,7 +3703,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\bfailover\x10\x03\"a\n" +
 	"\x06EnvVar\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x18\x80\x022\x18^[A-Za-z_][A-Za-z0-9_]*$R\x04name\x12\x1f\n" +
-	"\x05value\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x05value\"\xab\r\n" +
+	"\x05value\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x05value\"\xeb\r\n" +
 	"\x06VMSpec\x12 \n" +
 	"\x05image\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05image\x12\x1d\n" +
@@ -3727,7 +3748,9 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x06paused\x18\x1d \x01(\bR\x06paused\x126\n" +
 	"\n" +
 	"scheduling\x18\x1e \x01(\v2\x16.blixard.v1.SchedulingR\n" +
-	"scheduling\"\x95\x02\n" +
+	"scheduling\x12.\n" +
+	"\vreschedules\x18\x1f \x01(\rB\a\xbaH\x04*\x02\x18\bH\x00R\vreschedules\x88\x01\x01B\x0e\n" +
+	"\f_reschedules\"\x95\x02\n" +
 	"\n" +
 	"Scheduling\x12B\n" +
 	"\vconstraints\x18\x01 \x03(\v2\x16.blixard.v1.ConstraintB\b\xbaH\x05\x92\x01\x02\x10 R\vconstraints\x12B\n" +
@@ -4129,6 +4152,7 @@ func file_blixard_v1_objects_proto_init() {
 	if File_blixard_v1_objects_proto != nil {
 		return
 	}
+	file_blixard_v1_objects_proto_msgTypes[7].OneofWrappers = []any{}
 	file_blixard_v1_objects_proto_msgTypes[21].OneofWrappers = []any{
 		(*HealthCheck_Exec)(nil),
 		(*HealthCheck_Http)(nil),
