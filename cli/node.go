@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -208,76 +207,4 @@ func (a *app) stopNode(ctx context.Context, c *client.Client) error {
 func notHere(err error) error {
 	return problem.New(problem.Unavailable, "node.not_here", "the node's process is not on this host").WithCause(err).
 		WithHint("run the command on the node itself")
-}
-
-func (a *app) eventsCommand() *cobra.Command {
-	var follow bool
-	var limit uint32
-	cmd := &cobra.Command{
-		Use: "events [NAME]", Short: "Show what happened, to one VM or node or to all", Args: atMostOne("NAME"), ValidArgsFunction: a.completeVMs(1),
-		Long:    "Show the events that are kept, the newest last; with -f also those to come. With -f and -o json each event is one line.",
-		Example: "  blixard events\n  blixard events web -f\n  blixard events -o json | jq -r '.events[].kind'",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			object := strings.Join(args, "")
-			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				if follow {
-					return a.followEvents(ctx, c, object)
-				}
-				resp, err := c.Events().ListEvents(ctx, &blixardv1.ListEventsRequest{Object: object, Limit: limit})
-				if err != nil {
-					return err
-				}
-				raw, err := list("events", resp.GetEvents())
-				if err != nil {
-					return err
-				}
-				return a.print(raw, func() error { return a.eventTable(resp.GetEvents()) })
-			})
-		},
-	}
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what comes")
-	cmd.Flags().Uint32Var(&limit, "limit", 0, "at most so many, the newest (default: 1000)")
-	return cmd
-}
-
-func (a *app) eventTable(events []*blixardv1.Event) error {
-	t := &table{header: []string{"TIME", "KIND", "OBJECT", "NODE", "BY", "MESSAGE"}, shrink: []int{5, 4, 2}}
-	for _, e := range events {
-		t.add(eventCells(e)...)
-	}
-	return a.writeTable(t)
-}
-
-func eventCells(e *blixardv1.Event) []string {
-	object := e.GetObjectName()
-	if object == "" {
-		object = e.GetObjectId()
-	}
-	message := e.GetMessage()
-	if message == "" {
-		message = e.GetReason()
-	}
-	return []string{e.GetTime().AsTime().Local().Format(time.DateTime), e.GetKind(), object, e.GetNode(), e.GetActor(), message}
-}
-
-func (a *app) followEvents(ctx context.Context, c *client.Client, object string) error {
-	for m, err := range c.WatchEvents(ctx, object) {
-		if err != nil {
-			return err
-		}
-		if m.GetEvent() == nil {
-			continue
-		}
-		if err := a.printLine(m.GetEvent(), func() error {
-			cells := eventCells(m.GetEvent())
-			for i, cell := range cells {
-				cells[i] = clean(cell)
-			}
-			_, err := fmt.Fprintln(a.stdout, strings.Join(cells, "  "))
-			return err
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -143,12 +143,12 @@ func (c *Client) WatchVMs(ctx context.Context, name string) iter.Seq2[*blixardv1
 }
 
 // WatchEvents yields the events that are kept, one message with synced set, then
-// every further one; see WatchVMs. An empty object means all.
-func (c *Client) WatchEvents(ctx context.Context, object string) iter.Seq2[*blixardv1.WatchEventsResponse, error] {
+// every further one; see WatchVMs. No filter means all.
+func (c *Client) WatchEvents(ctx context.Context, filter *blixardv1.EventFilter) iter.Seq2[*blixardv1.WatchEventsResponse, error] {
 	return func(yield func(*blixardv1.WatchEventsResponse, error) bool) {
 		var r resume
 		follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[blixardv1.WatchEventsResponse], error) {
-			return c.Events().WatchEvents(ctx, &blixardv1.WatchEventsRequest{Object: object, AfterIndex: r.begin()})
+			return c.Events().WatchEvents(ctx, &blixardv1.WatchEventsRequest{Filter: filter, AfterIndex: r.begin()})
 		}, func(m *blixardv1.WatchEventsResponse) bool {
 			if m.GetSynced() {
 				first := !r.synced

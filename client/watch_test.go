@@ -201,7 +201,7 @@ func TestEventsResume(t *testing.T) {
 		}
 		return lost
 	}}
-	words, err := told(t, n.dial(t).WatchEvents(t.Context(), "web"), func(m *blixardv1.WatchEventsResponse) string {
+	words, err := told(t, n.dial(t).WatchEvents(t.Context(), &blixardv1.EventFilter{Object: "web"}), func(m *blixardv1.WatchEventsResponse) string {
 		if m.GetSynced() {
 			return "synced"
 		}

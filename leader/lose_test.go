@@ -182,7 +182,7 @@ func TestStormMovesNothing(t *testing.T) {
 	c.settle()
 	c.wantNode("vm-on-b", "b", "node_down")
 	storms := 0
-	for _, e := range c.state.View().Events("", 0) {
+	for _, e := range c.state.View().Events(nil, 0) {
 		if e.GetKind() == "cluster.storm" {
 			storms++
 			t.Log(e.GetMessage())

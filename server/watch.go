@@ -116,7 +116,23 @@ func (s eventService) ListEvents(ctx context.Context, req *blixardv1.ListEventsR
 	if limit == 0 {
 		limit = defaultPageSize
 	}
-	return &blixardv1.ListEventsResponse{Events: view.Events(req.GetObject(), limit), Index: view.Index()}, nil
+	return &blixardv1.ListEventsResponse{Events: view.Events(filterOf(req), limit), Index: view.Index()}, nil
+}
+
+// filterOf gives the filter of a request, with the object that may stand beside it.
+func filterOf(req interface {
+	GetObject() string
+	GetFilter() *blixardv1.EventFilter
+},
+) *blixardv1.EventFilter {
+	filter := &blixardv1.EventFilter{
+		Object: req.GetFilter().GetObject(), Kinds: req.GetFilter().GetKinds(), Node: req.GetFilter().GetNode(),
+		Actor: req.GetFilter().GetActor(), Since: req.GetFilter().GetSince(),
+	}
+	if req.GetObject() != "" {
+		filter.Object = req.GetObject()
+	}
+	return filter
 }
 
 func (s eventService) WatchEvents(req *blixardv1.WatchEventsRequest, stream blixardv1.EventService_WatchEventsServer) error {
@@ -125,10 +141,10 @@ func (s eventService) WatchEvents(req *blixardv1.WatchEventsRequest, stream blix
 	if err != nil {
 		return err
 	}
-	index := req.GetAfterIndex()
+	index, filter := req.GetAfterIndex(), filterOf(req)
 	if index == 0 {
 		index = view.Index()
-		for _, e := range view.Events(req.GetObject(), 0) {
+		for _, e := range view.Events(filter, 0) {
 			if err := stream.Send(&blixardv1.WatchEventsResponse{Event: e}); err != nil {
 				return err
 			}
@@ -139,10 +155,7 @@ func (s eventService) WatchEvents(req *blixardv1.WatchEventsRequest, stream blix
 	}
 	return s.changes(ctx, index, func(list []state.Change, _ uint64) error {
 		for _, c := range list {
-			if c.Kind != state.KindEvent {
-				continue
-			}
-			if o := req.GetObject(); o != "" && c.Event.GetObjectName() != o && c.Event.GetObjectId() != o {
+			if c.Kind != state.KindEvent || !state.EventFits(c.Event, filter) {
 				continue
 			}
 			if err := stream.Send(&blixardv1.WatchEventsResponse{Event: c.Event}); err != nil {

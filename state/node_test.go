@@ -56,11 +56,11 @@ func TestUpdateNode(t *testing.T) {
 		{name: "of its configuration", change: &blixardv1.UpdateNodeCommand{Node: "a", DropLabels: []string{"disk"}}, code: "label.configured"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			before, events := s.View().Node("a"), len(s.View().Events("", 0))
+			before, events := s.View().Node("a"), len(s.View().Events(nil, 0))
 			r := apply(&blixardv1.Command{Change: &blixardv1.Command_UpdateNode{UpdateNode: tc.change}})
 			after := s.View().Node("a")
 			if tc.code != "" {
-				if !problem.HasCode(problemOf(r), tc.code) || after != before || len(s.View().Events("", 0)) != events {
+				if !problem.HasCode(problemOf(r), tc.code) || after != before || len(s.View().Events(nil, 0)) != events {
 					t.Fatalf("%v; the node is %v", r.Problem, after)
 				}
 				return
@@ -69,7 +69,7 @@ func TestUpdateNode(t *testing.T) {
 				t.Fatalf("%v; the node is %v", r.Problem, after)
 			}
 			got := ""
-			if all := s.View().Events("", 0); len(all) > events {
+			if all := s.View().Events(nil, 0); len(all) > events {
 				got = all[len(all)-1].GetKind()
 			}
 			if got != tc.event {

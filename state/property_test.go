@@ -102,7 +102,7 @@ func content(v *View) string {
 	for _, o := range v.Nodes() {
 		fmt.Fprintln(&b, o)
 	}
-	fmt.Fprint(&b, len(v.Events("", 0)))
+	fmt.Fprint(&b, len(v.Events(nil, 0)))
 	return b.String()
 }
 

@@ -388,10 +388,10 @@ func TestWatchFromAnIndex(t *testing.T) {
 	if changes, err := v.ChangesAfter(st.index); err != nil || len(changes) != 0 {
 		t.Errorf("%v, %v", changes, err)
 	}
-	if all, one := v.Events("", 0), v.Events("a", 1); len(all) != 2 || len(one) != 1 || one[0].GetIndex() != st.index {
+	if all, one := v.Events(nil, 0), v.Events(&blixardv1.EventFilter{Object: "a"}, 1); len(all) != 2 || len(one) != 1 || one[0].GetIndex() != st.index {
 		t.Errorf("%d events, %v", len(all), one)
 	}
-	if none := v.Events("b", 0); len(none) != 0 {
+	if none := v.Events(&blixardv1.EventFilter{Object: "b"}, 0); len(none) != 0 {
 		t.Errorf("%v", none)
 	}
 }

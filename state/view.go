@@ -1,7 +1,9 @@
 package state
 
 import (
+	"slices"
 	"sort"
+	"strings"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -135,30 +137,40 @@ func (v *View) Tokens() []*blixardv1.Token {
 	return all[blixardv1.Token](v.db.Txn(false), tableToken, indexID)
 }
 
-// Events gives the newest kept events about object, by its id or name, oldest
-// first; an empty object means all. limit bounds them; 0 or less means all kept.
-func (v *View) Events(object string, limit int) []*blixardv1.Event {
-	if object == "" {
-		if limit > 0 && limit < len(v.events) {
-			return v.events[len(v.events)-limit:]
-		}
-		return v.events
-	}
+// Events gives the newest kept events that fit filter, oldest first; nil fits all. limit
+// bounds them; 0 or less means all kept.
+func (v *View) Events(filter *blixardv1.EventFilter, limit int) []*blixardv1.Event {
 	var found []*blixardv1.Event
 	for i := len(v.events) - 1; i >= 0; i-- {
-		e := v.events[i]
-		if e.GetObjectId() != object && e.GetObjectName() != object {
+		if !EventFits(v.events[i], filter) {
 			continue
 		}
-		found = append(found, e)
+		found = append(found, v.events[i])
 		if len(found) == limit {
 			break
 		}
 	}
-	for i, j := 0, len(found)-1; i < j; i, j = i+1, j-1 {
-		found[i], found[j] = found[j], found[i]
-	}
+	slices.Reverse(found)
 	return found
+}
+
+// EventFits reports whether an event is one of those that a filter means.
+func EventFits(e *blixardv1.Event, filter *blixardv1.EventFilter) bool {
+	if o := filter.GetObject(); o != "" && e.GetObjectId() != o && e.GetObjectName() != o {
+		return false
+	}
+	if n := filter.GetNode(); n != "" && e.GetNode() != n {
+		return false
+	}
+	if a := filter.GetActor(); a != "" && e.GetActor() != a && !strings.HasPrefix(e.GetActor(), a+":") {
+		return false
+	}
+	if s := filter.GetSince(); s != nil && e.GetTime().AsTime().Before(s.AsTime()) {
+		return false
+	}
+	return len(filter.GetKinds()) == 0 || slices.ContainsFunc(filter.GetKinds(), func(k string) bool {
+		return e.GetKind() == k || strings.HasPrefix(e.GetKind(), k+".")
+	})
 }
 
 // ChangesAfter gives every change after index, in the order of the log. When

@@ -4892,19 +4892,102 @@ func (x *RevealSecretsResponse) GetValues() map[string][]byte {
 	return nil
 }
 
+// EventFilter says which events are meant: those that fit all that is set.
+type EventFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// object by name or id.
+	Object string `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
+	// kinds such as allocation.lost, or their beginnings such as allocation; one must fit.
+	Kinds []string `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	// node by name.
+	Node string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// actor such as user:0, or its kind: user, agent, leader.
+	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	// since is the time of the oldest.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EventFilter) Reset() {
+	*x = EventFilter{}
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EventFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EventFilter) ProtoMessage() {}
+
+func (x *EventFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
+func (*EventFilter) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *EventFilter) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *EventFilter) GetKinds() []string {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *EventFilter) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EventFilter) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *EventFilter) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// object_name or object_id limits the answer to one object.
+	// object is short for that of a filter.
 	Object string `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
 	// limit of events, the newest are given; 0 means 1000.
-	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit         uint32       `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	Filter        *EventFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4916,7 +4999,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4929,7 +5012,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListEventsRequest) GetObject() string {
@@ -4946,6 +5029,13 @@ func (x *ListEventsRequest) GetLimit() uint32 {
 	return 0
 }
 
+func (x *ListEventsRequest) GetFilter() *EventFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
 type ListEventsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Events        []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
@@ -4956,7 +5046,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[74]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4968,7 +5058,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[74]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4981,7 +5071,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -4999,17 +5089,19 @@ func (x *ListEventsResponse) GetIndex() uint64 {
 }
 
 type WatchEventsRequest struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Object string                 `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// object is short for that of a filter.
+	Object string `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
 	// after_index resumes after that index; 0 sends what is kept first.
-	AfterIndex    uint64 `protobuf:"varint,2,opt,name=after_index,json=afterIndex,proto3" json:"after_index,omitempty"`
+	AfterIndex    uint64       `protobuf:"varint,2,opt,name=after_index,json=afterIndex,proto3" json:"after_index,omitempty"`
+	Filter        *EventFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[75]
+	mi := &file_blixard_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5021,7 +5113,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[75]
+	mi := &file_blixard_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5034,7 +5126,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *WatchEventsRequest) GetObject() string {
@@ -5051,6 +5143,13 @@ func (x *WatchEventsRequest) GetAfterIndex() uint64 {
 	return 0
 }
 
+func (x *WatchEventsRequest) GetFilter() *EventFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
 type WatchEventsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Event         *Event                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
@@ -5061,7 +5160,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[76]
+	mi := &file_blixard_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5073,7 +5172,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[76]
+	mi := &file_blixard_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5086,7 +5185,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -5120,7 +5219,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_blixard_v1_services_proto_msgTypes[77]
+	mi := &file_blixard_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5132,7 +5231,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[77]
+	mi := &file_blixard_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5145,7 +5244,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Problem) GetKind() string {
@@ -5531,17 +5630,26 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x06values\x18\x01 \x03(\v2-.blixard.v1.RevealSecretsResponse.ValuesEntryR\x06values\x1a9\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"T\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xc5\x01\n" +
+	"\vEventFilter\x12\x1f\n" +
+	"\x06object\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06object\x12&\n" +
+	"\x05kinds\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x10 \"\x06r\x04\x10\x01\x18@R\x05kinds\x12\x1b\n" +
+	"\x04node\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1e\n" +
+	"\x05actor\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05actor\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x85\x01\n" +
 	"\x11ListEventsRequest\x12\x1f\n" +
 	"\x06object\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06object\x12\x1e\n" +
-	"\x05limit\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05limit\"U\n" +
+	"\x05limit\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05limit\x12/\n" +
+	"\x06filter\x18\x03 \x01(\v2\x17.blixard.v1.EventFilterR\x06filter\"U\n" +
 	"\x12ListEventsResponse\x12)\n" +
 	"\x06events\x18\x01 \x03(\v2\x11.blixard.v1.EventR\x06events\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"V\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\x87\x01\n" +
 	"\x12WatchEventsRequest\x12\x1f\n" +
 	"\x06object\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06object\x12\x1f\n" +
 	"\vafter_index\x18\x02 \x01(\x04R\n" +
-	"afterIndex\"V\n" +
+	"afterIndex\x12/\n" +
+	"\x06filter\x18\x03 \x01(\v2\x17.blixard.v1.EventFilterR\x06filter\"V\n" +
 	"\x13WatchEventsResponse\x12'\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.blixard.v1.EventR\x05event\x12\x16\n" +
 	"\x06synced\x18\x02 \x01(\bR\x06synced\"_\n" +
@@ -5603,7 +5711,7 @@ func file_blixard_v1_services_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_services_proto_rawDescData
 }
 
-var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
+var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
 var file_blixard_v1_services_proto_goTypes = []any{
 	(*CreateVMRequest)(nil),          // 0: blixard.v1.CreateVMRequest
 	(*CreateVMResponse)(nil),         // 1: blixard.v1.CreateVMResponse
@@ -5678,165 +5786,169 @@ var file_blixard_v1_services_proto_goTypes = []any{
 	(*RenewLeaseResponse)(nil),       // 70: blixard.v1.RenewLeaseResponse
 	(*RevealSecretsRequest)(nil),     // 71: blixard.v1.RevealSecretsRequest
 	(*RevealSecretsResponse)(nil),    // 72: blixard.v1.RevealSecretsResponse
-	(*ListEventsRequest)(nil),        // 73: blixard.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),       // 74: blixard.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),       // 75: blixard.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 76: blixard.v1.WatchEventsResponse
-	(*Problem)(nil),                  // 77: blixard.v1.Problem
-	nil,                              // 78: blixard.v1.CreateVMRequest.LabelsEntry
-	nil,                              // 79: blixard.v1.LabelVMRequest.LabelsEntry
-	nil,                              // 80: blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 81: blixard.v1.ExplainVMRequest.LabelsEntry
-	nil,                              // 82: blixard.v1.GetStatusResponse.VmsByStateEntry
-	nil,                              // 83: blixard.v1.RevealSecretsResponse.ValuesEntry
-	(*VMSpec)(nil),                   // 84: blixard.v1.VMSpec
-	(*VM)(nil),                       // 85: blixard.v1.VM
-	(*durationpb.Duration)(nil),      // 86: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 87: google.protobuf.Timestamp
-	(*EnvVar)(nil),                   // 88: blixard.v1.EnvVar
-	(*Node)(nil),                     // 89: blixard.v1.Node
-	(*NodeFingerprint)(nil),          // 90: blixard.v1.NodeFingerprint
-	(*Allocation)(nil),               // 91: blixard.v1.Allocation
-	(*VMStatus)(nil),                 // 92: blixard.v1.VMStatus
-	(*Event)(nil),                    // 93: blixard.v1.Event
+	(*EventFilter)(nil),              // 73: blixard.v1.EventFilter
+	(*ListEventsRequest)(nil),        // 74: blixard.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 75: blixard.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),       // 76: blixard.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 77: blixard.v1.WatchEventsResponse
+	(*Problem)(nil),                  // 78: blixard.v1.Problem
+	nil,                              // 79: blixard.v1.CreateVMRequest.LabelsEntry
+	nil,                              // 80: blixard.v1.LabelVMRequest.LabelsEntry
+	nil,                              // 81: blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 82: blixard.v1.ExplainVMRequest.LabelsEntry
+	nil,                              // 83: blixard.v1.GetStatusResponse.VmsByStateEntry
+	nil,                              // 84: blixard.v1.RevealSecretsResponse.ValuesEntry
+	(*VMSpec)(nil),                   // 85: blixard.v1.VMSpec
+	(*VM)(nil),                       // 86: blixard.v1.VM
+	(*durationpb.Duration)(nil),      // 87: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 88: google.protobuf.Timestamp
+	(*EnvVar)(nil),                   // 89: blixard.v1.EnvVar
+	(*Node)(nil),                     // 90: blixard.v1.Node
+	(*NodeFingerprint)(nil),          // 91: blixard.v1.NodeFingerprint
+	(*Allocation)(nil),               // 92: blixard.v1.Allocation
+	(*VMStatus)(nil),                 // 93: blixard.v1.VMStatus
+	(*Event)(nil),                    // 94: blixard.v1.Event
 }
 var file_blixard_v1_services_proto_depIdxs = []int32{
-	84, // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	78, // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
-	85, // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
-	85, // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
-	86, // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
-	85, // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
-	86, // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
-	85, // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
-	86, // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	85, // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
-	86, // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
-	85, // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
-	86, // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
-	85, // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
-	79, // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
-	14, // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
-	77, // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
-	85, // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
-	87, // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	22, // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	88, // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
-	22, // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
-	25, // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
-	22, // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
-	22, // 24: blixard.v1.AttachStart.size:type_name -> blixard.v1.TerminalSize
-	28, // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
-	22, // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
-	33, // 27: blixard.v1.TopResponse.processes:type_name -> blixard.v1.GuestProcess
-	86, // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
-	84, // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	85, // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
-	85, // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
-	38, // 32: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
-	41, // 33: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
-	86, // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
-	89, // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	86, // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
-	80, // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	89, // 38: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
-	89, // 39: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
-	52, // 40: blixard.v1.PlanDrainResponse.steps:type_name -> blixard.v1.DrainStep
-	85, // 41: blixard.v1.DrainStep.vm:type_name -> blixard.v1.VM
-	86, // 42: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
-	85, // 43: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
-	84, // 44: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
-	81, // 45: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
-	85, // 46: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
-	57, // 47: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
-	58, // 48: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
-	89, // 49: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	87, // 50: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	61, // 51: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	82, // 52: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	87, // 53: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	86, // 54: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	90, // 55: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	89, // 56: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	91, // 57: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	92, // 58: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
-	66, // 59: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	86, // 60: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	86, // 61: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	83, // 62: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
-	93, // 63: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
-	93, // 64: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,  // 65: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,  // 66: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,  // 67: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,  // 68: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,  // 69: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10, // 70: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12, // 71: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14, // 72: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16, // 73: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18, // 74: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20, // 75: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23, // 76: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26, // 77: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29, // 78: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	44, // 79: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	34, // 80: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
-	36, // 81: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
-	39, // 82: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
-	42, // 83: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
-	31, // 84: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
-	55, // 85: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
-	53, // 86: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
-	46, // 87: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	59, // 88: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	48, // 89: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
-	50, // 90: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
-	62, // 91: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	64, // 92: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	67, // 93: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	69, // 94: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	71, // 95: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
-	73, // 96: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	75, // 97: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,  // 98: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,  // 99: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,  // 100: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,  // 101: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,  // 102: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11, // 103: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13, // 104: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15, // 105: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17, // 106: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19, // 107: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21, // 108: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24, // 109: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27, // 110: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30, // 111: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	45, // 112: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	35, // 113: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
-	37, // 114: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
-	40, // 115: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
-	43, // 116: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
-	32, // 117: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
-	56, // 118: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
-	54, // 119: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
-	47, // 120: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	60, // 121: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	49, // 122: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
-	51, // 123: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
-	63, // 124: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	65, // 125: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	68, // 126: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	70, // 127: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	72, // 128: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
-	74, // 129: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	76, // 130: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	98, // [98:131] is the sub-list for method output_type
-	65, // [65:98] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	85,  // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	79,  // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
+	86,  // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
+	86,  // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
+	87,  // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
+	86,  // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
+	87,  // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
+	86,  // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
+	87,  // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	86,  // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
+	87,  // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
+	86,  // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
+	87,  // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
+	86,  // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
+	80,  // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
+	14,  // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
+	78,  // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
+	86,  // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
+	88,  // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	22,  // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
+	89,  // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
+	22,  // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
+	25,  // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
+	22,  // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
+	22,  // 24: blixard.v1.AttachStart.size:type_name -> blixard.v1.TerminalSize
+	28,  // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
+	22,  // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
+	33,  // 27: blixard.v1.TopResponse.processes:type_name -> blixard.v1.GuestProcess
+	87,  // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
+	85,  // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	86,  // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
+	86,  // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
+	38,  // 32: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
+	41,  // 33: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
+	87,  // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
+	90,  // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
+	87,  // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
+	81,  // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	90,  // 38: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
+	90,  // 39: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
+	52,  // 40: blixard.v1.PlanDrainResponse.steps:type_name -> blixard.v1.DrainStep
+	86,  // 41: blixard.v1.DrainStep.vm:type_name -> blixard.v1.VM
+	87,  // 42: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
+	86,  // 43: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
+	85,  // 44: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
+	82,  // 45: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
+	86,  // 46: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
+	57,  // 47: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
+	58,  // 48: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
+	90,  // 49: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	88,  // 50: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	61,  // 51: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
+	83,  // 52: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	88,  // 53: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	87,  // 54: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	91,  // 55: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	90,  // 56: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	92,  // 57: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	93,  // 58: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	66,  // 59: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
+	87,  // 60: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	87,  // 61: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	84,  // 62: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
+	88,  // 63: blixard.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	73,  // 64: blixard.v1.ListEventsRequest.filter:type_name -> blixard.v1.EventFilter
+	94,  // 65: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	73,  // 66: blixard.v1.WatchEventsRequest.filter:type_name -> blixard.v1.EventFilter
+	94,  // 67: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	0,   // 68: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,   // 69: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,   // 70: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,   // 71: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,   // 72: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10,  // 73: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12,  // 74: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14,  // 75: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16,  // 76: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18,  // 77: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20,  // 78: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23,  // 79: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26,  // 80: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29,  // 81: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	44,  // 82: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	34,  // 83: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
+	36,  // 84: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
+	39,  // 85: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
+	42,  // 86: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
+	31,  // 87: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
+	55,  // 88: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
+	53,  // 89: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
+	46,  // 90: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	59,  // 91: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	48,  // 92: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
+	50,  // 93: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
+	62,  // 94: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	64,  // 95: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	67,  // 96: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	69,  // 97: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	71,  // 98: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
+	74,  // 99: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	76,  // 100: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,   // 101: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,   // 102: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,   // 103: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,   // 104: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,   // 105: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11,  // 106: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13,  // 107: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15,  // 108: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17,  // 109: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19,  // 110: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21,  // 111: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24,  // 112: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27,  // 113: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30,  // 114: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	45,  // 115: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	35,  // 116: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
+	37,  // 117: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
+	40,  // 118: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
+	43,  // 119: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
+	32,  // 120: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
+	56,  // 121: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
+	54,  // 122: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
+	47,  // 123: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	60,  // 124: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	49,  // 125: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
+	51,  // 126: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
+	63,  // 127: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	65,  // 128: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	68,  // 129: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	70,  // 130: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	72,  // 131: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
+	75,  // 132: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	77,  // 133: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	101, // [101:134] is the sub-list for method output_type
+	68,  // [68:101] is the sub-list for method input_type
+	68,  // [68:68] is the sub-list for extension type_name
+	68,  // [68:68] is the sub-list for extension extendee
+	0,   // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }
@@ -5899,7 +6011,7 @@ func file_blixard_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_services_proto_rawDesc), len(file_blixard_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   84,
+			NumMessages:   85,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
