@@ -65,6 +65,9 @@ func nodeStateWords(n *blixardv1.Node) string {
 	if n.GetDraining() {
 		words += ", draining"
 	}
+	if n.GetDamped() {
+		words += ", unsteady"
+	}
 	return words
 }
 

@@ -6,10 +6,12 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/state"
 )
 
@@ -286,7 +288,7 @@ func (l *Leases) grant(ctx context.Context, nodeID string, incarnation uint64, a
 	if cmd == nil {
 		return r.TTL, nil
 	}
-	cmd.Actor = "node:" + nodeID
+	cmd.Actor, cmd.Time = "node:"+nodeID, timestamppb.New(wallclock.Now())
 	if res, err := l.quorum.ProposeInTerm(ctx, r.Term, cmd); err != nil || res.Problem != nil {
 		return 0, orProblem(err, res.Problem)
 	}

@@ -121,6 +121,7 @@ func (r *runner) lead(ctx context.Context, term uint64) error {
 func (r *runner) round(ctx context.Context, now time.Time) error {
 	view := r.cfg.Replica.View()
 	cmds := append(r.cfg.Leases.due(view.Nodes(), now), r.core.Reschedule(view, now)...)
+	cmds = append(cmds, Dampen(view, wallclock.Now())...)
 	if view.Cluster() == nil {
 		return r.proposeAll(ctx, cmds)
 	}

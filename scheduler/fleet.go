@@ -214,7 +214,7 @@ func (f *Fleet) resized(before, after uint64) {
 // sameFacts reports whether what was reserved is all that may differ.
 func sameFacts(a, b *blixardv1.Node) bool {
 	return a.GetFingerprint() == b.GetFingerprint() && a.GetState() == b.GetState() && a.GetDraining() == b.GetDraining() &&
-		a.GetCordoned() == b.GetCordoned() && a.GetName() == b.GetName() && maps.Equal(a.GetLabels(), b.GetLabels()) &&
+		a.GetCordoned() == b.GetCordoned() && a.GetDamped() == b.GetDamped() && a.GetName() == b.GetName() && maps.Equal(a.GetLabels(), b.GetLabels()) &&
 		a.GetAllocatable().GetMemoryMib() == b.GetAllocatable().GetMemoryMib()
 }
 
@@ -365,6 +365,9 @@ func classKey(s *slot, keys []string) string {
 		} else {
 			put()
 		}
+	}
+	if s.node.GetDamped() {
+		put("damped")
 	}
 	put(fp.GetImages()...)
 	put(fp.GetKernels()...)

@@ -15,6 +15,8 @@ const (
 	// pointsFailed of a node for each time that the VM failed there: more than all wishes
 	// together, so that it is taken only when there is no other.
 	pointsFailed = -10_000
+	// pointsDamped of a node that was lost again and again, for the same reason.
+	pointsDamped = -5_000
 	// pointsImage of a node that has the image: it need not be brought there.
 	pointsImage = 10
 	// weightDefault of a preference.
@@ -257,6 +259,12 @@ func (f *Fleet) fillMost(q *question, top *slot) float64 {
 // sharedWishes are what is equal in a class.
 func (f *Fleet) sharedWishes(q *question, s *slot, tell func(string, float64)) int {
 	total := 0
+	if s.node.GetDamped() {
+		total += pointsDamped
+		if tell != nil {
+			tell("it was lost again and again", pointsDamped)
+		}
+	}
 	for _, p := range q.spec.GetScheduling().GetPreferences() {
 		if p.GetConstraint().GetKey() != factName {
 			total += preferred(p, s, tell)

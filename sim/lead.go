@@ -73,6 +73,7 @@ func (h *host) round() {
 	}
 	l.index, l.since = view.Index(), h.w.now
 	cmds := append(l.core.Decide(view), h.table.Due(view.Nodes(), h.monotonic())...)
+	cmds = append(cmds, leader.Dampen(view, epoch.Add(h.w.now))...)
 	for _, cmd := range l.core.Reschedule(view, h.monotonic()) {
 		h.w.count("VMs tried elsewhere")
 		cmds = append(cmds, cmd)

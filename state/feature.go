@@ -15,7 +15,8 @@ import (
 //	5  labels of nodes, cordoned nodes, and VMs that say where they may run
 //	6  move VMs
 //	7  try VMs on other nodes
-const FeatureLevel = 7
+//	8  dampen nodes
+const FeatureLevel = 8
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -47,6 +48,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	field := m.WhichOneof(m.Descriptor().Oneofs().ByName("change"))
 	if field == nil {
 		return 1
+	}
+	if cmd.GetUpdateNode() != nil && cmd.GetUpdateNode().Damped != nil {
+		return 8
 	}
 	return max(levels[field.Name()], levelOfSpec(cmd.GetCreateVm().GetSpec()), levelOfSpec(cmd.GetUpdateVm().GetSpec()), 1)
 }

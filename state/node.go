@@ -1,7 +1,9 @@
 package state
 
 import (
+	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -61,6 +63,9 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 	return Result{Index: b.index, Node: next}
 }
 
+// downsKept of a node.
+const downsKept = 8
+
 // nodeLabelsMax of a node.
 const nodeLabelsMax = 64
 
@@ -105,12 +110,19 @@ func (b *batch) updateNode(c *blixardv1.UpdateNodeCommand) Result {
 	if c.Cordoned != nil {
 		n.Cordoned = c.GetCordoned()
 	}
-	if maps.Equal(n.Labels, old.GetLabels()) && n.Cordoned == old.GetCordoned() {
+	if c.Damped != nil {
+		n.Damped = c.GetDamped()
+	}
+	if maps.Equal(n.Labels, old.GetLabels()) && n.Cordoned == old.GetCordoned() && n.Damped == old.GetDamped() {
 		return Result{Index: b.index, Node: old}
 	}
 	b.putNode(n)
 	kind, message := "node.labeled", "its labels were changed"
 	switch {
+	case n.Damped && !old.GetDamped():
+		kind, message = "node.damped", fmt.Sprintf("it was lost %d times lately: VMs are placed elsewhere where they can be", len(n.GetDowns()))
+	case !n.Damped && old.GetDamped():
+		kind, message = "node.steady", "it was not lost for a while: VMs are placed on it as on others"
 	case n.Cordoned && !old.GetCordoned():
 		kind, message = "node.cordoned", "no more VMs are placed on it"
 	case !n.Cordoned && old.GetCordoned():
@@ -143,6 +155,10 @@ func (b *batch) setNodeState(c *blixardv1.SetNodeStateCommand) Result {
 	}
 	n := copyNode(old)
 	n.State = c.GetState()
+	if n.State == blixardv1.NodeState_down && old.GetState() != n.State {
+		n.Downs = append(slices.Clone(n.Downs), b.time)
+		n.Downs = n.Downs[max(0, len(n.Downs)-downsKept):]
+	}
 	if c.GetLongLease() != nil {
 		n.LongLease = c.GetLongLease()
 	}

@@ -3080,7 +3080,9 @@ type UpdateNodeCommand struct {
 	SetLabels  map[string]string `protobuf:"bytes,2,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	DropLabels []string          `protobuf:"bytes,3,rep,name=drop_labels,json=dropLabels,proto3" json:"drop_labels,omitempty"`
 	// cordoned as in Node; unset leaves it.
-	Cordoned      *bool `protobuf:"varint,4,opt,name=cordoned,proto3,oneof" json:"cordoned,omitempty"`
+	Cordoned *bool `protobuf:"varint,4,opt,name=cordoned,proto3,oneof" json:"cordoned,omitempty"`
+	// damped as in Node, told by the leader; unset leaves it.
+	Damped        *bool `protobuf:"varint,5,opt,name=damped,proto3,oneof" json:"damped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3139,6 +3141,13 @@ func (x *UpdateNodeCommand) GetDropLabels() []string {
 func (x *UpdateNodeCommand) GetCordoned() bool {
 	if x != nil && x.Cordoned != nil {
 		return *x.Cordoned
+	}
+	return false
+}
+
+func (x *UpdateNodeCommand) GetDamped() bool {
+	if x != nil && x.Damped != nil {
+		return *x.Damped
 	}
 	return false
 }
@@ -3956,18 +3965,20 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05storm\x18\x02 \x01(\tR\x05storm\"<\n" +
 	"\x10DrainNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
-	"\x05drain\x18\x02 \x01(\bR\x05drain\"\x81\x02\n" +
+	"\x05drain\x18\x02 \x01(\bR\x05drain\"\xa9\x02\n" +
 	"\x11UpdateNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12K\n" +
 	"\n" +
 	"set_labels\x18\x02 \x03(\v2,.blixard.v1.UpdateNodeCommand.SetLabelsEntryR\tsetLabels\x12\x1f\n" +
 	"\vdrop_labels\x18\x03 \x03(\tR\n" +
 	"dropLabels\x12\x1f\n" +
-	"\bcordoned\x18\x04 \x01(\bH\x00R\bcordoned\x88\x01\x01\x1a<\n" +
+	"\bcordoned\x18\x04 \x01(\bH\x00R\bcordoned\x88\x01\x01\x12\x1b\n" +
+	"\x06damped\x18\x05 \x01(\bH\x01R\x06damped\x88\x01\x01\x1a<\n" +
 	"\x0eSetLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
-	"\t_cordoned\"\xd4\x01\n" +
+	"\t_cordonedB\t\n" +
+	"\a_damped\"\xd4\x01\n" +
 	"\x13SetNodeStateCommand\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x120\n" +

@@ -3148,7 +3148,11 @@ type Node struct {
 	// labels that were set by people; they win over those of the fingerprint.
 	Labels map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// cordoned: no more VMs are placed on it, those that it has stay.
-	Cordoned      bool `protobuf:"varint,13,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	Cordoned bool `protobuf:"varint,13,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	// downs are the newest times at which it was given up for lost, at most eight.
+	Downs []*timestamppb.Timestamp `protobuf:"bytes,14,rep,name=downs,proto3" json:"downs,omitempty"`
+	// damped: it was lost again and again, so VMs are placed elsewhere where they can be.
+	Damped        bool `protobuf:"varint,15,opt,name=damped,proto3" json:"damped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3270,6 +3274,20 @@ func (x *Node) GetLabels() map[string]string {
 func (x *Node) GetCordoned() bool {
 	if x != nil {
 		return x.Cordoned
+	}
+	return false
+}
+
+func (x *Node) GetDowns() []*timestamppb.Timestamp {
+	if x != nil {
+		return x.Downs
+	}
+	return nil
+}
+
+func (x *Node) GetDamped() bool {
+	if x != nil {
+		return x.Damped
 	}
 	return false
 }
@@ -3957,7 +3975,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05ready\x10\x02\x12\v\n" +
 	"\asuspect\x10\x03\x12\b\n" +
 	"\x04down\x10\x04\x12\b\n" +
-	"\x04left\x10\x05\"\xd4\x04\n" +
+	"\x04left\x10\x05\"\x9e\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
@@ -3973,7 +3991,9 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"long_lease\x18\v \x01(\v2\x19.google.protobuf.DurationR\tlongLease\x124\n" +
 	"\x06labels\x18\f \x03(\v2\x1c.blixard.v1.Node.LabelsEntryR\x06labels\x12\x1a\n" +
-	"\bcordoned\x18\r \x01(\bR\bcordoned\x1a9\n" +
+	"\bcordoned\x18\r \x01(\bR\bcordoned\x120\n" +
+	"\x05downs\x18\x0e \x03(\v2\x1a.google.protobuf.TimestampR\x05downs\x12\x16\n" +
+	"\x06damped\x18\x0f \x01(\bR\x06damped\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
@@ -4137,14 +4157,15 @@ var file_blixard_v1_objects_proto_depIdxs = []int32{
 	43, // 46: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
 	50, // 47: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
 	47, // 48: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
-	43, // 49: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
-	48, // 50: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
-	49, // 51: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
-	52, // [52:52] is the sub-list for method output_type
-	52, // [52:52] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	49, // 49: blixard.v1.Node.downs:type_name -> google.protobuf.Timestamp
+	43, // 50: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
+	48, // 51: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
+	49, // 52: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
+	53, // [53:53] is the sub-list for method output_type
+	53, // [53:53] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_objects_proto_init() }
