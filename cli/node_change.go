@@ -112,7 +112,7 @@ A drain that would leave VMs without a place, or that VMs with volumes hold up, 
 					return err
 				}
 				if dryRun {
-					return a.print(plan, func() error { return a.drainTable(plan) })
+					return a.print(plan, func() error { return a.plannedTable(plan.GetSteps()) })
 				}
 				if err := drainable(plan, ignoreVolumes, force); err != nil {
 					return err
@@ -127,17 +127,21 @@ A drain that would leave VMs without a place, or that VMs with volumes hold up, 
 	return cmd
 }
 
-func (a *app) drainTable(plan *blixardv1.PlanDrainResponse) error {
+// plannedTable shows where VMs would go.
+func (a *app) plannedTable(vms []*blixardv1.PlannedVM) error {
 	t := &table{header: []string{"VM", "STATE", "GOES TO", "WHY"}, shrink: []int{3, 0}}
-	for _, s := range plan.GetSteps() {
-		to := s.GetTo()
+	for _, one := range vms {
+		to, word := one.GetTo(), "new"
 		switch {
-		case s.GetStays():
+		case one.GetStays():
 			to = "stays"
 		case to == "":
 			to = "waits"
 		}
-		t.add(s.GetVm().GetName(), stateWord(s.GetVm()), to, s.GetMessage())
+		if one.GetVm().GetStatus() != nil {
+			word = stateWord(one.GetVm())
+		}
+		t.add(one.GetVm().GetName(), word, to, one.GetMessage())
 	}
 	return a.writeTable(t)
 }
@@ -168,7 +172,7 @@ func drainable(plan *blixardv1.PlanDrainResponse, ignoreVolumes, force bool) err
 func (a *app) drain(ctx context.Context, c *client.Client, plan *blixardv1.PlanDrainResponse) error {
 	node := plan.GetNode()
 	if a.output == "" {
-		if err := a.drainTable(plan); err != nil {
+		if err := a.plannedTable(plan.GetSteps()); err != nil {
 			return err
 		}
 	}
@@ -179,7 +183,7 @@ func (a *app) drain(ctx context.Context, c *client.Client, plan *blixardv1.PlanD
 	defer cancel()
 	p := a.progress("node " + node.GetName() + " is being emptied")
 	defer p.stop()
-	going := slices.DeleteFunc(plan.GetSteps(), func(s *blixardv1.DrainStep) bool { return s.GetStays() })
+	going := slices.DeleteFunc(plan.GetSteps(), func(s *blixardv1.PlannedVM) bool { return s.GetStays() })
 	for i, s := range going {
 		p.set("node %s is being emptied: %d of %d VMs left", node.GetName(), len(going)-i, len(going))
 		vm, err := c.WaitVM(waiting, s.GetVm().GetId(), func(vm *blixardv1.VM, deleted bool) (bool, error) {

@@ -248,3 +248,49 @@ func partsText(parts []*blixardv1.NodePoints) string {
 	}
 	return strings.Join(words, "; ")
 }
+
+func (a *app) schedulerCommand() *cobra.Command {
+	return noun("scheduler", "Ask where VMs would go", nil, a.simulateCommand())
+}
+
+func (a *app) simulateCommand() *cobra.Command {
+	var files, without []string
+	cmd := &cobra.Command{
+		Use: "simulate [-f FILE|DIR|-] [--without NODE]", Short: "Show where VMs of files would go, or those of nodes that were lost", Args: exactly(),
+		Long: `Show where the VMs that files declare would go, one after the other, on the cluster as it is: each takes its room from the next. With
+--without, as if those nodes were not there: their VMs are placed anew first. Nothing is changed. Volumes and networks of the files must be there.`,
+		Example: `  blixard scheduler simulate -f site/
+  blixard scheduler simulate --without n1
+  blixard scheduler simulate --without n1 --without n2 -f site.yaml -o json | jq '.vms[] | select(.to == "")'`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			req := &blixardv1.SimulateRequest{WithoutNodes: without}
+			if len(files) > 0 {
+				objects, err := a.readManifests(files)
+				if err != nil {
+					return err
+				}
+				for _, o := range objects {
+					if o.VM != nil {
+						req.Vms = append(req.Vms, o.VM)
+					}
+				}
+			}
+			if len(req.GetVms())+len(without) == 0 {
+				return usageError("there is nothing to simulate").WithHint("write -f FILE with VMs, or --without NODE")
+			}
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.Nodes().Simulate(ctx, req)
+				if err != nil {
+					return err
+				}
+				return a.print(resp, func() error { return a.plannedTable(resp.GetVms()) })
+			})
+		},
+	}
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory of files, or - for standard input; may be repeated")
+	cmd.Flags().StringArrayVar(&without, "without", nil, "node that is left out; may be repeated")
+	_ = cmd.RegisterFlagCompletionFunc("without", func(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return a.completeNodes(cmd, nil, prefix)
+	})
+	return cmd
+}

@@ -109,6 +109,7 @@ var rules = map[string]rule{
 	"/blixard.v1.NodeService/ListNodes":  {route: here, who: look},
 	"/blixard.v1.NodeService/GetStatus":  {route: here, who: look},
 	"/blixard.v1.NodeService/UpdateNode": {route: toLeader, who: operate},
+	"/blixard.v1.NodeService/Simulate":   {route: here, who: look},
 	"/blixard.v1.NodeService/PlanDrain":  {route: here, who: look},
 
 	"/blixard.v1.EventService/ListEvents":  {route: here, who: look},

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -93,9 +94,9 @@ func (s *Server) target(view *state.View, vm *blixardv1.VM, name string) (*blixa
 		}
 		return d.Node, nil
 	}
-	to := view.Node(name)
-	if to == nil || to.GetState() == blixardv1.NodeState_left {
-		return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", name).WithHint("`blixard node list` shows the nodes")
+	to, err := nodeOf(view, name)
+	if err != nil {
+		return nil, err
 	}
 	if to.GetId() == at {
 		return to, nil
@@ -114,32 +115,79 @@ func (s nodeService) PlanDrain(ctx context.Context, req *blixardv1.PlanDrainRequ
 	if err != nil {
 		return nil, err
 	}
-	node := view.Node(req.GetNode())
-	if node == nil || node.GetState() == blixardv1.NodeState_left {
-		return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", req.GetNode()).WithHint("`blixard node list` shows the nodes")
+	node, err := nodeOf(view, req.GetNode())
+	if err != nil {
+		return nil, err
 	}
 	fleet := scheduler.NewFleet(s.cfg.Strategy)
 	fleet.Follow(view)
 	fleet.Bar(node.GetId(), "is being emptied")
-	resp := &blixardv1.PlanDrainResponse{Node: node}
+	return &blixardv1.PlanDrainResponse{Node: node, Steps: placedAnew(fleet, view, node)}, nil
+}
+
+// Simulate places the VMs of nodes that are left out, and then those of the request.
+func (s nodeService) Simulate(ctx context.Context, req *blixardv1.SimulateRequest) (*blixardv1.SimulateResponse, error) {
+	view, err := s.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fleet := scheduler.NewFleet(s.cfg.Strategy)
+	fleet.Follow(view)
+	var without []*blixardv1.Node
+	for _, name := range req.GetWithoutNodes() {
+		node, err := nodeOf(view, name)
+		if err != nil {
+			return nil, err
+		}
+		fleet.Bar(node.GetId(), "is left out")
+		without = append(without, node)
+	}
+	resp := &blixardv1.SimulateResponse{Index: view.Index()}
+	for _, node := range without {
+		resp.Vms = append(resp.Vms, placedAnew(fleet, view, node)...)
+	}
+	for i, one := range req.GetVms() {
+		spec := proto.CloneOf(one.GetSpec())
+		if err := s.complete(ctx, spec); err != nil {
+			return nil, err
+		}
+		// An id of its own, since VMs with labels are counted by it.
+		vm := &blixardv1.VM{Id: fmt.Sprintf("simulated-%d", i), Name: one.GetName(), Spec: spec, Labels: one.GetLabels()}
+		d := fleet.Place(view, vm)
+		resp.Vms = append(resp.Vms, &blixardv1.PlannedVM{Vm: vm, To: d.Node.GetName(), Reason: d.Reason, Message: d.Message})
+	}
+	return resp, nil
+}
+
+func nodeOf(view *state.View, name string) (*blixardv1.Node, error) {
+	node := view.Node(name)
+	if node == nil || node.GetState() == blixardv1.NodeState_left {
+		return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", name).WithHint("`blixard node list` shows the nodes")
+	}
+	return node, nil
+}
+
+// placedAnew says where the VMs of a node would go that is barred.
+func placedAnew(fleet *scheduler.Fleet, view *state.View, node *blixardv1.Node) []*blixardv1.PlannedVM {
+	var vms []*blixardv1.PlannedVM
 	for _, a := range view.AllocationsOfNode(node.GetId()) {
 		vm := view.VM(a.GetVmId())
 		if vm.GetStatus().GetAllocationId() != a.GetId() || a.GetDesired() == blixardv1.DesiredAllocation_remove {
 			continue
 		}
-		step := &blixardv1.DrainStep{Vm: vm}
+		one := &blixardv1.PlannedVM{Vm: vm}
 		if why := state.Stays(a); why != "" {
-			step.Stays, step.Message = true, why
+			one.Stays, one.Message = true, why
 		} else if vm.GetSpec().GetDesired() == blixardv1.DesiredState_run {
 			d := fleet.Place(view, vm)
-			step.To, step.Reason, step.Message = d.Node.GetName(), d.Reason, d.Message
+			one.To, one.Reason, one.Message = d.Node.GetName(), d.Reason, d.Message
 		} else {
-			step.Message = "it is stopped, and gets its place when it is started"
+			one.Message = "it is stopped, and gets its place when it is started"
 		}
-		resp.Steps = append(resp.Steps, step)
+		vms = append(vms, one)
 	}
-	slices.SortFunc(resp.Steps, func(a, b *blixardv1.DrainStep) int { return strings.Compare(a.GetVm().GetName(), b.GetVm().GetName()) })
-	return resp, nil
+	slices.SortFunc(vms, func(a, b *blixardv1.PlannedVM) int { return strings.Compare(a.GetVm().GetName(), b.GetVm().GetName()) })
+	return vms
 }
 
 // checkScheduling refuses rules that no node could ever meet, and keys that nothing has.

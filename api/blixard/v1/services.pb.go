@@ -3456,7 +3456,7 @@ type PlanDrainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// steps, a VM each, by name.
-	Steps         []*DrainStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
+	Steps         []*PlannedVM `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3498,14 +3498,122 @@ func (x *PlanDrainResponse) GetNode() *Node {
 	return nil
 }
 
-func (x *PlanDrainResponse) GetSteps() []*DrainStep {
+func (x *PlanDrainResponse) GetSteps() []*PlannedVM {
 	if x != nil {
 		return x.Steps
 	}
 	return nil
 }
 
-type DrainStep struct {
+type SimulateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// vms that are not there, in the order in which they are declared.
+	Vms []*CreateVMRequest `protobuf:"bytes,1,rep,name=vms,proto3" json:"vms,omitempty"`
+	// without_nodes are left out, by name or id, and their VMs placed anew.
+	WithoutNodes  []string `protobuf:"bytes,2,rep,name=without_nodes,json=withoutNodes,proto3" json:"without_nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulateRequest) Reset() {
+	*x = SimulateRequest{}
+	mi := &file_blixard_v1_services_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateRequest) ProtoMessage() {}
+
+func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
+func (*SimulateRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *SimulateRequest) GetVms() []*CreateVMRequest {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *SimulateRequest) GetWithoutNodes() []string {
+	if x != nil {
+		return x.WithoutNodes
+	}
+	return nil
+}
+
+type SimulateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// vms of the nodes that are left out, by name, and then those of the request.
+	Vms           []*PlannedVM `protobuf:"bytes,1,rep,name=vms,proto3" json:"vms,omitempty"`
+	Index         uint64       `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulateResponse) Reset() {
+	*x = SimulateResponse{}
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateResponse) ProtoMessage() {}
+
+func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
+func (*SimulateResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *SimulateResponse) GetVms() []*PlannedVM {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *SimulateResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// PlannedVM is a VM and where it would go.
+type PlannedVM struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Vm    *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	// stays: the VM is not moved; message says why.
@@ -3519,21 +3627,21 @@ type DrainStep struct {
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *DrainStep) Reset() {
-	*x = DrainStep{}
-	mi := &file_blixard_v1_services_proto_msgTypes[52]
+func (x *PlannedVM) Reset() {
+	*x = PlannedVM{}
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *DrainStep) String() string {
+func (x *PlannedVM) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*DrainStep) ProtoMessage() {}
+func (*PlannedVM) ProtoMessage() {}
 
-func (x *DrainStep) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[52]
+func (x *PlannedVM) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3544,40 +3652,40 @@ func (x *DrainStep) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use DrainStep.ProtoReflect.Descriptor instead.
-func (*DrainStep) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{52}
+// Deprecated: Use PlannedVM.ProtoReflect.Descriptor instead.
+func (*PlannedVM) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
-func (x *DrainStep) GetVm() *VM {
+func (x *PlannedVM) GetVm() *VM {
 	if x != nil {
 		return x.Vm
 	}
 	return nil
 }
 
-func (x *DrainStep) GetStays() bool {
+func (x *PlannedVM) GetStays() bool {
 	if x != nil {
 		return x.Stays
 	}
 	return false
 }
 
-func (x *DrainStep) GetTo() string {
+func (x *PlannedVM) GetTo() string {
 	if x != nil {
 		return x.To
 	}
 	return ""
 }
 
-func (x *DrainStep) GetReason() string {
+func (x *PlannedVM) GetReason() string {
 	if x != nil {
 		return x.Reason
 	}
 	return ""
 }
 
-func (x *DrainStep) GetMessage() string {
+func (x *PlannedVM) GetMessage() string {
 	if x != nil {
 		return x.Message
 	}
@@ -3603,7 +3711,7 @@ type MoveVMRequest struct {
 
 func (x *MoveVMRequest) Reset() {
 	*x = MoveVMRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3615,7 +3723,7 @@ func (x *MoveVMRequest) String() string {
 func (*MoveVMRequest) ProtoMessage() {}
 
 func (x *MoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[53]
+	mi := &file_blixard_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3628,7 +3736,7 @@ func (x *MoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVMRequest.ProtoReflect.Descriptor instead.
 func (*MoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *MoveVMRequest) GetIdempotencyKey() string {
@@ -3691,7 +3799,7 @@ type MoveVMResponse struct {
 
 func (x *MoveVMResponse) Reset() {
 	*x = MoveVMResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3703,7 +3811,7 @@ func (x *MoveVMResponse) String() string {
 func (*MoveVMResponse) ProtoMessage() {}
 
 func (x *MoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[54]
+	mi := &file_blixard_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3716,7 +3824,7 @@ func (x *MoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVMResponse.ProtoReflect.Descriptor instead.
 func (*MoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *MoveVMResponse) GetVm() *VM {
@@ -3745,7 +3853,7 @@ type ExplainVMRequest struct {
 
 func (x *ExplainVMRequest) Reset() {
 	*x = ExplainVMRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3757,7 +3865,7 @@ func (x *ExplainVMRequest) String() string {
 func (*ExplainVMRequest) ProtoMessage() {}
 
 func (x *ExplainVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[55]
+	mi := &file_blixard_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3770,7 +3878,7 @@ func (x *ExplainVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainVMRequest.ProtoReflect.Descriptor instead.
 func (*ExplainVMRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ExplainVMRequest) GetName() string {
@@ -3813,7 +3921,7 @@ type ExplainVMResponse struct {
 
 func (x *ExplainVMResponse) Reset() {
 	*x = ExplainVMResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3825,7 +3933,7 @@ func (x *ExplainVMResponse) String() string {
 func (*ExplainVMResponse) ProtoMessage() {}
 
 func (x *ExplainVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[56]
+	mi := &file_blixard_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3838,7 +3946,7 @@ func (x *ExplainVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainVMResponse.ProtoReflect.Descriptor instead.
 func (*ExplainVMResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExplainVMResponse) GetVm() *VM {
@@ -3900,7 +4008,7 @@ type NodeVerdict struct {
 
 func (x *NodeVerdict) Reset() {
 	*x = NodeVerdict{}
-	mi := &file_blixard_v1_services_proto_msgTypes[57]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3912,7 +4020,7 @@ func (x *NodeVerdict) String() string {
 func (*NodeVerdict) ProtoMessage() {}
 
 func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[57]
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3925,7 +4033,7 @@ func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVerdict.ProtoReflect.Descriptor instead.
 func (*NodeVerdict) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *NodeVerdict) GetNode() string {
@@ -3980,7 +4088,7 @@ type NodePoints struct {
 
 func (x *NodePoints) Reset() {
 	*x = NodePoints{}
-	mi := &file_blixard_v1_services_proto_msgTypes[58]
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3992,7 +4100,7 @@ func (x *NodePoints) String() string {
 func (*NodePoints) ProtoMessage() {}
 
 func (x *NodePoints) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[58]
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4005,7 +4113,7 @@ func (x *NodePoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePoints.ProtoReflect.Descriptor instead.
 func (*NodePoints) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *NodePoints) GetWhat() string {
@@ -4030,7 +4138,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +4150,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +4163,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 type GetStatusResponse struct {
@@ -4082,7 +4190,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4094,7 +4202,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4107,7 +4215,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetStatusResponse) GetNode() *Node {
@@ -4215,7 +4323,7 @@ type SupervisorStatus struct {
 
 func (x *SupervisorStatus) Reset() {
 	*x = SupervisorStatus{}
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4335,7 @@ func (x *SupervisorStatus) String() string {
 func (*SupervisorStatus) ProtoMessage() {}
 
 func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4348,7 @@ func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatus.ProtoReflect.Descriptor instead.
 func (*SupervisorStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SupervisorStatus) GetLane() string {
@@ -4290,7 +4398,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[62]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4302,7 +4410,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[62]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4315,7 +4423,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RegisterRequest) GetNodeId() string {
@@ -4355,7 +4463,7 @@ type RegisterResponse struct {
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[63]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4367,7 +4475,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[63]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4380,7 +4488,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RegisterResponse) GetNode() *Node {
@@ -4399,7 +4507,7 @@ type WatchAllocationsRequest struct {
 
 func (x *WatchAllocationsRequest) Reset() {
 	*x = WatchAllocationsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[64]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4411,7 +4519,7 @@ func (x *WatchAllocationsRequest) String() string {
 func (*WatchAllocationsRequest) ProtoMessage() {}
 
 func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[64]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4424,7 +4532,7 @@ func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *WatchAllocationsRequest) GetNodeId() string {
@@ -4446,7 +4554,7 @@ type WatchAllocationsResponse struct {
 
 func (x *WatchAllocationsResponse) Reset() {
 	*x = WatchAllocationsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[65]
+	mi := &file_blixard_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4458,7 +4566,7 @@ func (x *WatchAllocationsResponse) String() string {
 func (*WatchAllocationsResponse) ProtoMessage() {}
 
 func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[65]
+	mi := &file_blixard_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4471,7 +4579,7 @@ func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *WatchAllocationsResponse) GetIndex() uint64 {
@@ -4516,7 +4624,7 @@ type AllocationReport struct {
 
 func (x *AllocationReport) Reset() {
 	*x = AllocationReport{}
-	mi := &file_blixard_v1_services_proto_msgTypes[66]
+	mi := &file_blixard_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4528,7 +4636,7 @@ func (x *AllocationReport) String() string {
 func (*AllocationReport) ProtoMessage() {}
 
 func (x *AllocationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[66]
+	mi := &file_blixard_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4541,7 +4649,7 @@ func (x *AllocationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationReport.ProtoReflect.Descriptor instead.
 func (*AllocationReport) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *AllocationReport) GetAllocationId() string {
@@ -4583,7 +4691,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[67]
+	mi := &file_blixard_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4595,7 +4703,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[67]
+	mi := &file_blixard_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4608,7 +4716,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ReportRequest) GetNodeId() string {
@@ -4641,7 +4749,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[68]
+	mi := &file_blixard_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4653,7 +4761,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[68]
+	mi := &file_blixard_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4666,7 +4774,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ReportResponse) GetIndex() uint64 {
@@ -4694,7 +4802,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[69]
+	mi := &file_blixard_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4706,7 +4814,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[69]
+	mi := &file_blixard_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4719,7 +4827,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RenewLeaseRequest) GetNodeId() string {
@@ -4760,7 +4868,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[70]
+	mi := &file_blixard_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4772,7 +4880,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[70]
+	mi := &file_blixard_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4785,7 +4893,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RenewLeaseResponse) GetTtl() *durationpb.Duration {
@@ -4805,7 +4913,7 @@ type RevealSecretsRequest struct {
 
 func (x *RevealSecretsRequest) Reset() {
 	*x = RevealSecretsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[71]
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4817,7 +4925,7 @@ func (x *RevealSecretsRequest) String() string {
 func (*RevealSecretsRequest) ProtoMessage() {}
 
 func (x *RevealSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[71]
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4830,7 +4938,7 @@ func (x *RevealSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevealSecretsRequest.ProtoReflect.Descriptor instead.
 func (*RevealSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RevealSecretsRequest) GetNodeId() string {
@@ -4857,7 +4965,7 @@ type RevealSecretsResponse struct {
 
 func (x *RevealSecretsResponse) Reset() {
 	*x = RevealSecretsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[72]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4869,7 +4977,7 @@ func (x *RevealSecretsResponse) String() string {
 func (*RevealSecretsResponse) ProtoMessage() {}
 
 func (x *RevealSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[72]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4882,7 +4990,7 @@ func (x *RevealSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevealSecretsResponse.ProtoReflect.Descriptor instead.
 func (*RevealSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RevealSecretsResponse) GetValues() map[string][]byte {
@@ -4911,7 +5019,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4923,7 +5031,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4936,7 +5044,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *EventFilter) GetObject() string {
@@ -4987,7 +5095,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[74]
+	mi := &file_blixard_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4999,7 +5107,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[74]
+	mi := &file_blixard_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5012,7 +5120,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ListEventsRequest) GetObject() string {
@@ -5046,7 +5154,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[75]
+	mi := &file_blixard_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5058,7 +5166,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[75]
+	mi := &file_blixard_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5071,7 +5179,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -5101,7 +5209,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[76]
+	mi := &file_blixard_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5113,7 +5221,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[76]
+	mi := &file_blixard_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5126,7 +5234,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *WatchEventsRequest) GetObject() string {
@@ -5160,7 +5268,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[77]
+	mi := &file_blixard_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5172,7 +5280,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[77]
+	mi := &file_blixard_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5185,7 +5293,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -5219,7 +5327,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_blixard_v1_services_proto_msgTypes[78]
+	mi := &file_blixard_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5231,7 +5339,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[78]
+	mi := &file_blixard_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5244,7 +5352,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Problem) GetKind() string {
@@ -5516,8 +5624,14 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\"f\n" +
 	"\x11PlanDrainResponse\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.blixard.v1.NodeR\x04node\x12+\n" +
-	"\x05steps\x18\x02 \x03(\v2\x15.blixard.v1.DrainStepR\x05steps\"\x83\x01\n" +
-	"\tDrainStep\x12\x1e\n" +
+	"\x05steps\x18\x02 \x03(\v2\x15.blixard.v1.PlannedVMR\x05steps\"\x81\x01\n" +
+	"\x0fSimulateRequest\x128\n" +
+	"\x03vms\x18\x01 \x03(\v2\x1b.blixard.v1.CreateVMRequestB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x03vms\x124\n" +
+	"\rwithout_nodes\x18\x02 \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\xe8\a\"\x04r\x02\x18@R\fwithoutNodes\"Q\n" +
+	"\x10SimulateResponse\x12'\n" +
+	"\x03vms\x18\x01 \x03(\v2\x15.blixard.v1.PlannedVMR\x03vms\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\x83\x01\n" +
+	"\tPlannedVM\x12\x1e\n" +
 	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x14\n" +
 	"\x05stays\x18\x02 \x01(\bR\x05stays\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
@@ -5680,13 +5794,14 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\aForward\x12\x1a.blixard.v1.ForwardRequest\x1a\x1b.blixard.v1.ForwardResponse(\x010\x01\x126\n" +
 	"\x03Top\x12\x16.blixard.v1.TopRequest\x1a\x17.blixard.v1.TopResponse\x12H\n" +
 	"\tExplainVM\x12\x1c.blixard.v1.ExplainVMRequest\x1a\x1d.blixard.v1.ExplainVMResponse\x12?\n" +
-	"\x06MoveVM\x12\x19.blixard.v1.MoveVMRequest\x1a\x1a.blixard.v1.MoveVMResponse2\xb8\x02\n" +
+	"\x06MoveVM\x12\x19.blixard.v1.MoveVMRequest\x1a\x1a.blixard.v1.MoveVMResponse2\xff\x02\n" +
 	"\vNodeService\x12H\n" +
 	"\tListNodes\x12\x1c.blixard.v1.ListNodesRequest\x1a\x1d.blixard.v1.ListNodesResponse\x12H\n" +
 	"\tGetStatus\x12\x1c.blixard.v1.GetStatusRequest\x1a\x1d.blixard.v1.GetStatusResponse\x12K\n" +
 	"\n" +
 	"UpdateNode\x12\x1d.blixard.v1.UpdateNodeRequest\x1a\x1e.blixard.v1.UpdateNodeResponse\x12H\n" +
-	"\tPlanDrain\x12\x1c.blixard.v1.PlanDrainRequest\x1a\x1d.blixard.v1.PlanDrainResponse2\x9a\x03\n" +
+	"\tPlanDrain\x12\x1c.blixard.v1.PlanDrainRequest\x1a\x1d.blixard.v1.PlanDrainResponse\x12E\n" +
+	"\bSimulate\x12\x1b.blixard.v1.SimulateRequest\x1a\x1c.blixard.v1.SimulateResponse2\x9a\x03\n" +
 	"\fAgentService\x12E\n" +
 	"\bRegister\x12\x1b.blixard.v1.RegisterRequest\x1a\x1c.blixard.v1.RegisterResponse\x12_\n" +
 	"\x10WatchAllocations\x12#.blixard.v1.WatchAllocationsRequest\x1a$.blixard.v1.WatchAllocationsResponse0\x01\x12?\n" +
@@ -5711,7 +5826,7 @@ func file_blixard_v1_services_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_services_proto_rawDescData
 }
 
-var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
+var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
 var file_blixard_v1_services_proto_goTypes = []any{
 	(*CreateVMRequest)(nil),          // 0: blixard.v1.CreateVMRequest
 	(*CreateVMResponse)(nil),         // 1: blixard.v1.CreateVMResponse
@@ -5765,72 +5880,74 @@ var file_blixard_v1_services_proto_goTypes = []any{
 	(*UpdateNodeResponse)(nil),       // 49: blixard.v1.UpdateNodeResponse
 	(*PlanDrainRequest)(nil),         // 50: blixard.v1.PlanDrainRequest
 	(*PlanDrainResponse)(nil),        // 51: blixard.v1.PlanDrainResponse
-	(*DrainStep)(nil),                // 52: blixard.v1.DrainStep
-	(*MoveVMRequest)(nil),            // 53: blixard.v1.MoveVMRequest
-	(*MoveVMResponse)(nil),           // 54: blixard.v1.MoveVMResponse
-	(*ExplainVMRequest)(nil),         // 55: blixard.v1.ExplainVMRequest
-	(*ExplainVMResponse)(nil),        // 56: blixard.v1.ExplainVMResponse
-	(*NodeVerdict)(nil),              // 57: blixard.v1.NodeVerdict
-	(*NodePoints)(nil),               // 58: blixard.v1.NodePoints
-	(*GetStatusRequest)(nil),         // 59: blixard.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 60: blixard.v1.GetStatusResponse
-	(*SupervisorStatus)(nil),         // 61: blixard.v1.SupervisorStatus
-	(*RegisterRequest)(nil),          // 62: blixard.v1.RegisterRequest
-	(*RegisterResponse)(nil),         // 63: blixard.v1.RegisterResponse
-	(*WatchAllocationsRequest)(nil),  // 64: blixard.v1.WatchAllocationsRequest
-	(*WatchAllocationsResponse)(nil), // 65: blixard.v1.WatchAllocationsResponse
-	(*AllocationReport)(nil),         // 66: blixard.v1.AllocationReport
-	(*ReportRequest)(nil),            // 67: blixard.v1.ReportRequest
-	(*ReportResponse)(nil),           // 68: blixard.v1.ReportResponse
-	(*RenewLeaseRequest)(nil),        // 69: blixard.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),       // 70: blixard.v1.RenewLeaseResponse
-	(*RevealSecretsRequest)(nil),     // 71: blixard.v1.RevealSecretsRequest
-	(*RevealSecretsResponse)(nil),    // 72: blixard.v1.RevealSecretsResponse
-	(*EventFilter)(nil),              // 73: blixard.v1.EventFilter
-	(*ListEventsRequest)(nil),        // 74: blixard.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),       // 75: blixard.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),       // 76: blixard.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 77: blixard.v1.WatchEventsResponse
-	(*Problem)(nil),                  // 78: blixard.v1.Problem
-	nil,                              // 79: blixard.v1.CreateVMRequest.LabelsEntry
-	nil,                              // 80: blixard.v1.LabelVMRequest.LabelsEntry
-	nil,                              // 81: blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 82: blixard.v1.ExplainVMRequest.LabelsEntry
-	nil,                              // 83: blixard.v1.GetStatusResponse.VmsByStateEntry
-	nil,                              // 84: blixard.v1.RevealSecretsResponse.ValuesEntry
-	(*VMSpec)(nil),                   // 85: blixard.v1.VMSpec
-	(*VM)(nil),                       // 86: blixard.v1.VM
-	(*durationpb.Duration)(nil),      // 87: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 88: google.protobuf.Timestamp
-	(*EnvVar)(nil),                   // 89: blixard.v1.EnvVar
-	(*Node)(nil),                     // 90: blixard.v1.Node
-	(*NodeFingerprint)(nil),          // 91: blixard.v1.NodeFingerprint
-	(*Allocation)(nil),               // 92: blixard.v1.Allocation
-	(*VMStatus)(nil),                 // 93: blixard.v1.VMStatus
-	(*Event)(nil),                    // 94: blixard.v1.Event
+	(*SimulateRequest)(nil),          // 52: blixard.v1.SimulateRequest
+	(*SimulateResponse)(nil),         // 53: blixard.v1.SimulateResponse
+	(*PlannedVM)(nil),                // 54: blixard.v1.PlannedVM
+	(*MoveVMRequest)(nil),            // 55: blixard.v1.MoveVMRequest
+	(*MoveVMResponse)(nil),           // 56: blixard.v1.MoveVMResponse
+	(*ExplainVMRequest)(nil),         // 57: blixard.v1.ExplainVMRequest
+	(*ExplainVMResponse)(nil),        // 58: blixard.v1.ExplainVMResponse
+	(*NodeVerdict)(nil),              // 59: blixard.v1.NodeVerdict
+	(*NodePoints)(nil),               // 60: blixard.v1.NodePoints
+	(*GetStatusRequest)(nil),         // 61: blixard.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 62: blixard.v1.GetStatusResponse
+	(*SupervisorStatus)(nil),         // 63: blixard.v1.SupervisorStatus
+	(*RegisterRequest)(nil),          // 64: blixard.v1.RegisterRequest
+	(*RegisterResponse)(nil),         // 65: blixard.v1.RegisterResponse
+	(*WatchAllocationsRequest)(nil),  // 66: blixard.v1.WatchAllocationsRequest
+	(*WatchAllocationsResponse)(nil), // 67: blixard.v1.WatchAllocationsResponse
+	(*AllocationReport)(nil),         // 68: blixard.v1.AllocationReport
+	(*ReportRequest)(nil),            // 69: blixard.v1.ReportRequest
+	(*ReportResponse)(nil),           // 70: blixard.v1.ReportResponse
+	(*RenewLeaseRequest)(nil),        // 71: blixard.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),       // 72: blixard.v1.RenewLeaseResponse
+	(*RevealSecretsRequest)(nil),     // 73: blixard.v1.RevealSecretsRequest
+	(*RevealSecretsResponse)(nil),    // 74: blixard.v1.RevealSecretsResponse
+	(*EventFilter)(nil),              // 75: blixard.v1.EventFilter
+	(*ListEventsRequest)(nil),        // 76: blixard.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 77: blixard.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),       // 78: blixard.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 79: blixard.v1.WatchEventsResponse
+	(*Problem)(nil),                  // 80: blixard.v1.Problem
+	nil,                              // 81: blixard.v1.CreateVMRequest.LabelsEntry
+	nil,                              // 82: blixard.v1.LabelVMRequest.LabelsEntry
+	nil,                              // 83: blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 84: blixard.v1.ExplainVMRequest.LabelsEntry
+	nil,                              // 85: blixard.v1.GetStatusResponse.VmsByStateEntry
+	nil,                              // 86: blixard.v1.RevealSecretsResponse.ValuesEntry
+	(*VMSpec)(nil),                   // 87: blixard.v1.VMSpec
+	(*VM)(nil),                       // 88: blixard.v1.VM
+	(*durationpb.Duration)(nil),      // 89: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 90: google.protobuf.Timestamp
+	(*EnvVar)(nil),                   // 91: blixard.v1.EnvVar
+	(*Node)(nil),                     // 92: blixard.v1.Node
+	(*NodeFingerprint)(nil),          // 93: blixard.v1.NodeFingerprint
+	(*Allocation)(nil),               // 94: blixard.v1.Allocation
+	(*VMStatus)(nil),                 // 95: blixard.v1.VMStatus
+	(*Event)(nil),                    // 96: blixard.v1.Event
 }
 var file_blixard_v1_services_proto_depIdxs = []int32{
-	85,  // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	79,  // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
-	86,  // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
-	86,  // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
-	87,  // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
-	86,  // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
-	87,  // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
-	86,  // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
-	87,  // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	86,  // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
-	87,  // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
-	86,  // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
-	87,  // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
-	86,  // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
-	80,  // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
+	87,  // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	81,  // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
+	88,  // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
+	88,  // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
+	89,  // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
+	88,  // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
+	89,  // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
+	88,  // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
+	89,  // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	88,  // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
+	89,  // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
+	88,  // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
+	89,  // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
+	88,  // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
+	82,  // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
 	14,  // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
-	78,  // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
-	86,  // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
-	88,  // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	80,  // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
+	88,  // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
+	90,  // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
 	22,  // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	89,  // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
+	91,  // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
 	22,  // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
 	25,  // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
 	22,  // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
@@ -5838,117 +5955,121 @@ var file_blixard_v1_services_proto_depIdxs = []int32{
 	28,  // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
 	22,  // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
 	33,  // 27: blixard.v1.TopResponse.processes:type_name -> blixard.v1.GuestProcess
-	87,  // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
-	85,  // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	86,  // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
-	86,  // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
+	89,  // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
+	87,  // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	88,  // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
+	88,  // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
 	38,  // 32: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
 	41,  // 33: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
-	87,  // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
-	90,  // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	87,  // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
-	81,  // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	90,  // 38: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
-	90,  // 39: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
-	52,  // 40: blixard.v1.PlanDrainResponse.steps:type_name -> blixard.v1.DrainStep
-	86,  // 41: blixard.v1.DrainStep.vm:type_name -> blixard.v1.VM
-	87,  // 42: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
-	86,  // 43: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
-	85,  // 44: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
-	82,  // 45: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
-	86,  // 46: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
-	57,  // 47: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
-	58,  // 48: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
-	90,  // 49: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	88,  // 50: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	61,  // 51: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	83,  // 52: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	88,  // 53: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	87,  // 54: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	91,  // 55: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	90,  // 56: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	92,  // 57: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	93,  // 58: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
-	66,  // 59: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	87,  // 60: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	87,  // 61: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	84,  // 62: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
-	88,  // 63: blixard.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	73,  // 64: blixard.v1.ListEventsRequest.filter:type_name -> blixard.v1.EventFilter
-	94,  // 65: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
-	73,  // 66: blixard.v1.WatchEventsRequest.filter:type_name -> blixard.v1.EventFilter
-	94,  // 67: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,   // 68: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,   // 69: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,   // 70: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,   // 71: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,   // 72: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10,  // 73: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12,  // 74: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14,  // 75: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16,  // 76: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18,  // 77: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20,  // 78: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23,  // 79: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26,  // 80: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29,  // 81: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	44,  // 82: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	34,  // 83: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
-	36,  // 84: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
-	39,  // 85: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
-	42,  // 86: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
-	31,  // 87: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
-	55,  // 88: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
-	53,  // 89: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
-	46,  // 90: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	59,  // 91: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	48,  // 92: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
-	50,  // 93: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
-	62,  // 94: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	64,  // 95: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	67,  // 96: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	69,  // 97: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	71,  // 98: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
-	74,  // 99: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	76,  // 100: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,   // 101: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,   // 102: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,   // 103: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,   // 104: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,   // 105: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11,  // 106: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13,  // 107: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15,  // 108: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17,  // 109: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19,  // 110: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21,  // 111: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24,  // 112: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27,  // 113: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30,  // 114: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	45,  // 115: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	35,  // 116: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
-	37,  // 117: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
-	40,  // 118: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
-	43,  // 119: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
-	32,  // 120: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
-	56,  // 121: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
-	54,  // 122: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
-	47,  // 123: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	60,  // 124: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	49,  // 125: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
-	51,  // 126: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
-	63,  // 127: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	65,  // 128: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	68,  // 129: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	70,  // 130: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	72,  // 131: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
-	75,  // 132: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	77,  // 133: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	101, // [101:134] is the sub-list for method output_type
-	68,  // [68:101] is the sub-list for method input_type
-	68,  // [68:68] is the sub-list for extension type_name
-	68,  // [68:68] is the sub-list for extension extendee
-	0,   // [0:68] is the sub-list for field type_name
+	89,  // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
+	92,  // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
+	89,  // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
+	83,  // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	92,  // 38: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
+	92,  // 39: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
+	54,  // 40: blixard.v1.PlanDrainResponse.steps:type_name -> blixard.v1.PlannedVM
+	0,   // 41: blixard.v1.SimulateRequest.vms:type_name -> blixard.v1.CreateVMRequest
+	54,  // 42: blixard.v1.SimulateResponse.vms:type_name -> blixard.v1.PlannedVM
+	88,  // 43: blixard.v1.PlannedVM.vm:type_name -> blixard.v1.VM
+	89,  // 44: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
+	88,  // 45: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
+	87,  // 46: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
+	84,  // 47: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
+	88,  // 48: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
+	59,  // 49: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
+	60,  // 50: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
+	92,  // 51: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	90,  // 52: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	63,  // 53: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
+	85,  // 54: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	90,  // 55: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	89,  // 56: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	93,  // 57: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	92,  // 58: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	94,  // 59: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	95,  // 60: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	68,  // 61: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
+	89,  // 62: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	89,  // 63: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	86,  // 64: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
+	90,  // 65: blixard.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	75,  // 66: blixard.v1.ListEventsRequest.filter:type_name -> blixard.v1.EventFilter
+	96,  // 67: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	75,  // 68: blixard.v1.WatchEventsRequest.filter:type_name -> blixard.v1.EventFilter
+	96,  // 69: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	0,   // 70: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,   // 71: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,   // 72: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,   // 73: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,   // 74: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10,  // 75: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12,  // 76: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14,  // 77: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16,  // 78: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18,  // 79: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20,  // 80: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23,  // 81: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26,  // 82: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29,  // 83: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	44,  // 84: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	34,  // 85: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
+	36,  // 86: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
+	39,  // 87: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
+	42,  // 88: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
+	31,  // 89: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
+	57,  // 90: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
+	55,  // 91: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
+	46,  // 92: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	61,  // 93: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	48,  // 94: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
+	50,  // 95: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
+	52,  // 96: blixard.v1.NodeService.Simulate:input_type -> blixard.v1.SimulateRequest
+	64,  // 97: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	66,  // 98: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	69,  // 99: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	71,  // 100: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	73,  // 101: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
+	76,  // 102: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	78,  // 103: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,   // 104: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,   // 105: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,   // 106: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,   // 107: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,   // 108: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11,  // 109: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13,  // 110: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15,  // 111: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17,  // 112: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19,  // 113: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21,  // 114: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24,  // 115: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27,  // 116: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30,  // 117: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	45,  // 118: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	35,  // 119: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
+	37,  // 120: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
+	40,  // 121: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
+	43,  // 122: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
+	32,  // 123: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
+	58,  // 124: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
+	56,  // 125: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
+	47,  // 126: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	62,  // 127: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	49,  // 128: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
+	51,  // 129: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
+	53,  // 130: blixard.v1.NodeService.Simulate:output_type -> blixard.v1.SimulateResponse
+	65,  // 131: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	67,  // 132: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	70,  // 133: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	72,  // 134: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	74,  // 135: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
+	77,  // 136: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	79,  // 137: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	104, // [104:138] is the sub-list for method output_type
+	70,  // [70:104] is the sub-list for method input_type
+	70,  // [70:70] is the sub-list for extension type_name
+	70,  // [70:70] is the sub-list for extension extendee
+	0,   // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }
@@ -6011,7 +6132,7 @@ func file_blixard_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_services_proto_rawDesc), len(file_blixard_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   85,
+			NumMessages:   87,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

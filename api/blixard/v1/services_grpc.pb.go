@@ -946,6 +946,7 @@ const (
 	NodeService_GetStatus_FullMethodName  = "/blixard.v1.NodeService/GetStatus"
 	NodeService_UpdateNode_FullMethodName = "/blixard.v1.NodeService/UpdateNode"
 	NodeService_PlanDrain_FullMethodName  = "/blixard.v1.NodeService/PlanDrain"
+	NodeService_Simulate_FullMethodName   = "/blixard.v1.NodeService/Simulate"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -962,6 +963,9 @@ type NodeServiceClient interface {
 	// PlanDrain tells what a drain of a node would do with each of its VMs, as far as can
 	// be said now. Nothing is changed.
 	PlanDrain(ctx context.Context, in *PlanDrainRequest, opts ...grpc.CallOption) (*PlanDrainResponse, error)
+	// Simulate tells where VMs would go, and those of nodes that were not there. Nothing is
+	// changed.
+	Simulate(ctx context.Context, in *SimulateRequest, opts ...grpc.CallOption) (*SimulateResponse, error)
 }
 
 type nodeServiceClient struct {
@@ -1012,6 +1016,16 @@ func (c *nodeServiceClient) PlanDrain(ctx context.Context, in *PlanDrainRequest,
 	return out, nil
 }
 
+func (c *nodeServiceClient) Simulate(ctx context.Context, in *SimulateRequest, opts ...grpc.CallOption) (*SimulateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SimulateResponse)
+	err := c.cc.Invoke(ctx, NodeService_Simulate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -1026,6 +1040,9 @@ type NodeServiceServer interface {
 	// PlanDrain tells what a drain of a node would do with each of its VMs, as far as can
 	// be said now. Nothing is changed.
 	PlanDrain(context.Context, *PlanDrainRequest) (*PlanDrainResponse, error)
+	// Simulate tells where VMs would go, and those of nodes that were not there. Nothing is
+	// changed.
+	Simulate(context.Context, *SimulateRequest) (*SimulateResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -1047,6 +1064,9 @@ func (UnimplementedNodeServiceServer) UpdateNode(context.Context, *UpdateNodeReq
 }
 func (UnimplementedNodeServiceServer) PlanDrain(context.Context, *PlanDrainRequest) (*PlanDrainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PlanDrain not implemented")
+}
+func (UnimplementedNodeServiceServer) Simulate(context.Context, *SimulateRequest) (*SimulateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Simulate not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -1141,6 +1161,24 @@ func _NodeService_PlanDrain_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_Simulate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SimulateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).Simulate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_Simulate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).Simulate(ctx, req.(*SimulateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1163,6 +1201,10 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PlanDrain",
 			Handler:    _NodeService_PlanDrain_Handler,
+		},
+		{
+			MethodName: "Simulate",
+			Handler:    _NodeService_Simulate_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
