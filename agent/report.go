@@ -65,17 +65,18 @@ func (o *Outbox) Settle(err error) (next bool) {
 // reporter sends statuses to the cluster in order, and again until it hears that
 // they arrived.
 type reporter struct {
-	nodeID  string
-	cluster blixardv1.AgentServiceClient
-	log     *slog.Logger
-	wake    chan struct{}
+	nodeID      string
+	incarnation uint64
+	cluster     blixardv1.AgentServiceClient
+	log         *slog.Logger
+	wake        chan struct{}
 
 	mu  sync.Mutex
 	out Outbox
 }
 
-func newReporter(nodeID string, cluster blixardv1.AgentServiceClient, log *slog.Logger) *reporter {
-	return &reporter{nodeID: nodeID, cluster: cluster, log: log, wake: make(chan struct{}, 1)}
+func newReporter(nodeID string, incarnation uint64, cluster blixardv1.AgentServiceClient, log *slog.Logger) *reporter {
+	return &reporter{nodeID: nodeID, incarnation: incarnation, cluster: cluster, log: log, wake: make(chan struct{}, 1)}
 }
 
 func (r *reporter) add(reports []*blixardv1.AllocationReport) {
@@ -144,7 +145,7 @@ func (r *reporter) run(ctx context.Context) {
 func (r *reporter) send(ctx context.Context, batch []*blixardv1.AllocationReport) error {
 	err := within(ctx, reportTimeout, func(ctx context.Context) error {
 		failpoint.Hit("agent.report.before")
-		_, err := r.cluster.Report(ctx, &blixardv1.ReportRequest{NodeId: r.nodeID, Reports: batch})
+		_, err := r.cluster.Report(ctx, &blixardv1.ReportRequest{NodeId: r.nodeID, Incarnation: r.incarnation, Reports: batch})
 		return err
 	})
 	if err == nil {

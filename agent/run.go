@@ -156,7 +156,7 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 		preparing:        map[string]context.CancelFunc{},
 		followersChanged: make(chan struct{}),
 	}
-	a.reports = newReporter(cfg.NodeID, cfg.Cluster, cfg.Logger)
+	a.reports = newReporter(cfg.NodeID, cfg.Incarnation, cfg.Cluster, cfg.Logger)
 	if err := a.recover(ctx); err != nil {
 		return nil, err
 	}

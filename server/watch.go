@@ -228,9 +228,13 @@ func (s agentService) Report(ctx context.Context, req *blixardv1.ReportRequest) 
 	if n := s.cfg.Replica.View().Node(name); n != nil {
 		name = n.GetName()
 	}
-	r, err := s.propose(asAgent(ctx, name), req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_Report{Report: &blixardv1.ReportCommand{
-		NodeId: req.GetNodeId(), Reports: req.GetReports(),
-	}}})
+	cmd := &blixardv1.Command{Change: &blixardv1.Command_Report{Report: &blixardv1.ReportCommand{
+		NodeId: req.GetNodeId(), Reports: req.GetReports(), Incarnation: req.GetIncarnation(),
+	}}}
+	if state.Level(cmd) > s.cfg.Replica.View().FeatureLevel() {
+		cmd.GetReport().Incarnation = 0 // an older member would not compare it
+	}
+	r, err := s.propose(asAgent(ctx, name), req.GetIdempotencyKey(), cmd)
 	if err != nil {
 		return nil, err
 	}

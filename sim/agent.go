@@ -404,7 +404,7 @@ func (k *keeper) send() {
 	k.sending = true
 	k.h.w.count("reports")
 	cmd := &blixardv1.Command{Actor: "agent:" + k.h.nodeID, Change: &blixardv1.Command_Report{Report: &blixardv1.ReportCommand{
-		NodeId: k.h.nodeID, Reports: batch,
+		NodeId: k.h.nodeID, Incarnation: k.incarnation, Reports: batch,
 	}}}
 	k.h.propose(reportTimeout, cmd, func(r state.Result, err error) {
 		if err == nil && r.Problem != nil {

@@ -16,7 +16,8 @@ import (
 //	6  move VMs
 //	7  try VMs on other nodes
 //	8  dampen nodes
-const FeatureLevel = 8
+//	9  reports name the start of their agent
+const FeatureLevel = 9
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -51,6 +52,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	}
 	if cmd.GetUpdateNode() != nil && cmd.GetUpdateNode().Damped != nil {
 		return 8
+	}
+	if cmd.GetReport().GetIncarnation() != 0 {
+		return 9
 	}
 	return max(levels[field.Name()], levelOfSpec(cmd.GetCreateVm().GetSpec()), levelOfSpec(cmd.GetUpdateVm().GetSpec()), 1)
 }

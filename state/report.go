@@ -10,6 +10,12 @@ import (
 // report takes in what a node observed. Each report is checked and refused by
 // itself, so that one that is out of date does not hold up the others.
 func (b *batch) report(c *blixardv1.ReportCommand) Result {
+	// A report of an earlier start may come behind those of this one, which know better.
+	if n := b.node(c.GetNodeId()); c.GetIncarnation() != 0 && c.GetIncarnation() < n.GetIncarnation() {
+		b.s.fencedReports.Add(1)
+		return refused(b.index, problem.New(problem.Fenced, "report.incarnation", "start %d of the agent of node %q is over: start %d is known", c.GetIncarnation(), n.GetName(), n.GetIncarnation()).
+			WithHint("its newer start reports how everything is"))
+	}
 	r := Result{Index: b.index}
 	for _, rep := range c.GetReports() {
 		if why := b.reportOne(c.GetNodeId(), rep); why != nil {

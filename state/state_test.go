@@ -419,3 +419,47 @@ func TestViewsDoNotChange(t *testing.T) {
 		t.Errorf("the page after a is %v", vms)
 	}
 }
+
+// TestReportsOfAnEarlierStart: what an agent had on its way when it died comes behind the
+// reports of its next start, and changes nothing (seed 1995744028228 of the simulator).
+func TestReportsOfAnEarlierStart(t *testing.T) {
+	s, index := New(DefaultLimits()), uint64(0)
+	apply := func(cmd *blixardv1.Command) Result {
+		index++
+		return s.Apply([]Entry{{Index: index, Command: cmd}})[0]
+	}
+	register := func(incarnation uint64) {
+		if r := apply(&blixardv1.Command{Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
+			NodeId: "n", Name: "n", Incarnation: incarnation, Fingerprint: &blixardv1.NodeFingerprint{Capacity: &blixardv1.Resources{Vcpus: 1, MemoryMib: 1024}},
+		}}}); r.Problem != nil {
+			t.Fatal(r.Problem)
+		}
+	}
+	report := func(incarnation uint64, state blixardv1.AllocationState_Enum) Result {
+		return apply(&blixardv1.Command{Change: &blixardv1.Command_Report{Report: &blixardv1.ReportCommand{NodeId: "n", Incarnation: incarnation, Reports: []*blixardv1.AllocationReport{{
+			AllocationId: "al", Epoch: 1, Status: &blixardv1.VMStatus{State: state, StartCount: 1},
+		}}}}})
+	}
+	register(1)
+	apply(&blixardv1.Command{Change: &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{Id: "id-a", Name: "a", Spec: &blixardv1.VMSpec{MemoryMib: 64}}}})
+	if r := apply(&blixardv1.Command{Change: &blixardv1.Command_Place{Place: &blixardv1.PlaceCommand{Placements: []*blixardv1.Placement{{
+		VmId: "id-a", AllocationId: "al", NodeId: "n", VmModifyIndex: index,
+	}}}}}); r.Problem != nil {
+		t.Fatal(r.Problem)
+	}
+	register(2)
+	if r := report(2, blixardv1.AllocationState_failed); r.Problem != nil {
+		t.Fatal(r.Problem)
+	}
+	if r := report(1, blixardv1.AllocationState_starting); r.Problem == nil || r.Problem.Code != "report.incarnation" {
+		t.Errorf("a report of the earlier start was taken: %v", r.Problem)
+	}
+	if got := s.View().VM("a").GetStatus().GetState(); got != blixardv1.AllocationState_failed {
+		t.Errorf("the VM is %v", got)
+	}
+	for _, incarnation := range []uint64{0, 2, 3} { // of an older build, of this start, of one that registers soon
+		if r := report(incarnation, blixardv1.AllocationState_starting); r.Problem != nil {
+			t.Errorf("a report of start %d: %v", incarnation, r.Problem)
+		}
+	}
+}

@@ -2156,9 +2156,11 @@ func (x *PlaceCommand) GetPlacements() []*Placement {
 
 // ReportCommand carries what a node observed.
 type ReportCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Reports       []*AllocationReport    `protobuf:"bytes,2,rep,name=reports,proto3" json:"reports,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	NodeId  string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Reports []*AllocationReport    `protobuf:"bytes,2,rep,name=reports,proto3" json:"reports,omitempty"`
+	// incarnation as in ReportRequest; 0 is not compared.
+	Incarnation   uint64 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2205,6 +2207,13 @@ func (x *ReportCommand) GetReports() []*AllocationReport {
 		return x.Reports
 	}
 	return nil
+}
+
+func (x *ReportCommand) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 // RegisterNodeCommand makes a node known.
@@ -3903,10 +3912,11 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\fPlaceCommand\x125\n" +
 	"\n" +
 	"placements\x18\x01 \x03(\v2\x15.blixard.v1.PlacementR\n" +
-	"placements\"`\n" +
+	"placements\"\x82\x01\n" +
 	"\rReportCommand\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x126\n" +
-	"\areports\x18\x02 \x03(\v2\x1c.blixard.v1.AllocationReportR\areports\"\xa3\x01\n" +
+	"\areports\x18\x02 \x03(\v2\x1c.blixard.v1.AllocationReportR\areports\x12 \n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\"\xa3\x01\n" +
 	"\x13RegisterNodeCommand\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12=\n" +

@@ -4685,8 +4685,11 @@ type ReportRequest struct {
 	NodeId         string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Reports        []*AllocationReport    `protobuf:"bytes,2,rep,name=reports,proto3" json:"reports,omitempty"`
 	IdempotencyKey string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// incarnation of the agent's start; what an earlier start still had on its way is
+	// refused. 0 is of an older agent.
+	Incarnation   uint64 `protobuf:"varint,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportRequest) Reset() {
@@ -4738,6 +4741,13 @@ func (x *ReportRequest) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *ReportRequest) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 type ReportResponse struct {
@@ -5723,11 +5733,12 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\rallocation_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\fallocationId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12,\n" +
 	"\x06status\x18\x03 \x01(\v2\x14.blixard.v1.VMStatusR\x06status\x12\x18\n" +
-	"\aremoved\x18\x04 \x01(\bR\aremoved\"\xa8\x01\n" +
+	"\aremoved\x18\x04 \x01(\bR\aremoved\"\xca\x01\n" +
 	"\rReportRequest\x12\"\n" +
 	"\anode_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06nodeId\x12A\n" +
 	"\areports\x18\x02 \x03(\v2\x1c.blixard.v1.AllocationReportB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\areports\x120\n" +
-	"\x0fidempotency_key\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\"&\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12 \n" +
+	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\"&\n" +
 	"\x0eReportResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"\xb4\x01\n" +
 	"\x11RenewLeaseRequest\x12\"\n" +
