@@ -63,7 +63,7 @@ Networks are made first, then volumes, then VMs. Changes that need a restart of 
 			})
 		},
 	}
-	cmd.Flags().StringArrayVarP(&f.files, "filename", "f", nil, "file, directory of files (.yaml, .yml, .json, .toml), or - for standard input; may be repeated")
+	filesFlag(cmd, &f.files)
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "change nothing, and show what would change")
 	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until the VMs run")
 	cmd.Flags().BoolVar(&f.restart, "restart", false, "restart VMs where a change needs it")
@@ -98,7 +98,7 @@ func (a *app) diffCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory of files, or - for standard input; may be repeated")
+	filesFlag(cmd, &files)
 	return cmd
 }
 
@@ -120,9 +120,14 @@ on them. What is not there is passed over.`,
 			})
 		},
 	}
-	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory of files, or - for standard input; may be repeated")
+	filesFlag(cmd, &files)
 	cmd.Flags().BoolVar(&volumes, "volumes", false, "delete volumes, too")
 	return cmd
+}
+
+// filesFlag is for commands that read manifests.
+func filesFlag(cmd *cobra.Command, files *[]string) {
+	cmd.Flags().StringArrayVarP(files, "filename", "f", nil, "file, directory of files (.yaml, .yml, .json, .toml), or - for standard input; may be repeated")
 }
 
 // manifestExtensions are what is read of a directory.

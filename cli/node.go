@@ -13,6 +13,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/constraint"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/process"
 	"github.com/blixard/blixard/internal/units"
@@ -51,7 +52,7 @@ func (a *app) nodeTable(nodes []*blixardv1.Node) error {
 		t.add(n.GetName(), nodeStateWords(n),
 			fmt.Sprintf("%d/%d", n.GetAllocated().GetVcpus(), n.GetAllocatable().GetVcpus()),
 			mib(n.GetAllocated().GetMemoryMib())+"/"+mib(n.GetAllocatable().GetMemoryMib()),
-			strings.TrimSpace(f.GetDriver()+" "+f.GetDriverVersion()), f.GetAccelerator(), f.GetBlixardVersion(), labelsText(nodeLabels(n)))
+			strings.TrimSpace(f.GetDriver()+" "+f.GetDriverVersion()), f.GetAccelerator(), f.GetBlixardVersion(), labelsText(constraint.Labels(n)))
 	}
 	return a.writeTable(t)
 }
@@ -69,14 +70,6 @@ func nodeStateWords(n *blixardv1.Node) string {
 		words += ", unsteady"
 	}
 	return words
-}
-
-// nodeLabels are those of the configuration, and over them those that people set.
-func nodeLabels(n *blixardv1.Node) map[string]string {
-	all := map[string]string{}
-	maps.Copy(all, n.GetFingerprint().GetLabels())
-	maps.Copy(all, n.GetLabels())
-	return all
 }
 
 func labelsText(labels map[string]string) string {
@@ -122,7 +115,7 @@ func nodeFacts(st *blixardv1.GetStatusResponse) [][2]string {
 	rows := [][2]string{
 		{"Node", n.GetName() + " (" + n.GetId() + ")"},
 		{"State", nodeStateWords(n)},
-		{"Labels", labelsText(nodeLabels(n))},
+		{"Labels", labelsText(constraint.Labels(n))},
 		{"Version", st.GetVersion()},
 		{"Process", fmt.Sprintf("%d, up %s", st.GetPid(), since(st.GetStartedAt()))},
 		{"Data", st.GetDataDir()},

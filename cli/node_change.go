@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -57,19 +56,11 @@ of the node's own configuration (node.labels) can be given another value, and st
 			if len(args) == 1 {
 				return usageError("the labels are missing").WithHint("write `blixard node label %s KEY=VALUE`", args[0])
 			}
-			req := &blixardv1.UpdateNodeRequest{Node: args[0], SetLabels: map[string]string{}}
-			for _, e := range args[1:] {
-				if key, dash := strings.CutSuffix(e, "-"); dash && !strings.Contains(e, "=") {
-					req.DropLabels = append(req.DropLabels, key)
-					continue
-				}
-				set, err := parseLabels([]string{e})
-				if err != nil {
-					return err
-				}
-				maps.Copy(req.SetLabels, set)
+			set, drop, err := parseLabelEdits(args[1:])
+			if err != nil {
+				return err
 			}
-			return a.updateNode(cmd.Context(), req, "labeled")
+			return a.updateNode(cmd.Context(), &blixardv1.UpdateNodeRequest{Node: args[0], SetLabels: set, DropLabels: drop}, "labeled")
 		},
 	}
 }

@@ -287,7 +287,7 @@ func (a *app) simulateCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, directory of files, or - for standard input; may be repeated")
+	filesFlag(cmd, &files)
 	cmd.Flags().StringArrayVar(&without, "without", nil, "node that is left out; may be repeated")
 	_ = cmd.RegisterFlagCompletionFunc("without", func(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return a.completeNodes(cmd, nil, prefix)

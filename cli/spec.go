@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -245,6 +247,26 @@ func parseLabels(list []string) (map[string]string, error) {
 		labels[key] = value
 	}
 	return labels, nil
+}
+
+// parseLabelEdits takes KEY=VALUE for a label to set, and KEY- for one to drop; of several
+// for one key the last counts.
+func parseLabelEdits(edits []string) (set map[string]string, drop []string, err error) {
+	set = map[string]string{}
+	for _, e := range edits {
+		if key, dash := strings.CutSuffix(e, "-"); dash && !strings.Contains(e, "=") {
+			delete(set, key)
+			drop = append(drop, key)
+			continue
+		}
+		one, err := parseLabels([]string{e})
+		if err != nil {
+			return nil, nil, err
+		}
+		maps.Copy(set, one)
+		drop = slices.DeleteFunc(drop, func(key string) bool { _, again := one[key]; return again })
+	}
+	return set, drop, nil
 }
 
 func (s *specFlags) restartPolicy() (*blixardv1.RestartPolicy, error) {

@@ -285,17 +285,14 @@ func (a *app) labelOnce(ctx context.Context, c *client.Client, name string, edit
 	if !replace {
 		maps.Copy(labels, old.GetVm().GetLabels())
 	}
-	for _, e := range edits {
-		if key, dash := strings.CutSuffix(e, "-"); dash && !strings.Contains(e, "=") {
-			delete(labels, key)
-			continue
-		}
-		set, err := parseLabels([]string{e})
-		if err != nil {
-			return nil, err
-		}
-		maps.Copy(labels, set)
+	set, drop, err := parseLabelEdits(edits)
+	if err != nil {
+		return nil, err
 	}
+	for _, key := range drop {
+		delete(labels, key)
+	}
+	maps.Copy(labels, set)
 	if _, err := c.VMs().LabelVM(ctx, &blixardv1.LabelVMRequest{
 		Name: old.GetVm().GetId(), ExpectedIndex: old.GetVm().GetModifyIndex(), Labels: labels,
 	}); err != nil {

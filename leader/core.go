@@ -35,6 +35,8 @@ type Core struct {
 	// they are looked at again only when a node changes that may have it.
 	open    map[string]bool
 	blocked map[string]*blocked
+	// social VMs found none and may also wait for what other VMs do.
+	social map[string]bool
 	// draining nodes still have VMs that must go.
 	draining map[string]bool
 	// stranded VMs have a place on a node that is not heard of, and are to be looked
@@ -57,17 +59,15 @@ type blocked struct {
 	// generation of the spec that found none.
 	generation uint64
 	moveTo     string
-	// social ones may also wait for what other VMs do.
-	social bool
 }
 
 // NewCore makes a core that knows nothing; tell it with Reset. strategy is that of VMs
-// that name none. More than stormPercent
-// of the nodes down at once are likelier a fault of what is between them than of
-// themselves: their VMs may run on, and the rest would have no room for them all.
+// that name none. More than stormPercent of the nodes down at once are likelier a fault
+// of what is between them than of themselves: their VMs may run on, and the rest would
+// have no room for them all.
 func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_Enum) *Core {
 	return &Core{
-		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{},
+		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{}, social: map[string]bool{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
 		failing: map[string]time.Time{}, stuck: map[string]bool{},
 	}
@@ -77,6 +77,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 func (c *Core) Reset(view View) {
 	clear(c.open)
 	clear(c.blocked)
+	clear(c.social)
 	clear(c.draining)
 	clear(c.stranded)
 	clear(c.waiting)
@@ -105,7 +106,10 @@ func (c *Core) Changed(ch state.Change) {
 		} else {
 			c.look(ch.VM)
 		}
-		c.wake(func(b *blocked) bool { return b.social })
+		for id := range c.social {
+			c.wakeOne(id)
+		}
+		clear(c.social)
 	case state.KindNode:
 		c.wake(func(b *blocked) bool {
 			_, fits := state.Fits(ch.Node.GetAllocatable(), ch.Node.GetAllocated(), b.need)
@@ -124,9 +128,15 @@ func (c *Core) Changed(ch state.Change) {
 func (c *Core) wake(which func(*blocked) bool) {
 	for id, b := range c.blocked {
 		if which(b) {
-			c.open[id] = true
-			delete(c.blocked, id)
+			c.wakeOne(id)
 		}
+	}
+}
+
+func (c *Core) wakeOne(id string) {
+	if c.blocked[id] != nil {
+		c.open[id] = true
+		delete(c.blocked, id)
 	}
 }
 
@@ -222,7 +232,10 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 		return nil
 	}
 	c.blocked[vm.GetId()] = &blocked{
-		need: view.Limits().Reservation(vm.GetSpec()), generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(), social: len(vm.GetSpec().GetScheduling().GetAffinities()) > 0,
+		need: view.Limits().Reservation(vm.GetSpec()), generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(),
+	}
+	if len(vm.GetSpec().GetScheduling().GetAffinities()) > 0 {
+		c.social[vm.GetId()] = true
 	}
 	if st := vm.GetStatus(); st.GetReason() == d.Reason && st.GetMessage() == d.Message {
 		return nil

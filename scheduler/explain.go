@@ -23,7 +23,7 @@ func (f *Fleet) Explain(view View, vm *blixardv1.VM) (Decision, []*blixardv1.Nod
 	verdicts := make([]*blixardv1.NodeVerdict, 0, len(f.order))
 	for _, s := range f.order {
 		v := &blixardv1.NodeVerdict{Node: s.node.GetName()}
-		v.Reason, v.Message = f.judge(q, s, true)
+		v.Reason, v.Message = judge(q, s, true)
 		if v.Reason == "" {
 			v.Possible = true
 			v.Points = f.score(q, s, func(what string, points float64) {

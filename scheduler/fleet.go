@@ -9,6 +9,7 @@ import (
 	"github.com/google/btree"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/constraint"
 	"github.com/blixard/blixard/state"
 )
 
@@ -195,7 +196,7 @@ func (f *Fleet) putNode(view View, n *blixardv1.Node) {
 	for _, g := range f.groups {
 		clear(g.over)
 	}
-	s.labels = Labels(n)
+	s.labels = constraint.Labels(n)
 	f.place(view, s)
 	f.resized(old.GetAllocatable().GetMemoryMib(), n.GetAllocatable().GetMemoryMib())
 }
@@ -218,8 +219,8 @@ func sameFacts(a, b *blixardv1.Node) bool {
 		a.GetAllocatable().GetMemoryMib() == b.GetAllocatable().GetMemoryMib()
 }
 
-// Bar takes a node out until the fleet is made anew: no VM is placed on it, because it
-// ... as why says.
+// Bar takes a node out until the fleet is made anew: no VM is placed on it. why goes on a
+// sentence that begins with the node's name, such as "is left out".
 func (f *Fleet) Bar(nodeID, why string) {
 	if s := f.slots[nodeID]; s != nil {
 		f.leaveClasses(s)
@@ -438,19 +439,6 @@ func (g *group) in(key, value string) int {
 		g.over[key] = counts
 	}
 	return counts[value]
-}
-
-// Labels of a node: those of its configuration, and over them those that people set.
-func Labels(n *blixardv1.Node) map[string]string {
-	if len(n.GetLabels()) == 0 {
-		return n.GetFingerprint().GetLabels()
-	}
-	all := maps.Clone(n.GetFingerprint().GetLabels())
-	if all == nil {
-		all = map[string]string{}
-	}
-	maps.Copy(all, n.GetLabels())
-	return all
 }
 
 const factName = "node.name"

@@ -191,7 +191,7 @@ func TestAffinities(t *testing.T) {
 }
 
 func (h *hosts) rack(node string) string {
-	return Labels(h.state.View().Node(node))["rack"]
+	return constraint.Labels(h.state.View().Node(node))["rack"]
 }
 
 // Labels that people set win over those of the configuration.

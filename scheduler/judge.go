@@ -25,14 +25,14 @@ const (
 
 // judge tells why a VM can't run on a node; an empty reason means that it can. The
 // message is made only when told to.
-func (f *Fleet) judge(q *question, s *slot, tell bool) (reason, message string) {
+func judge(q *question, s *slot, tell bool) (reason, message string) {
 	if s.barred != "" {
 		return say(ReasonNoNodes, tell, "node %s %s", s.node.GetName(), s.barred)
 	}
-	if reason, message = f.rules(q, s, tell); reason != "" {
+	if reason, message = rules(q, s, tell); reason != "" {
 		return reason, message
 	}
-	return f.ownRules(q, s, tell)
+	return ownRules(q, s, tell)
 }
 
 // say makes a message when it is to be told.
@@ -44,7 +44,7 @@ func say(reason string, tell bool, format string, args ...any) (string, string) 
 }
 
 // rules look at what is equal in a class, and at the volumes.
-func (f *Fleet) rules(q *question, s *slot, tell bool) (reason, message string) {
+func rules(q *question, s *slot, tell bool) (reason, message string) {
 	name, fp := s.node.GetName(), s.node.GetFingerprint()
 	if q.moveTo != "" && q.moveTo != s.node.GetId() {
 		return say(ReasonConstraint, tell, "node %s is not the one that the VM moves to", name)
@@ -80,7 +80,7 @@ func (f *Fleet) rules(q *question, s *slot, tell bool) (reason, message string) 
 }
 
 // ownRules look at what may differ between nodes of a class.
-func (f *Fleet) ownRules(q *question, s *slot, tell bool) (reason, message string) {
+func ownRules(q *question, s *slot, tell bool) (reason, message string) {
 	if q.not != "" && q.not == s.node.GetId() {
 		return say(ReasonConstraint, tell, "node %s is not meant", s.node.GetName())
 	}
@@ -92,7 +92,7 @@ func (f *Fleet) ownRules(q *question, s *slot, tell bool) (reason, message strin
 	if reason, message = social(q, s, true, tell); reason != "" {
 		return reason, message
 	}
-	return f.room(q, s, tell)
+	return room(q, s, tell)
 }
 
 // place gives the value that makes the place that an affinity is about; itself says that
@@ -198,7 +198,7 @@ func vms(n int) string {
 }
 
 // room looks at resources.
-func (f *Fleet) room(q *question, s *slot, tell bool) (reason, message string) {
+func room(q *question, s *slot, tell bool) (reason, message string) {
 	short, ok := state.Fits(s.node.GetAllocatable(), s.used, q.need)
 	if ok {
 		return "", ""
@@ -232,16 +232,14 @@ func (f *Fleet) score(q *question, s *slot, tell func(what string, points float6
 		}
 		tell(what, fill)
 	}
-	shared := f.sharedWishes(q, s, tell)
-	own, _ := f.ownWishes(q, s, tell)
+	shared := sharedWishes(q, s, tell)
+	own, _ := ownWishes(q, s, tell)
 	return score{wishes: shared + own, fill: fill}
 }
 
 // fill is what the strategy makes of the memory that would be left.
-func (f *Fleet) fill(q *question, s *slot) float64 { return f.fillOf(q, s.free) }
-
-func (f *Fleet) fillOf(q *question, before uint64) float64 {
-	left := share(free(before, q.need.GetMemoryMib()), f.largest)
+func (f *Fleet) fill(q *question, s *slot) float64 {
+	left := share(free(s.free, q.need.GetMemoryMib()), f.largest)
 	if q.pack {
 		return 100 - left
 	}
@@ -257,7 +255,7 @@ func (f *Fleet) fillMost(q *question, top *slot) float64 {
 }
 
 // sharedWishes are what is equal in a class.
-func (f *Fleet) sharedWishes(q *question, s *slot, tell func(string, float64)) int {
+func sharedWishes(q *question, s *slot, tell func(string, float64)) int {
 	total := 0
 	if s.node.GetDamped() {
 		total += pointsDamped
@@ -280,7 +278,7 @@ func (f *Fleet) sharedWishes(q *question, s *slot, tell func(string, float64)) i
 
 // ownWishes are what may differ between nodes of a class; lost of it, as a number above
 // 0, may be better on another node.
-func (f *Fleet) ownWishes(q *question, s *slot, tell func(string, float64)) (total, lost int) {
+func ownWishes(q *question, s *slot, tell func(string, float64)) (total, lost int) {
 	if q.holders[s.node.GetId()] {
 		total += pointsImage
 		if tell != nil {

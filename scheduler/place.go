@@ -247,7 +247,7 @@ func (f *Fleet) favoured(q *question) []*slot {
 }
 
 func (f *Fleet) consider(b *search, q *question, s *slot) {
-	if reason, _ := f.judge(q, s, false); reason != "" {
+	if reason, _ := judge(q, s, false); reason != "" {
 		return
 	}
 	b.offer(q, s, f.score(q, s, nil).points())
@@ -257,10 +257,10 @@ func (f *Fleet) consider(b *search, q *question, s *slot) {
 // is possible and costs nothing is the best of them.
 func (f *Fleet) scan(b *search, q *question, c *class) {
 	any, _ := c.tree.Min()
-	if reason, _ := f.rules(q, any, false); reason != "" {
+	if reason, _ := rules(q, any, false); reason != "" {
 		return
 	}
-	shared := f.sharedWishes(q, any, nil)
+	shared := sharedWishes(q, any, nil)
 	// No node of the class has more; of its own a node has at most what favoured knows.
 	if top, _ := c.tree.Max(); b.slot != nil && float64(shared)+f.fillMost(q, top) < b.points {
 		return
@@ -270,10 +270,10 @@ func (f *Fleet) scan(b *search, q *question, c *class) {
 		if s.free < q.need.GetMemoryMib() {
 			return q.pack // the others have more, or less
 		}
-		if reason, _ := f.ownRules(q, s, false); reason != "" {
+		if reason, _ := ownRules(q, s, false); reason != "" {
 			return true
 		}
-		own, lost := f.ownWishes(q, s, nil)
+		own, lost := ownWishes(q, s, nil)
 		b.offer(q, s, score{wishes: shared + own, fill: f.fill(q, s)}.points())
 		looked++
 		return lost > 0 && looked < scanMax
@@ -302,7 +302,7 @@ func (f *Fleet) refusal(q *question) Decision {
 	}
 	var why []string
 	for _, s := range asked[:min(len(asked), explainMax)] {
-		reason, message := f.judge(q, s, true)
+		reason, message := judge(q, s, true)
 		nearer(reason)
 		why = append(why, message)
 	}
@@ -314,13 +314,13 @@ func (f *Fleet) refusal(q *question) Decision {
 	}
 	for _, c := range f.partition(q.keys).ranks {
 		any, _ := c.tree.Min()
-		if reason, _ := f.rules(q, any, false); reason != "" {
+		if reason, _ := rules(q, any, false); reason != "" {
 			nearer(reason)
 			continue
 		}
 		looked := 0
 		c.tree.Descend(func(s *slot) bool {
-			reason, _ := f.judge(q, s, false)
+			reason, _ := judge(q, s, false)
 			nearer(reason)
 			looked++
 			return looked < scanMax && nearest < len(nearness)-1

@@ -16,6 +16,13 @@ import (
 	"github.com/blixard/blixard/state"
 )
 
+// fleet is that of a view, to be asked once.
+func (s *Server) fleet(view *state.View) *scheduler.Fleet {
+	fleet := scheduler.NewFleet(s.cfg.Strategy)
+	fleet.Follow(view)
+	return fleet
+}
+
 // ExplainVM tells what the scheduler makes of a VM that is there, or would be.
 func (s vmService) ExplainVM(ctx context.Context, req *blixardv1.ExplainVMRequest) (*blixardv1.ExplainVMResponse, error) {
 	if (req.GetName() == "") == (req.GetSpec() == nil) {
@@ -35,8 +42,7 @@ func (s vmService) ExplainVM(ctx context.Context, req *blixardv1.ExplainVMReques
 	} else if vm == nil {
 		return nil, notFound(req.GetName())
 	}
-	fleet := scheduler.NewFleet(s.cfg.Strategy)
-	fleet.Follow(view)
+	fleet := s.fleet(view)
 	d, verdicts := fleet.Explain(view, vm)
 	return &blixardv1.ExplainVMResponse{
 		Vm: vm, Node: d.Node.GetName(), Reason: d.Reason, Message: d.Message, Nodes: verdicts, Index: view.Index(),
@@ -76,8 +82,7 @@ func (s *Server) target(view *state.View, vm *blixardv1.VM, name string) (*blixa
 	if name == "" && vm.GetMoveTo() != "" {
 		name = vm.GetMoveTo()
 	}
-	fleet := scheduler.NewFleet(s.cfg.Strategy)
-	fleet.Follow(view)
+	fleet := s.fleet(view)
 	probe := &blixardv1.VM{Id: vm.GetId(), Name: vm.GetName(), Spec: proto.CloneOf(vm.GetSpec()), Labels: vm.GetLabels()}
 	probe.Spec.Volumes = nil
 	if name == "" {
@@ -119,8 +124,7 @@ func (s nodeService) PlanDrain(ctx context.Context, req *blixardv1.PlanDrainRequ
 	if err != nil {
 		return nil, err
 	}
-	fleet := scheduler.NewFleet(s.cfg.Strategy)
-	fleet.Follow(view)
+	fleet := s.fleet(view)
 	fleet.Bar(node.GetId(), "is being emptied")
 	return &blixardv1.PlanDrainResponse{Node: node, Steps: placedAnew(fleet, view, node)}, nil
 }
@@ -131,8 +135,7 @@ func (s nodeService) Simulate(ctx context.Context, req *blixardv1.SimulateReques
 	if err != nil {
 		return nil, err
 	}
-	fleet := scheduler.NewFleet(s.cfg.Strategy)
-	fleet.Follow(view)
+	fleet := s.fleet(view)
 	var without []*blixardv1.Node
 	for _, name := range req.GetWithoutNodes() {
 		node, err := nodeOf(view, name)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -125,10 +126,8 @@ func filterOf(req interface {
 	GetFilter() *blixardv1.EventFilter
 },
 ) *blixardv1.EventFilter {
-	filter := &blixardv1.EventFilter{
-		Object: req.GetFilter().GetObject(), Kinds: req.GetFilter().GetKinds(), Node: req.GetFilter().GetNode(),
-		Actor: req.GetFilter().GetActor(), Since: req.GetFilter().GetSince(),
-	}
+	filter := &blixardv1.EventFilter{}
+	proto.Merge(filter, req.GetFilter())
 	if req.GetObject() != "" {
 		filter.Object = req.GetObject()
 	}

@@ -359,13 +359,9 @@ func (b *batch) giveUp(a *blixardv1.Allocation) {
 
 // drainNode begins or ends a drain.
 func (b *batch) drainNode(c *blixardv1.DrainNodeCommand) Result {
-	old := b.node(c.GetNode())
-	if old == nil {
-		old = first[blixardv1.Node](b.txn, tableNode, indexName, c.GetNode())
-	}
-	if old == nil || old.GetState() == blixardv1.NodeState_left {
-		return refused(b.index, problem.New(problem.NotFound, "node.not_found", "there is no node %q", c.GetNode()).
-			WithHint("`blixard cluster members` shows them"))
+	old, why := b.presentNode(c.GetNode())
+	if why != nil {
+		return refused(b.index, why)
 	}
 	if old.GetDraining() == c.GetDrain() {
 		return Result{Index: b.index, Node: old}

@@ -18,10 +18,9 @@ func (b *batch) moveVM(c *blixardv1.MoveVMCommand) Result {
 	if c.GetToNodeId() == "" {
 		return b.endMove(old)
 	}
-	to := b.node(c.GetToNodeId())
-	if to == nil || to.GetState() == blixardv1.NodeState_left {
-		return refused(b.index, problem.New(problem.NotFound, "node.not_found", "there is no node %q", c.GetToNodeId()).
-			WithHint("`blixard node list` shows the nodes"))
+	to, why := b.presentNode(c.GetToNodeId())
+	if why != nil {
+		return refused(b.index, why)
 	}
 	var here []*blixardv1.Allocation
 	for _, a := range notLost(b.allocationsOf(old)) {

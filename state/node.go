@@ -63,6 +63,19 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 	return Result{Index: b.index, Node: next}
 }
 
+// presentNode finds a node that has not left, by id or name.
+func (b *batch) presentNode(ref string) (*blixardv1.Node, *problem.Error) {
+	n := b.node(ref)
+	if n == nil {
+		n = first[blixardv1.Node](b.txn, tableNode, indexName, ref)
+	}
+	if n == nil || n.GetState() == blixardv1.NodeState_left {
+		return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", ref).
+			WithHint("`blixard node list` shows the nodes")
+	}
+	return n, nil
+}
+
 // downsKept of a node.
 const downsKept = 8
 
@@ -71,13 +84,9 @@ const nodeLabelsMax = 64
 
 // updateNode changes the labels that people gave a node, and whether it takes VMs.
 func (b *batch) updateNode(c *blixardv1.UpdateNodeCommand) Result {
-	old := b.node(c.GetNode())
-	if old == nil {
-		old = first[blixardv1.Node](b.txn, tableNode, indexName, c.GetNode())
-	}
-	if old == nil || old.GetState() == blixardv1.NodeState_left {
-		return refused(b.index, problem.New(problem.NotFound, "node.not_found", "there is no node %q", c.GetNode()).
-			WithHint("`blixard node list` shows the nodes"))
+	old, why := b.presentNode(c.GetNode())
+	if why != nil {
+		return refused(b.index, why)
 	}
 	n := copyNode(old)
 	n.Labels = maps.Clone(old.GetLabels())

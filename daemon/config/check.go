@@ -55,11 +55,6 @@ func checkFailureDomain(c *Config) (reason, hint string) {
 // labelsMax of a node.
 const labelsMax = 64
 
-var (
-	labelKeyPattern   = regexp.MustCompile(`^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$`)
-	labelValuePattern = regexp.MustCompile(`^([A-Za-z0-9][-A-Za-z0-9_.+:/]{0,252})?$`)
-)
-
 func checkLabels(c *Config) (reason, hint string) {
 	if c.Node.Labels == "" {
 		return "", ""
@@ -69,7 +64,7 @@ func checkLabels(c *Config) (reason, hint string) {
 	for one := range strings.SplitSeq(c.Node.Labels, ",") {
 		key, value, ok := strings.Cut(strings.TrimSpace(one), "=")
 		switch {
-		case !ok || !labelKeyPattern.MatchString(key) || !labelValuePattern.MatchString(value):
+		case !ok || !constraint.IsLabel(key, value):
 			return fmt.Sprintf("%q is no label", one), how
 		case strings.HasPrefix(key, constraint.FactPrefix):
 			return fmt.Sprintf("keys that begin with %q are facts that the node tells itself: %q", constraint.FactPrefix, key), "choose another key"

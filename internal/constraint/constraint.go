@@ -2,6 +2,7 @@ package constraint
 
 import (
 	"cmp"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -96,6 +97,25 @@ func Text(c *blixardv1.Constraint) string {
 		}
 	}
 	return c.GetKey() + "?"
+}
+
+// Labels of a node: those of its configuration, and over them those that people set.
+func Labels(n *blixardv1.Node) map[string]string {
+	if len(n.GetLabels()) == 0 {
+		return n.GetFingerprint().GetLabels()
+	}
+	all := maps.Clone(n.GetFingerprint().GetLabels())
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, n.GetLabels())
+	return all
+}
+
+// IsLabel reports whether a node may have a label of that key and value, which may be
+// empty.
+func IsLabel(key, value string) bool {
+	return keyPattern.MatchString(key) && (value == "" || valuePattern.MatchString(value))
 }
 
 // Valid reports whether the number of values is one that the operator takes.

@@ -1,6 +1,7 @@
 package constraint
 
 import (
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -125,4 +126,28 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q gives %q gives %v, %v", text, Text(c), again, err)
 		}
 	})
+}
+
+func TestIsLabel(t *testing.T) {
+	for _, l := range [][2]string{{"zone", "a"}, {"a/b.c_d-e", "1.2:3"}, {"gpu", ""}} {
+		if !IsLabel(l[0], l[1]) {
+			t.Errorf("%v is no label", l)
+		}
+	}
+	for _, l := range [][2]string{{"", "a"}, {"-a", "a"}, {"a", "-"}, {"a", "b c"}, {"a", strings.Repeat("b", 254)}} {
+		if IsLabel(l[0], l[1]) {
+			t.Errorf("%v is a label", l)
+		}
+	}
+}
+
+// The labels that people set win, and neither map is changed.
+func TestLabels(t *testing.T) {
+	n := &blixardv1.Node{Labels: map[string]string{"a": "2"}, Fingerprint: &blixardv1.NodeFingerprint{Labels: map[string]string{"a": "1", "b": "1"}}}
+	if got := Labels(n); got["a"] != "2" || got["b"] != "1" || n.GetFingerprint().GetLabels()["a"] != "1" {
+		t.Errorf("%v", got)
+	}
+	if got := Labels(&blixardv1.Node{Labels: n.GetLabels()}); got["a"] != "2" || len(got) != 1 {
+		t.Errorf("%v", got)
+	}
 }
