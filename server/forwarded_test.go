@@ -92,7 +92,7 @@ func TestMalformedCalls(t *testing.T) {
 	stream := p.open()
 	bad, none, late := good(1), good(2), good(3)
 	bad.Request, none.Method, late.TimeoutNs = []byte{0xff}, "none", -1
-	p.send(stream, bad, none, late, good(4), good(4))
+	p.send(stream, bad, none, late, good(4), good(0))
 	close(release) // whether before or after the end: call 4 was begun, and is answered
 	answers, err := drain(stream)
 	if !problem.HasCode(problem.From(err), "forward.id") {
@@ -101,6 +101,14 @@ func TestMalformedCalls(t *testing.T) {
 	if answers[1].GetProblem().GetCode() != "request.invalid" || answers[2].GetProblem().GetCode() != "unimplemented" ||
 		answers[3].GetProblem().GetCode() != "deadline" || len(answers[4].GetResponse()) == 0 {
 		t.Errorf("%v", answers)
+	}
+}
+
+// An id is one call's until its answer.
+func TestIDUnderWay(t *testing.T) {
+	f := &forwarded{ctx: t.Context(), calls: map[uint64]context.CancelFunc{4: func() {}}}
+	if err := f.begin(&blixardv1.CallsRequest{Calls: []*blixardv1.ForwardedCall{{Id: 4, TimeoutNs: int64(answerLimit)}}}); !problem.HasCode(err, "forward.id") {
+		t.Errorf("a second call under one id: %v", err)
 	}
 }
 
