@@ -69,6 +69,7 @@ func (k *kernel) addLink(n names, l netlink.Link, names map[int]string, ports ma
 	vxlan, isOverlay := l.(*netlink.Vxlan)
 	if !ok || m.owner != n.owner {
 		k.facts.links[a.Name] = a.Alias
+		k.facts.bridges = k.facts.bridges || l.Type() == "bridge"
 		if isOverlay {
 			k.facts.overlays = append(k.facts.overlays, hostOverlay{link: a.Name, vni: vxlan.VxlanId, port: vxlan.Port})
 		}
@@ -163,7 +164,8 @@ func (k *kernel) readAddresses(names map[int]string, mtus map[int]int, underlay 
 		if ip == underlay.Unmap() {
 			k.facts.underlayMTU = mtus[a.LinkIndex]
 		}
-		if name != "lo" && !up[name] {
+		// Another daemon's networks are that daemon's to guard.
+		if _, isBlixard := parseMark(k.facts.links[name]); name != "lo" && !isBlixard && !up[name] {
 			up[name] = true
 			k.facts.uplinks = append(k.facts.uplinks, uplink{link: name})
 		}

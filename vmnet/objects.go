@@ -82,6 +82,8 @@ type hostFacts struct {
 	ours map[string]bool
 	// routes and addresses of links that are not ours.
 	routes []hostRoute
+	// bridges: one of the links that are not ours is a bridge.
+	bridges bool
 	// overlays that are not ours.
 	overlays []hostOverlay
 	// overlayPortTaken: a program has the UDP port of the overlay.

@@ -145,6 +145,8 @@ func (s *scenario) readHost(args map[string]string, rest []string) error {
 	switch rest[0] {
 	case "uplink":
 		s.host.uplinks = append(s.host.uplinks, uplink{link: rest[1], acceptRA: args["accept_ra"] == "1"})
+	case "bridge":
+		s.host.bridges = true
 	case "forwards":
 		s.host.forward4, s.host.forward6 = true, true
 	case "linux-6.1":

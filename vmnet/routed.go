@@ -151,6 +151,7 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 		"iifname @bridges jump leave",
 		"oifname @bridges goto enter",
 	}
+	chains = append(chains, guard(host)...)
 	return append(
 		chains,
 		chain{name: "leave", rules: leave},
@@ -162,30 +163,9 @@ func (p planner) inetChains(out planned, host hostFacts, underlay netip.Addr) []
 		chain{name: "arrive", hook: "type nat hook prerouting priority -100; policy accept;", rules: []string{"fib daddr type local jump publish"}},
 		chain{name: "send", hook: "type nat hook output priority -100; policy accept;", rules: []string{"fib daddr type local jump publish"}},
 		chain{name: "source", hook: "type nat hook postrouting priority 100; policy accept;", rules: append(publishRelay, source...)},
-		chain{name: "forward", hook: "type filter hook forward priority 0; policy accept;", rules: append(forward, p.guard(out, host)...)},
+		chain{name: "forward", hook: "type filter hook forward priority 0; policy accept;", rules: forward},
 		chain{name: "input", hook: "type filter hook input priority 0; policy accept;", rules: []string{"iifname @bridges goto from_guest"}},
 	)
-}
-
-// guard keeps a host that did not forward before from forwarding between links
-// that are not ours, now that forwarding is on for guests.
-func (p planner) guard(out planned, host hostFacts) []string {
-	var opened []string
-	for _, u := range host.uplinks {
-		opened = append(opened, strconv.Quote(u.link))
-	}
-	if len(opened) == 0 {
-		return nil
-	}
-	list := strings.Join(opened, ", ")
-	var rules []string
-	if !host.forward4 {
-		rules = append(rules, fmt.Sprintf("meta nfproto ipv4 ct status ! dnat iifname { %s } oifname { %s } drop", list, list))
-	}
-	if !host.forward6 {
-		rules = append(rules, fmt.Sprintf("meta nfproto ipv6 ct status ! dnat iifname { %s } oifname { %s } drop", list, list))
-	}
-	return rules
 }
 
 // untracked spares the tracking of connections within the network, where the host

@@ -41,7 +41,7 @@ const bytesPerMbit = 125_000
 func (p planner) tables(out planned, host hostFacts, underlay netip.Addr) tables {
 	comment := "blixard owner=" + p.owner
 	return tables{
-		{family: "bridge", name: p.table(), comment: comment, sets: bridgeSets(out), chains: bridgeChains(out)},
+		{family: "bridge", name: p.table(), comment: comment, sets: bridgeSets(out), chains: append(bridgeChains(out), markBridged(host)...)},
 		{family: "inet", name: p.table(), comment: comment, sets: inetSets(out), chains: p.inetChains(out, host, underlay)},
 	}
 }
