@@ -90,12 +90,22 @@ func within(ctx context.Context, limit time.Duration, f func(context.Context) er
 	return f(ctx)
 }
 
-// remove takes away all of an allocation but its volumes.
+// remove takes away all of an allocation but its volumes, and its output where that is
+// to be kept.
 func (a *Agent) remove(ctx context.Context, rec *blixardv1.AllocationRecord) error {
 	id := rec.GetAllocation().GetId()
 	a.cfg.Volumes.Detach(id)
 	if err := a.cfg.Networks.Detach(ctx, id); err != nil {
 		return fmt.Errorf("remove vm %s: %w", rec.GetAllocation().GetVmName(), err)
+	}
+	if keep := rec.GetAllocation().GetKeepOutput(); keep != nil {
+		dir, err := a.journal.path(id)
+		if err != nil {
+			return err
+		}
+		if err := a.outputs.keep(id, dir, time.Now().Add(keep.AsDuration())); err != nil {
+			return err
+		}
 	}
 	if err := a.journal.remove(id); err != nil {
 		return err

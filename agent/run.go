@@ -71,16 +71,17 @@ type Leases interface {
 // Config of an agent. All fields but the limits are needed.
 type Config struct {
 	NodeID string
-	// Dir holds one directory an allocation.
-	Dir      string
-	Driver   driver.Driver
-	Spawner  driver.Spawner
-	Leases   Leases
-	Bundle   Bundle
-	Disks    Disks
-	Images   Images
-	Networks Networks
-	Volumes  Volumes
+	// Dir holds one directory an allocation, and OutputDir the logs of those that are gone.
+	Dir       string
+	OutputDir string
+	Driver    driver.Driver
+	Spawner   driver.Spawner
+	Leases    Leases
+	Bundle    Bundle
+	Disks     Disks
+	Images    Images
+	Networks  Networks
+	Volumes   Volumes
 	// Confine puts each VMM into a jail of its own.
 	Confine     bool
 	Cluster     blixardv1.AgentServiceClient
@@ -121,6 +122,7 @@ type Agent struct {
 	cfg     Config
 	log     *slog.Logger
 	journal *journal
+	outputs *outputs
 	core    *Core
 	facts   chan fact
 	reports *reporter
@@ -144,8 +146,12 @@ func New(ctx context.Context, cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	o, err := openOutputs(cfg.OutputDir)
+	if err != nil {
+		return nil, err
+	}
 	a := &Agent{
-		cfg: cfg, log: cfg.Logger, journal: j,
+		cfg: cfg, log: cfg.Logger, journal: j, outputs: o,
 		core: NewCore(cfg.Limits, cfg.Fingerprint.GetAccelerator(), func() []byte {
 			t := guest.NewToken()
 			return t[:]
@@ -233,6 +239,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.watchCluster(life) })
 	wg.Go(func() { a.reports.run(life) })
 	wg.Go(func() { a.keepLease(life) })
+	wg.Go(func() { a.sweepOutputs(life) })
 	err := a.loop(life)
 	cancel()
 	wg.Wait()

@@ -78,7 +78,7 @@ func (a *app) rootCommand() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add(groupVMs, a.runCommand(), a.vmCommand(), a.imageCommand(), a.volumeCommand(), a.networkCommand(), a.secretCommand(), a.eventsCommand(),
+	add(groupVMs, a.runCommand(), a.vmCommand(), a.imageCommand(), a.volumeCommand(), a.networkCommand(), a.secretCommand(), a.taskCommand(), a.eventsCommand(),
 		a.applyCommand(), a.diffCommand(), a.deleteCommand())
 	add(groupNode, a.nodeCommand(), a.bundleCommand(), a.configCommand())
 	add(groupCluster, a.clusterCommand(), a.schedulerCommand())

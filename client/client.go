@@ -173,6 +173,9 @@ func (c *Client) Secrets() blixardv1.SecretServiceClient {
 	return blixardv1.NewSecretServiceClient(c.conn)
 }
 
+// Tasks gives TaskService.
+func (c *Client) Tasks() blixardv1.TaskServiceClient { return blixardv1.NewTaskServiceClient(c.conn) }
+
 // Cluster forms the cluster and changes its members.
 func (c *Client) Cluster() blixardv1.ClusterServiceClient {
 	return blixardv1.NewClusterServiceClient(c.conn)

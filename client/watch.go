@@ -55,6 +55,17 @@ func (r *resume) fresh(index uint64, identity string) bool {
 	return true
 }
 
+// sync notes that all that was there at an index has been given, and reports whether
+// that is news.
+func (r *resume) sync(index uint64) bool {
+	first := !r.synced
+	r.synced = true
+	if index > r.index {
+		r.index, r.given = index, nil
+	}
+	return first
+}
+
 // follow opens a stream again and again and yields what handle lets through.
 // handle returns whether to yield the message.
 func follow[T any](ctx context.Context, open func(context.Context) (grpc.ServerStreamingClient[T], error),
@@ -130,14 +141,24 @@ func (c *Client) WatchVMs(ctx context.Context, name string) iter.Seq2[*blixardv1
 			return c.VMs().WatchVMs(ctx, &blixardv1.WatchVMsRequest{Name: name, AfterIndex: r.begin()})
 		}, func(m *blixardv1.WatchVMsResponse) bool {
 			if m.GetSynced() {
-				first := !r.synced
-				r.synced = true
-				if m.GetIndex() > r.index {
-					r.index, r.given = m.GetIndex(), nil
-				}
-				return first
+				return r.sync(m.GetIndex())
 			}
 			return r.fresh(m.GetIndex(), fmt.Sprintf("%s %t", m.GetVm().GetId(), m.GetDeleted()))
+		}, yield)
+	}
+}
+
+// WatchTasks is WatchVMs for tasks; a name may be of an array, too.
+func (c *Client) WatchTasks(ctx context.Context, name string) iter.Seq2[*blixardv1.WatchTasksResponse, error] {
+	return func(yield func(*blixardv1.WatchTasksResponse, error) bool) {
+		var r resume
+		follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[blixardv1.WatchTasksResponse], error) {
+			return c.Tasks().WatchTasks(ctx, &blixardv1.WatchTasksRequest{Name: name, AfterIndex: r.begin()})
+		}, func(m *blixardv1.WatchTasksResponse) bool {
+			if m.GetSynced() {
+				return r.sync(m.GetIndex())
+			}
+			return r.fresh(m.GetIndex(), fmt.Sprintf("%s %t", m.GetTask().GetId(), m.GetDeleted()))
 		}, yield)
 	}
 }

@@ -311,7 +311,7 @@ func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.In
 	fp.NetworkTypes, fp.NetworkReason, fp.Underlay = n.guests.networkTypes(), n.guests.networkReason, n.cfg.Network.Underlay
 	n.agent, err = agent.New(ctx, agent.Config{
 		NodeID: n.data.id.NodeID, NodeName: n.cfg.Node.Name, Incarnation: n.data.id.Incarnation,
-		Dir: n.data.join(vmsDir), Driver: drv, Spawner: n.super, Leases: deadlines{n.super}, Bundle: b,
+		Dir: n.data.join(vmsDir), OutputDir: n.data.join(outputsDir), Driver: drv, Spawner: n.super, Leases: deadlines{n.super}, Bundle: b,
 		Disks: disk.NewRoots(n.data.join(templatesDir)), Images: n.guests.images, Networks: n.guests.networks, Volumes: n.guests.volumes,
 		Confine: true, Cluster: n.client.Agents(), Fingerprint: fp, Logger: n.log,
 		Limits:      agent.Limits{ReadyTimeout: n.cfg.Boot.ReadyTimeout, BootTries: n.cfg.Boot.Tries},

@@ -27,6 +27,7 @@ const (
 	lockFile      = "lock"
 	raftDir       = "raft"
 	vmsDir        = "vms"
+	outputsDir    = "outputs"
 	supervisorDir = "supervisor"
 	templatesDir  = "disks"
 )

@@ -23,6 +23,9 @@ type View interface {
 	Allocation(id string) *blixardv1.Allocation
 	AllocationsOfNode(nodeID string) []*blixardv1.Allocation
 	FeatureLevel() uint32
+	Task(ref string) *blixardv1.Task
+	Tasks(after string, limit int) []*blixardv1.Task
+	TasksOfArray(id string) []*blixardv1.Task
 }
 
 // Core decides what the leader proposes. It is not safe for concurrent use.
@@ -51,6 +54,7 @@ type Core struct {
 	// so while they do.
 	stormPercent int
 	storm        string
+	tasks        *tasks
 }
 
 // blocked is a VM that found no node.
@@ -69,7 +73,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 	return &Core{
 		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{}, social: map[string]bool{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
-		failing: map[string]time.Time{}, stuck: map[string]bool{},
+		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(),
 	}
 }
 
@@ -84,8 +88,15 @@ func (c *Core) Reset(view View) {
 	clear(c.failing)
 	clear(c.stuck)
 	c.storm = ""
+	c.tasks.reset()
+	for _, t := range view.Tasks("", 0) {
+		c.tasks.changed(t, false)
+	}
 	for _, vm := range view.VMs("", 0) {
 		c.look(vm)
+		if vm.GetTask() != "" {
+			c.tasks.attempt(vm, false)
+		}
 	}
 	for _, n := range view.Nodes() {
 		c.draining[n.GetId()] = n.GetDraining()
@@ -95,7 +106,12 @@ func (c *Core) Reset(view View) {
 // Changed tells of one change of the state.
 func (c *Core) Changed(ch state.Change) {
 	switch ch.Kind {
+	case state.KindTask:
+		c.tasks.changed(ch.Task, ch.Deleted)
 	case state.KindVM:
+		if ch.VM.GetTask() != "" {
+			c.tasks.attempt(ch.VM, ch.Deleted)
+		}
 		if ch.Deleted {
 			delete(c.open, ch.VM.GetId())
 			delete(c.blocked, ch.VM.GetId())
@@ -211,6 +227,9 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 			}
 		}
 	}
+	if steps := c.tasks.decide(view); len(steps) > 0 {
+		out = append(out, stepCommand(steps))
+	}
 	if cmd := c.lose(view); cmd != nil {
 		out = append(out, cmd)
 	}
@@ -277,6 +296,10 @@ func (c *Core) evict(view View) *blixardv1.Command {
 // had moved: they are looked at again, in a view that has what moved.
 func (c *Core) Refused(parts []state.Refusal) {
 	for _, f := range parts {
+		if f.TaskID != "" {
+			c.tasks.refused(f.TaskID)
+			continue
+		}
 		c.open[f.VMID] = true
 	}
 }

@@ -108,7 +108,7 @@ func (s *Server) routed(ctx context.Context, to route, c call) (any, error) {
 	switch to {
 	case toLeader:
 		return s.atLeader(ctx, c)
-	case toVM, toVolume:
+	case toVM, toVolume, toTask:
 		node, err := s.nodeOf(ctx, to, c.req)
 		if err != nil {
 			return nil, err
@@ -283,7 +283,7 @@ func (s *Server) routedStream(srv any, ss *checkedStream, to route, info *grpc.S
 			return err
 		}
 		node = leader
-	case toVM, toVolume:
+	case toVM, toVolume, toTask:
 		types, err := typesOf(info.FullMethod)
 		if err != nil {
 			return err
@@ -331,8 +331,11 @@ func (s *Server) leaderNode(ctx context.Context) (string, error) {
 
 // nodeOf gives the node that answers for the VM or volume of a request.
 func (s *Server) nodeOf(ctx context.Context, to route, req proto.Message) (string, error) {
-	if to == toVolume {
+	switch to {
+	case toVolume:
 		return s.nodeOfVolume(ctx, req)
+	case toTask:
+		return s.nodeOfTask(ctx, req)
 	}
 	return s.nodeOfVM(ctx, req)
 }

@@ -26,6 +26,8 @@ const (
 	toVM
 	// toVolume: by the node that has the volume of the request's name.
 	toVolume
+	// toTask: by the node that has the output of the request's task.
+	toTask
 )
 
 // rule of one method: who may call it, and where it is answered.
@@ -105,6 +107,15 @@ var rules = map[string]rule{
 	"/blixard.v1.SecretService/SetSecret":    {route: toLeader, who: operate},
 	"/blixard.v1.SecretService/ListSecrets":  {route: here, who: operate},
 	"/blixard.v1.SecretService/DeleteSecret": {route: toLeader, who: operate},
+
+	"/blixard.v1.TaskService/SubmitTask": {route: toLeader, who: operate},
+	"/blixard.v1.TaskService/GetTask":    {route: here, who: look},
+	"/blixard.v1.TaskService/ListTasks":  {route: here, who: look},
+	"/blixard.v1.TaskService/WatchTasks": {route: here, who: look},
+	"/blixard.v1.TaskService/CancelTask": {route: toLeader, who: operate},
+	"/blixard.v1.TaskService/RetryTask":  {route: toLeader, who: operate},
+	"/blixard.v1.TaskService/RemoveTask": {route: toLeader, who: operate},
+	"/blixard.v1.TaskService/TaskLogs":   {route: toTask, who: look},
 
 	"/blixard.v1.NodeService/ListNodes":  {route: here, who: look},
 	"/blixard.v1.NodeService/GetStatus":  {route: here, who: look},

@@ -57,6 +57,8 @@ type Leases interface {
 type Local interface {
 	Session(ctx context.Context, allocID string, wait bool) (*guest.Session, error)
 	Locate(allocID string) (agent.Place, error)
+	// Output gives the path of the log of an allocation that is here or was.
+	Output(allocID string) (path string, err error)
 	Drained(allocID string)
 	LeaseLeft() time.Duration
 }
@@ -171,6 +173,7 @@ func New(cfg Config) (*Server, error) {
 	s.register(&blixardv1.VolumeService_ServiceDesc, volumeService{Server: s})
 	s.register(&blixardv1.NetworkService_ServiceDesc, networkService{Server: s})
 	s.register(&blixardv1.SecretService_ServiceDesc, secretService{Server: s})
+	s.register(&blixardv1.TaskService_ServiceDesc, taskService{Server: s})
 	if cfg.Trust != nil {
 		s.register(&blixardv1.ClusterService_ServiceDesc, clusterService{Server: s})
 		s.register(&blixardv1.EnrollService_ServiceDesc, enrollService{Server: s})

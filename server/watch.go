@@ -37,23 +37,29 @@ func (s *Server) changes(ctx context.Context, index uint64, each func([]state.Ch
 	}
 }
 
-// lastOfEntry gives the changes of VMs, of several changes of a VM in one entry of
-// the log only the last: an entry is done wholly or not at all, and a client that
-// resumes knows by the index and the VM what it has had.
-func lastOfEntry(list []state.Change) []state.Change {
+// lastOfEntry gives the changes of VMs or of tasks, of several changes of one in one
+// entry of the log only the last: an entry is done wholly or not at all, and a client
+// that resumes knows by the index and the object what it has had.
+func lastOfEntry(list []state.Change, kind state.Kind) []state.Change {
 	type change struct {
 		index uint64
-		vm    string
+		id    string
+	}
+	of := func(c state.Change) change {
+		if kind == state.KindTask {
+			return change{c.Index, c.Task.GetId()}
+		}
+		return change{c.Index, c.VM.GetId()}
 	}
 	last := make(map[change]int, len(list))
 	for i, c := range list {
-		if c.Kind == state.KindVM {
-			last[change{c.Index, c.VM.GetId()}] = i
+		if c.Kind == kind {
+			last[of(c)] = i
 		}
 	}
 	kept := make([]state.Change, 0, len(last))
 	for i, c := range list {
-		if c.Kind == state.KindVM && last[change{c.Index, c.VM.GetId()}] == i {
+		if c.Kind == kind && last[of(c)] == i {
 			kept = append(kept, c)
 		}
 	}
@@ -90,7 +96,7 @@ func (s vmService) WatchVMs(req *blixardv1.WatchVMsRequest, stream blixardv1.VMS
 		return err
 	}
 	return s.changes(ctx, index, func(list []state.Change, _ uint64) error {
-		for _, c := range lastOfEntry(list) {
+		for _, c := range lastOfEntry(list, state.KindVM) {
 			if req.GetName() != "" && c.VM.GetId() != id && c.VM.GetName() != req.GetName() && c.VM.GetId() != req.GetName() {
 				continue
 			}

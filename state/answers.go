@@ -35,6 +35,10 @@ func Digest(cmd *blixardv1.Command) []byte {
 		c.Change = &blixardv1.Command_CreateNetwork{CreateNetwork: &blixardv1.CreateNetworkCommand{Network: &blixardv1.Network{
 			Name: change.CreateNetwork.GetNetwork().GetName(), Rules: change.CreateNetwork.GetNetwork().GetRules(),
 		}}}
+	case *blixardv1.Command_SubmitTask:
+		t := proto.CloneOf(change.SubmitTask)
+		t.Id = ""
+		c.Change = &blixardv1.Command_SubmitTask{SubmitTask: t}
 	case *blixardv1.Command_SetSecret:
 		// Sealing the same value twice gives other bytes.
 		c.Change = &blixardv1.Command_SetSecret{SetSecret: &blixardv1.SetSecretCommand{
@@ -95,6 +99,8 @@ func (b *batch) once(cmd *blixardv1.Command) Result {
 		a.objectID, a.objectName, a.modifyIndex = r.Volume.GetId(), r.Volume.GetName(), r.Volume.GetModifyIndex()
 	case r.Network != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.Network.GetId(), r.Network.GetName(), r.Network.GetModifyIndex()
+	case len(r.Tasks) > 0:
+		a.objectID, a.objectName, a.modifyIndex = r.Tasks[0].GetId(), r.Tasks[0].GetName(), r.Tasks[0].GetModifyIndex()
 	case r.Secret != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.Secret.GetName(), r.Secret.GetName(), r.Secret.GetModifyIndex()
 	}
@@ -164,6 +170,12 @@ func (b *batch) repeatGuests(a *answer, cmd *blixardv1.Command, r *Result) bool 
 		if r.Secret = first[blixardv1.Secret](b.txn, tableSecret, indexID, a.objectID); r.Secret == nil {
 			r.Secret = &blixardv1.Secret{Name: a.objectID}
 		}
+	case *blixardv1.Command_SubmitTask, *blixardv1.Command_ChangeTasks:
+		t := b.task(a.objectID)
+		if t == nil {
+			t = &blixardv1.Task{Id: a.objectID, Name: a.objectName}
+		}
+		r.Tasks = []*blixardv1.Task{t}
 	default:
 		return false
 	}

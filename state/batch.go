@@ -120,6 +120,22 @@ func (b *batch) changeable(ref string, expected uint64) (*blixardv1.VM, *problem
 	return vm, nil
 }
 
+// changeableByHand is what all changes check that a person makes to what a VM is or does.
+func (b *batch) changeableByHand(ref string, expected uint64) (*blixardv1.VM, *problem.Error) {
+	vm, why := b.changeable(ref, expected)
+	switch {
+	case why != nil:
+		return nil, why
+	case vm.GetDeleting():
+		return nil, deletingProblem(vm)
+	case vm.GetTask() != "":
+		t := b.task(vm.GetTask())
+		return nil, problem.New(problem.Conflict, "vm.of_task", "VM %q is an attempt of task %q", vm.GetName(), t.GetName()).
+			WithHint("end it with `blixard task cancel %s`", t.GetName())
+	}
+	return vm, nil
+}
+
 func deletingProblem(vm *blixardv1.VM) *problem.Error {
 	return problem.New(problem.Conflict, "vm.deleting", "VM %q is being deleted", vm.GetName()).
 		WithHint("wait until it is gone, or use another name")
@@ -131,6 +147,9 @@ func (b *batch) putVM(vm *blixardv1.VM) {
 	b.byID[vm.GetId()] = vm
 	b.byName[vm.GetName()] = vm
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVM, VM: vm})
+	if vm.GetTask() != "" {
+		b.followAttempt(vm, false)
+	}
 }
 
 // dropVM removes vm; vm is its last form.
@@ -141,6 +160,9 @@ func (b *batch) dropVM(vm *blixardv1.VM) {
 	b.byName[vm.GetName()] = nil
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVM, VM: vm, Deleted: true})
 	b.vmEvent(vm, "vm.deleted", "", "the VM and everything of it is gone")
+	if vm.GetTask() != "" {
+		b.followAttempt(vm, true)
+	}
 }
 
 func (b *batch) allocation(id string) *blixardv1.Allocation {
@@ -201,6 +223,7 @@ func copyVM(vm *blixardv1.VM) *blixardv1.VM {
 		Id: vm.Id, Name: vm.Name, Spec: vm.Spec, Status: vm.Status, Generation: vm.Generation,
 		CreateIndex: vm.CreateIndex, ModifyIndex: vm.ModifyIndex, CreatedAt: vm.CreatedAt,
 		Deleting: vm.Deleting, Labels: vm.Labels, Interfaces: vm.Interfaces, MoveTo: vm.MoveTo, FailedOn: vm.FailedOn,
+		Task: vm.Task,
 	}
 }
 
@@ -210,7 +233,7 @@ func copyAllocation(a *blixardv1.Allocation) *blixardv1.Allocation {
 		Id: a.Id, VmId: a.VmId, VmName: a.VmName, NodeId: a.NodeId, Epoch: a.Epoch, Desired: a.Desired,
 		Spec: a.Spec, Generation: a.Generation, StartCount: a.StartCount, Status: a.Status,
 		CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex, ForceStop: a.ForceStop, StopTimeout: a.StopTimeout,
-		Interfaces: a.Interfaces, Volumes: a.Volumes,
+		Interfaces: a.Interfaces, Volumes: a.Volumes, KeepOutput: a.KeepOutput,
 	}
 }
 

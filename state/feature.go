@@ -17,7 +17,8 @@ import (
 //	7  try VMs on other nodes
 //	8  dampen nodes
 //	9  reports name the start of their agent
-const FeatureLevel = 9
+//	10 tasks
+const FeatureLevel = 10
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -27,6 +28,7 @@ var levels = map[protoreflect.Name]uint32{
 	"create_volume": 3, "resize_volume": 3, "delete_volume": 3, "release_volume": 3, "move_volume": 3, "snapshot_volume": 3,
 	"create_network": 3, "update_network": 3, "delete_network": 3, "set_secret": 3, "delete_secret": 3,
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
+	"submit_task": 10, "step_tasks": 10, "change_tasks": 10,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.

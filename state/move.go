@@ -8,12 +8,9 @@ import (
 // moveVM takes a VM off its node and says where it is placed next. Nothing is moved
 // here: its volumes follow by commands of their own, and it waits for them.
 func (b *batch) moveVM(c *blixardv1.MoveVMCommand) Result {
-	old, why := b.changeable(c.GetName(), c.GetExpectedIndex())
+	old, why := b.changeableByHand(c.GetName(), c.GetExpectedIndex())
 	if why != nil {
 		return refused(b.index, why)
-	}
-	if old.GetDeleting() {
-		return refused(b.index, deletingProblem(old))
 	}
 	if c.GetToNodeId() == "" {
 		return b.endMove(old)

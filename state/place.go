@@ -1,6 +1,8 @@
 package state
 
 import (
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/invariant"
 	"github.com/blixard/blixard/internal/planted"
@@ -54,6 +56,9 @@ func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
 		Id: p.GetAllocationId(), VmId: vm.GetId(), VmName: vm.GetName(), NodeId: node.GetId(), Epoch: epoch,
 		Desired: blixardv1.DesiredAllocation_run, Spec: vm.GetSpec(), Generation: vm.GetGeneration(),
 		StartCount: 1, Status: status, CreateIndex: b.index, Interfaces: vm.GetInterfaces(), Volumes: volumes,
+	}
+	if t := b.task(vm.GetTask()); t != nil {
+		a.KeepOutput = durationpb.New(TaskKeep(t.GetSpec()))
 	}
 	b.putAllocation(a)
 	next := copyVM(vm)

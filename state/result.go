@@ -36,9 +36,11 @@ type Result struct {
 	Volume  *blixardv1.Volume
 	Network *blixardv1.Network
 	Secret  *blixardv1.Secret
+	// Tasks after SubmitTask and ChangeTasks, at most 1000 of them.
+	Tasks []*blixardv1.Task
 	// Problem is why the command changed nothing; nil when it was carried out.
 	Problem *problem.Error
-	// Refused are the placements or reports that were refused by themselves while
+	// Refused are the placements, reports or steps of tasks that were refused by themselves while
 	// the others of the command were carried out. When all were refused, Problem
 	// is that of the first.
 	Refused []Refusal
@@ -47,12 +49,14 @@ type Result struct {
 	Repeated bool
 }
 
-// Refusal of one part of a Place or Report command.
+// Refusal of one part of a Place, Report or StepTasks command.
 type Refusal struct {
 	// AllocationID of the placement or report, and its VM where known.
 	AllocationID string
 	VMID         string
-	Problem      *problem.Error
+	// TaskID of the step.
+	TaskID  string
+	Problem *problem.Error
 }
 
 // Kind of what a Change is about.
@@ -70,6 +74,7 @@ const (
 	KindVolume     Kind = 8
 	KindNetwork    Kind = 9
 	KindSecret     Kind = 10
+	KindTask       Kind = 11
 )
 
 // Change is one object as an entry left it. Exactly the field that Kind names is
@@ -88,4 +93,5 @@ type Change struct {
 	Volume     *blixardv1.Volume
 	Network    *blixardv1.Network
 	Secret     *blixardv1.Secret
+	Task       *blixardv1.Task
 }

@@ -20,6 +20,7 @@ const (
 	tableVolume     = "volume"
 	tableNetwork    = "network"
 	tableSecret     = "secret"
+	tableTask       = "task"
 	// Claims are derived from the VMs and no part of a snapshot.
 	tableClaim = "claim"
 
@@ -27,6 +28,9 @@ const (
 	indexName = "name"
 	indexVM   = "vm"
 	indexNode = "node"
+	// indexArray has the tasks of an array, and indexArrayName those by its name.
+	indexArray     = "array"
+	indexArrayName = "array_name"
 
 	prefixSuffix = "_prefix"
 )
@@ -111,6 +115,12 @@ func schema() *memdb.DBSchema {
 		tableSecret: table(tableSecret,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Secret]((*blixardv1.Secret).GetName)},
 		),
+		tableTask: table(tableTask,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetId)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetName)},
+			&memdb.IndexSchema{Name: indexArray, AllowMissing: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetArray)},
+			&memdb.IndexSchema{Name: indexArrayName, AllowMissing: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetArrayName)},
+		),
 		tableClaim: table(tableClaim,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*claim]((*claim).id)},
 		),
@@ -144,6 +154,16 @@ func first[T any](txn *memdb.Txn, table, index, arg string) *T {
 		return nil
 	}
 	return raw.(*T)
+}
+
+// arrayNamed gives the id of the array with that name or id, "" when there is none.
+func arrayNamed(txn *memdb.Txn, ref string) string {
+	for _, index := range []string{indexArray, indexArrayName} {
+		if t := first[blixardv1.Task](txn, tableTask, index, ref); t != nil {
+			return t.GetArray()
+		}
+	}
+	return ""
 }
 
 // each gives every object of a table to f, ordered by id.

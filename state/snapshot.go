@@ -109,6 +109,9 @@ func (v *View) putObjects(sw *snapshotWriter) {
 	each(txn, tableSecret, func(o *blixardv1.Secret) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Secret{Secret: o}})
 	})
+	each(txn, tableTask, func(o *blixardv1.Task) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Task{Task: o}})
+	})
 }
 
 // Hash is a digest of everything in the view: replicas at the same index have
@@ -166,7 +169,7 @@ func (s *State) Restore(r io.Reader) error {
 // Adopt replaces everything by what next holds, as Restore does. next must not be
 // used afterwards.
 func (s *State) Adopt(next *State) {
-	s.index, s.floor, s.db = next.index, next.index, next.db
+	s.index, s.floor, s.db, s.tasks = next.index, next.index, next.db, next.tasks
 	s.events, s.changes, s.answers, s.byKey = next.events, nil, next.answers, next.byKey
 	s.publish()
 }
@@ -250,6 +253,9 @@ func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) erro
 		err = txn.Insert(tableNetwork, o.Network)
 	case *blixardv1.StateSnapshot_Secret:
 		err = txn.Insert(tableSecret, o.Secret)
+	case *blixardv1.StateSnapshot_Task:
+		err = txn.Insert(tableTask, o.Task)
+		s.tasks++
 	case *blixardv1.StateSnapshot_Event:
 		s.events = append(s.events, o.Event)
 	case *blixardv1.StateSnapshot_Idempotency:

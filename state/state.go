@@ -25,6 +25,8 @@ type State struct {
 	// batches.
 	index uint64
 	db    *memdb.MemDB
+	// tasks is how many there are in db.
+	tasks int
 	// The queues share their memory with the views: elements are appended and
 	// dropped at the front, never changed in place.
 	events  []*blixardv1.Event
@@ -59,7 +61,7 @@ func (s *State) reset() {
 	// A snapshot is as good as the database, and tells nobody of changes, which
 	// would cost more than making them.
 	s.index, s.floor, s.db = 0, 0, db.Snapshot()
-	s.events, s.changes, s.answers = nil, nil, nil
+	s.events, s.changes, s.answers, s.tasks = nil, nil, nil, 0
 	s.byKey = map[answerKey]*answer{}
 }
 
@@ -184,6 +186,12 @@ func (b *batch) runGuests(cmd *blixardv1.Command) Result {
 		return b.setSecret(c.SetSecret)
 	case *blixardv1.Command_DeleteSecret:
 		return b.deleteSecret(c.DeleteSecret)
+	case *blixardv1.Command_SubmitTask:
+		return b.submitTask(c.SubmitTask)
+	case *blixardv1.Command_StepTasks:
+		return b.stepTasks(c.StepTasks)
+	case *blixardv1.Command_ChangeTasks:
+		return b.changeTasks(c.ChangeTasks)
 	}
 	return b.runCluster(cmd)
 }

@@ -153,6 +153,28 @@ func (st *story) describe() string {
 	for _, n := range v.Networks() {
 		fmt.Fprintf(&b, "network %s %s %s %s vni=%d\n", n.GetName(), n.GetType(), n.GetIpv4Subnet(), n.GetIpv6Subnet(), n.GetVni())
 	}
+	for _, t := range v.Tasks("", 0) {
+		st := t.GetStatus()
+		fmt.Fprintf(&b, "task %s id=%s index=%d %s reason=%s attempt=%d tries=%d", t.GetName(), t.GetId(), t.GetModifyIndex(), st.GetState(), st.GetReason(), st.GetAttempt(), st.GetTries())
+		if st.GetVmId() != "" {
+			fmt.Fprintf(&b, " vm=%s", st.GetVmId())
+		}
+		if st.GetAllocationId() != "" {
+			fmt.Fprintf(&b, " on=%s/%s/%s", st.GetNode(), st.GetNodeId(), st.GetAllocationId())
+		}
+		if st.ExitCode != nil {
+			fmt.Fprintf(&b, " exit=%d", st.GetExitCode())
+		}
+		for _, at := range []struct {
+			word string
+			time *timestamppb.Timestamp
+		}{{"started", st.GetStartedAt()}, {"finished", st.GetFinishedAt()}, {"next", st.GetNextTryAt()}} {
+			if at.time != nil {
+				fmt.Fprintf(&b, " %s=%s", at.word, at.time.AsTime().Format(time.TimeOnly))
+			}
+		}
+		b.WriteString("\n")
+	}
 	for _, o := range v.Secrets() {
 		fmt.Fprintf(&b, "secret %s %d bytes\n", o.GetName(), o.GetSizeBytes())
 	}
@@ -174,7 +196,7 @@ func (st *story) outcome(r Result, before uint64) string {
 		fmt.Fprintf(&b, "gives %s\n", describeVM(r.VM))
 	}
 	for _, f := range r.Refused {
-		fmt.Fprintf(&b, "part %s refused: %s\n", f.AllocationID, f.Problem.Code)
+		fmt.Fprintf(&b, "part %s%s refused: %s\n", f.AllocationID, f.TaskID, f.Problem.Code)
 	}
 	changes, err := st.s.View().ChangesAfter(before)
 	if err != nil {

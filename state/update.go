@@ -10,12 +10,9 @@ import (
 // updateVM replaces the spec of a VM. What it wishes for (run, stop) stays as it is.
 // Volumes and networks of a VM that may be running can't change: they are in use.
 func (b *batch) updateVM(c *blixardv1.UpdateVMCommand) Result {
-	old, why := b.changeable(c.GetName(), c.GetExpectedIndex())
+	old, why := b.changeableByHand(c.GetName(), c.GetExpectedIndex())
 	if why != nil {
 		return refused(b.index, why)
-	}
-	if old.GetDeleting() {
-		return refused(b.index, deletingProblem(old))
 	}
 	vm := copyVM(old)
 	vm.Spec = proto.CloneOf(c.GetSpec())
@@ -113,13 +110,11 @@ func (b *batch) respec(a *blixardv1.Allocation, vm *blixardv1.VM) {
 
 // renameVM gives a VM another name. Its host name follows with the next start.
 func (b *batch) renameVM(c *blixardv1.RenameVMCommand) Result {
-	old, why := b.changeable(c.GetName(), c.GetExpectedIndex())
+	old, why := b.changeableByHand(c.GetName(), c.GetExpectedIndex())
 	if why != nil {
 		return refused(b.index, why)
 	}
 	switch {
-	case old.GetDeleting():
-		return refused(b.index, deletingProblem(old))
 	case old.GetName() == c.GetNewName():
 		return Result{Index: b.index, VM: old}
 	case c.GetNewName() == "" || idPattern.MatchString(c.GetNewName()):

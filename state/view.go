@@ -44,22 +44,26 @@ func (v *View) VM(ref string) *blixardv1.VM {
 // of names; a limit of 0 or less means all. The name of the last one continues
 // the list.
 func (v *View) VMs(after string, limit int) []*blixardv1.VM {
-	it, err := v.db.Txn(false).LowerBound(tableVM, indexName, after)
+	return listAfter(v.db.Txn(false), tableVM, after, limit, (*blixardv1.VM).GetName)
+}
+
+func listAfter[T any](txn *memdb.Txn, table, after string, limit int, name func(*T) string) []*T {
+	it, err := txn.LowerBound(table, indexName, after)
 	if err != nil {
 		panic(err)
 	}
-	var vms []*blixardv1.VM
+	var list []*T
 	for raw := it.Next(); raw != nil; raw = it.Next() {
-		vm := raw.(*blixardv1.VM)
-		if vm.GetName() == after {
+		o := raw.(*T)
+		if name(o) == after {
 			continue
 		}
-		vms = append(vms, vm)
-		if len(vms) == limit {
+		list = append(list, o)
+		if len(list) == limit {
 			break
 		}
 	}
-	return vms
+	return list
 }
 
 // Allocation finds an allocation by its id; nil when there is none.
@@ -171,6 +175,28 @@ func EventFits(e *blixardv1.Event, filter *blixardv1.EventFilter) bool {
 	return len(filter.GetKinds()) == 0 || slices.ContainsFunc(filter.GetKinds(), func(k string) bool {
 		return e.GetKind() == k || strings.HasPrefix(e.GetKind(), k+".")
 	})
+}
+
+// Task finds a task by its id or name; nil when there is none.
+func (v *View) Task(ref string) *blixardv1.Task {
+	txn := v.db.Txn(false)
+	if t := first[blixardv1.Task](txn, tableTask, indexID, ref); t != nil {
+		return t
+	}
+	return first[blixardv1.Task](txn, tableTask, indexName, ref)
+}
+
+// Array gives the id of the array of tasks with that name or id, "" when there is none.
+func (v *View) Array(ref string) string { return arrayNamed(v.db.Txn(false), ref) }
+
+// TasksOfArray gives the tasks of an array, by its id, ordered by their ids.
+func (v *View) TasksOfArray(id string) []*blixardv1.Task {
+	return all[blixardv1.Task](v.db.Txn(false), tableTask, indexArray, id)
+}
+
+// Tasks gives at most limit tasks whose name comes after the given one, as VMs does.
+func (v *View) Tasks(after string, limit int) []*blixardv1.Task {
+	return listAfter(v.db.Txn(false), tableTask, after, limit, (*blixardv1.Task).GetName)
 }
 
 // ChangesAfter gives every change after index, in the order of the log. When

@@ -71,12 +71,9 @@ func (b *batch) labelVM(c *blixardv1.LabelVMCommand) Result {
 }
 
 func (b *batch) setVMDesired(c *blixardv1.SetVMDesiredCommand) Result {
-	old, p := b.changeable(c.GetName(), c.GetExpectedIndex())
+	old, p := b.changeableByHand(c.GetName(), c.GetExpectedIndex())
 	if p != nil {
 		return refused(b.index, p)
-	}
-	if old.GetDeleting() {
-		return refused(b.index, deletingProblem(old))
 	}
 	switch c.GetDesired() {
 	case blixardv1.DesiredState_run:

@@ -188,7 +188,7 @@ func (r *logReader) follow(ctx context.Context, s *segment) error {
 		}
 		next, err := r.next(ctx, s)
 		if errors.Is(err, errLogRemoved) {
-			return nil
+			return r.copy(ctx, s) // what came since it was read
 		}
 		if err != nil {
 			return err

@@ -35,6 +35,10 @@ const (
 	RoomNotCounted      Bug = "capacity is given out without looking"
 	EpochNotRaised      Bug = "a VM's next life has the epoch of the last"
 	NamesTakenTwice     Bug = "a name is given twice"
+	// Tasks.
+	OnceIsReplaced    Bug = "a task to run at most once is begun again when its node is lost"
+	TaskEndIsLost     Bug = "the end of a task's attempt is not noted"
+	RetriesNotCounted Bug = "the attempts of a task are not counted"
 	// Leases.
 	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
 	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"

@@ -23,6 +23,117 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type TaskStep_Kind int32
+
+const (
+	TaskStep_unspecified TaskStep_Kind = 0
+	// begin the next attempt.
+	TaskStep_begin TaskStep_Kind = 1
+	// expire ends an attempt that takes too long.
+	TaskStep_expire TaskStep_Kind = 2
+	// abandon a task that comes after one which did not succeed; reference names it.
+	TaskStep_abandon TaskStep_Kind = 3
+	// forget a finished task whose time to be kept is over.
+	TaskStep_forget TaskStep_Kind = 4
+)
+
+// Enum value maps for TaskStep_Kind.
+var (
+	TaskStep_Kind_name = map[int32]string{
+		0: "unspecified",
+		1: "begin",
+		2: "expire",
+		3: "abandon",
+		4: "forget",
+	}
+	TaskStep_Kind_value = map[string]int32{
+		"unspecified": 0,
+		"begin":       1,
+		"expire":      2,
+		"abandon":     3,
+		"forget":      4,
+	}
+)
+
+func (x TaskStep_Kind) Enum() *TaskStep_Kind {
+	p := new(TaskStep_Kind)
+	*p = x
+	return p
+}
+
+func (x TaskStep_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TaskStep_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_command_proto_enumTypes[0].Descriptor()
+}
+
+func (TaskStep_Kind) Type() protoreflect.EnumType {
+	return &file_blixard_v1_command_proto_enumTypes[0]
+}
+
+func (x TaskStep_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TaskStep_Kind.Descriptor instead.
+func (TaskStep_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{7, 0}
+}
+
+type ChangeTasksCommand_Change int32
+
+const (
+	ChangeTasksCommand_unspecified ChangeTasksCommand_Change = 0
+	ChangeTasksCommand_cancel      ChangeTasksCommand_Change = 1
+	ChangeTasksCommand_retry       ChangeTasksCommand_Change = 2
+	ChangeTasksCommand_remove      ChangeTasksCommand_Change = 3
+)
+
+// Enum value maps for ChangeTasksCommand_Change.
+var (
+	ChangeTasksCommand_Change_name = map[int32]string{
+		0: "unspecified",
+		1: "cancel",
+		2: "retry",
+		3: "remove",
+	}
+	ChangeTasksCommand_Change_value = map[string]int32{
+		"unspecified": 0,
+		"cancel":      1,
+		"retry":       2,
+		"remove":      3,
+	}
+)
+
+func (x ChangeTasksCommand_Change) Enum() *ChangeTasksCommand_Change {
+	p := new(ChangeTasksCommand_Change)
+	*p = x
+	return p
+}
+
+func (x ChangeTasksCommand_Change) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeTasksCommand_Change) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_command_proto_enumTypes[1].Descriptor()
+}
+
+func (ChangeTasksCommand_Change) Type() protoreflect.EnumType {
+	return &file_blixard_v1_command_proto_enumTypes[1]
+}
+
+func (x ChangeTasksCommand_Change) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeTasksCommand_Change.Descriptor instead.
+func (ChangeTasksCommand_Change) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8, 0}
+}
+
 // Command is the payload of a log entry. Everything that Apply needs and that
 // is not in the state (time, ids, random choices) travels in it.
 type Command struct {
@@ -78,6 +189,9 @@ type Command struct {
 	//	*Command_UpdateNode
 	//	*Command_MoveVm
 	//	*Command_Reschedule
+	//	*Command_SubmitTask
+	//	*Command_StepTasks
+	//	*Command_ChangeTasks
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -499,6 +613,33 @@ func (x *Command) GetReschedule() *RescheduleCommand {
 	return nil
 }
 
+func (x *Command) GetSubmitTask() *SubmitTaskCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_SubmitTask); ok {
+			return x.SubmitTask
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetStepTasks() *StepTasksCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_StepTasks); ok {
+			return x.StepTasks
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetChangeTasks() *ChangeTasksCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_ChangeTasks); ok {
+			return x.ChangeTasks
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -659,6 +800,18 @@ type Command_Reschedule struct {
 	Reschedule *RescheduleCommand `protobuf:"bytes,48,opt,name=reschedule,proto3,oneof"`
 }
 
+type Command_SubmitTask struct {
+	SubmitTask *SubmitTaskCommand `protobuf:"bytes,49,opt,name=submit_task,json=submitTask,proto3,oneof"`
+}
+
+type Command_StepTasks struct {
+	StepTasks *StepTasksCommand `protobuf:"bytes,50,opt,name=step_tasks,json=stepTasks,proto3,oneof"`
+}
+
+type Command_ChangeTasks struct {
+	ChangeTasks *ChangeTasksCommand `protobuf:"bytes,51,opt,name=change_tasks,json=changeTasks,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -736,6 +889,12 @@ func (*Command_UpdateNode) isCommand_Change() {}
 func (*Command_MoveVm) isCommand_Change() {}
 
 func (*Command_Reschedule) isCommand_Change() {}
+
+func (*Command_SubmitTask) isCommand_Change() {}
+
+func (*Command_StepTasks) isCommand_Change() {}
+
+func (*Command_ChangeTasks) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -990,6 +1149,251 @@ func (x *RescheduleCommand) GetAllocationId() string {
 	return ""
 }
 
+// SubmitTaskCommand declares a task with its final, defaulted spec, or an array of
+// count of them.
+type SubmitTaskCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Spec          *TaskSpec              `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Count         uint32                 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubmitTaskCommand) Reset() {
+	*x = SubmitTaskCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubmitTaskCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubmitTaskCommand) ProtoMessage() {}
+
+func (x *SubmitTaskCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubmitTaskCommand.ProtoReflect.Descriptor instead.
+func (*SubmitTaskCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SubmitTaskCommand) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SubmitTaskCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SubmitTaskCommand) GetSpec() *TaskSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *SubmitTaskCommand) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *SubmitTaskCommand) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// StepTasksCommand carries tasks on, as the leader found them.
+type StepTasksCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*TaskStep            `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepTasksCommand) Reset() {
+	*x = StepTasksCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepTasksCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepTasksCommand) ProtoMessage() {}
+
+func (x *StepTasksCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepTasksCommand.ProtoReflect.Descriptor instead.
+func (*StepTasksCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StepTasksCommand) GetSteps() []*TaskStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// TaskStep is refused by itself when the task is not as it was.
+type TaskStep struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Kind            TaskStep_Kind          `protobuf:"varint,1,opt,name=kind,proto3,enum=blixard.v1.TaskStep_Kind" json:"kind,omitempty"`
+	TaskId          string                 `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	TaskModifyIndex uint64                 `protobuf:"varint,3,opt,name=task_modify_index,json=taskModifyIndex,proto3" json:"task_modify_index,omitempty"`
+	Reference       string                 `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *TaskStep) Reset() {
+	*x = TaskStep{}
+	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskStep) ProtoMessage() {}
+
+func (x *TaskStep) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskStep.ProtoReflect.Descriptor instead.
+func (*TaskStep) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TaskStep) GetKind() TaskStep_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return TaskStep_unspecified
+}
+
+func (x *TaskStep) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *TaskStep) GetTaskModifyIndex() uint64 {
+	if x != nil {
+		return x.TaskModifyIndex
+	}
+	return 0
+}
+
+func (x *TaskStep) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+// ChangeTasksCommand is a person's wish for a task or for all of an array.
+type ChangeTasksCommand struct {
+	state         protoimpl.MessageState    `protogen:"open.v1"`
+	Change        ChangeTasksCommand_Change `protobuf:"varint,1,opt,name=change,proto3,enum=blixard.v1.ChangeTasksCommand_Change" json:"change,omitempty"`
+	Name          string                    `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeTasksCommand) Reset() {
+	*x = ChangeTasksCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeTasksCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeTasksCommand) ProtoMessage() {}
+
+func (x *ChangeTasksCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeTasksCommand.ProtoReflect.Descriptor instead.
+func (*ChangeTasksCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ChangeTasksCommand) GetChange() ChangeTasksCommand_Change {
+	if x != nil {
+		return x.Change
+	}
+	return ChangeTasksCommand_unspecified
+}
+
+func (x *ChangeTasksCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 type RenameVMCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1001,7 +1405,7 @@ type RenameVMCommand struct {
 
 func (x *RenameVMCommand) Reset() {
 	*x = RenameVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1417,7 @@ func (x *RenameVMCommand) String() string {
 func (*RenameVMCommand) ProtoMessage() {}
 
 func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[5]
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1430,7 @@ func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMCommand.ProtoReflect.Descriptor instead.
 func (*RenameVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RenameVMCommand) GetName() string {
@@ -1064,7 +1468,7 @@ type PutImageCommand struct {
 
 func (x *PutImageCommand) Reset() {
 	*x = PutImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1480,7 @@ func (x *PutImageCommand) String() string {
 func (*PutImageCommand) ProtoMessage() {}
 
 func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[6]
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1493,7 @@ func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutImageCommand.ProtoReflect.Descriptor instead.
 func (*PutImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PutImageCommand) GetImage() *Image {
@@ -1132,7 +1536,7 @@ type DropImageCommand struct {
 
 func (x *DropImageCommand) Reset() {
 	*x = DropImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1548,7 @@ func (x *DropImageCommand) String() string {
 func (*DropImageCommand) ProtoMessage() {}
 
 func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[7]
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1561,7 @@ func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropImageCommand.ProtoReflect.Descriptor instead.
 func (*DropImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DropImageCommand) GetNames() []string {
@@ -1191,7 +1595,7 @@ type CreateVolumeCommand struct {
 
 func (x *CreateVolumeCommand) Reset() {
 	*x = CreateVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1607,7 @@ func (x *CreateVolumeCommand) String() string {
 func (*CreateVolumeCommand) ProtoMessage() {}
 
 func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[8]
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1620,7 @@ func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeCommand.ProtoReflect.Descriptor instead.
 func (*CreateVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateVolumeCommand) GetId() string {
@@ -1281,7 +1685,7 @@ type ResizeVolumeCommand struct {
 
 func (x *ResizeVolumeCommand) Reset() {
 	*x = ResizeVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1697,7 @@ func (x *ResizeVolumeCommand) String() string {
 func (*ResizeVolumeCommand) ProtoMessage() {}
 
 func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1710,7 @@ func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ResizeVolumeCommand) GetName() string {
@@ -1339,7 +1743,7 @@ type DeleteVolumeCommand struct {
 
 func (x *DeleteVolumeCommand) Reset() {
 	*x = DeleteVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1755,7 @@ func (x *DeleteVolumeCommand) String() string {
 func (*DeleteVolumeCommand) ProtoMessage() {}
 
 func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1768,7 @@ func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteVolumeCommand) GetName() string {
@@ -1385,7 +1789,7 @@ type ReleaseVolumeCommand struct {
 
 func (x *ReleaseVolumeCommand) Reset() {
 	*x = ReleaseVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1801,7 @@ func (x *ReleaseVolumeCommand) String() string {
 func (*ReleaseVolumeCommand) ProtoMessage() {}
 
 func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1814,7 @@ func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ReleaseVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReleaseVolumeCommand) GetVolumeId() string {
@@ -1441,7 +1845,7 @@ type MoveVolumeCommand struct {
 
 func (x *MoveVolumeCommand) Reset() {
 	*x = MoveVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1857,7 @@ func (x *MoveVolumeCommand) String() string {
 func (*MoveVolumeCommand) ProtoMessage() {}
 
 func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1870,7 @@ func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeCommand.ProtoReflect.Descriptor instead.
 func (*MoveVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MoveVolumeCommand) GetVolumeId() string {
@@ -1509,7 +1913,7 @@ type SnapshotVolumeCommand struct {
 
 func (x *SnapshotVolumeCommand) Reset() {
 	*x = SnapshotVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1925,7 @@ func (x *SnapshotVolumeCommand) String() string {
 func (*SnapshotVolumeCommand) ProtoMessage() {}
 
 func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1938,7 @@ func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotVolumeCommand.ProtoReflect.Descriptor instead.
 func (*SnapshotVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SnapshotVolumeCommand) GetVolumeId() string {
@@ -1568,7 +1972,7 @@ type CreateNetworkCommand struct {
 
 func (x *CreateNetworkCommand) Reset() {
 	*x = CreateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1984,7 @@ func (x *CreateNetworkCommand) String() string {
 func (*CreateNetworkCommand) ProtoMessage() {}
 
 func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1997,7 @@ func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*CreateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateNetworkCommand) GetNetwork() *Network {
@@ -1614,7 +2018,7 @@ type UpdateNetworkCommand struct {
 
 func (x *UpdateNetworkCommand) Reset() {
 	*x = UpdateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +2030,7 @@ func (x *UpdateNetworkCommand) String() string {
 func (*UpdateNetworkCommand) ProtoMessage() {}
 
 func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +2043,7 @@ func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateNetworkCommand) GetName() string {
@@ -1672,7 +2076,7 @@ type DeleteNetworkCommand struct {
 
 func (x *DeleteNetworkCommand) Reset() {
 	*x = DeleteNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +2088,7 @@ func (x *DeleteNetworkCommand) String() string {
 func (*DeleteNetworkCommand) ProtoMessage() {}
 
 func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +2101,7 @@ func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNetworkCommand.ProtoReflect.Descriptor instead.
 func (*DeleteNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteNetworkCommand) GetName() string {
@@ -1720,7 +2124,7 @@ type SetSecretCommand struct {
 
 func (x *SetSecretCommand) Reset() {
 	*x = SetSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +2136,7 @@ func (x *SetSecretCommand) String() string {
 func (*SetSecretCommand) ProtoMessage() {}
 
 func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +2149,7 @@ func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretCommand.ProtoReflect.Descriptor instead.
 func (*SetSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetSecretCommand) GetName() string {
@@ -1785,7 +2189,7 @@ type DeleteSecretCommand struct {
 
 func (x *DeleteSecretCommand) Reset() {
 	*x = DeleteSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +2201,7 @@ func (x *DeleteSecretCommand) String() string {
 func (*DeleteSecretCommand) ProtoMessage() {}
 
 func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +2214,7 @@ func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretCommand.ProtoReflect.Descriptor instead.
 func (*DeleteSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteSecretCommand) GetName() string {
@@ -1837,7 +2241,7 @@ type SetVMDesiredCommand struct {
 
 func (x *SetVMDesiredCommand) Reset() {
 	*x = SetVMDesiredCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1849,7 +2253,7 @@ func (x *SetVMDesiredCommand) String() string {
 func (*SetVMDesiredCommand) ProtoMessage() {}
 
 func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1862,7 +2266,7 @@ func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMDesiredCommand.ProtoReflect.Descriptor instead.
 func (*SetVMDesiredCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetVMDesiredCommand) GetName() string {
@@ -1920,7 +2324,7 @@ type DeleteVMCommand struct {
 
 func (x *DeleteVMCommand) Reset() {
 	*x = DeleteVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1932,7 +2336,7 @@ func (x *DeleteVMCommand) String() string {
 func (*DeleteVMCommand) ProtoMessage() {}
 
 func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1945,7 +2349,7 @@ func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteVMCommand) GetName() string {
@@ -1988,7 +2392,7 @@ type LabelVMCommand struct {
 
 func (x *LabelVMCommand) Reset() {
 	*x = LabelVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2404,7 @@ func (x *LabelVMCommand) String() string {
 func (*LabelVMCommand) ProtoMessage() {}
 
 func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2417,7 @@ func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelVMCommand.ProtoReflect.Descriptor instead.
 func (*LabelVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LabelVMCommand) GetName() string {
@@ -2052,7 +2456,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2468,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2481,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Placement) GetVmId() string {
@@ -2119,7 +2523,7 @@ type PlaceCommand struct {
 
 func (x *PlaceCommand) Reset() {
 	*x = PlaceCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2535,7 @@ func (x *PlaceCommand) String() string {
 func (*PlaceCommand) ProtoMessage() {}
 
 func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2548,7 @@ func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceCommand.ProtoReflect.Descriptor instead.
 func (*PlaceCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PlaceCommand) GetPlacements() []*Placement {
@@ -2167,7 +2571,7 @@ type ReportCommand struct {
 
 func (x *ReportCommand) Reset() {
 	*x = ReportCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2583,7 @@ func (x *ReportCommand) String() string {
 func (*ReportCommand) ProtoMessage() {}
 
 func (x *ReportCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2596,7 @@ func (x *ReportCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportCommand.ProtoReflect.Descriptor instead.
 func (*ReportCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReportCommand) GetNodeId() string {
@@ -2229,7 +2633,7 @@ type RegisterNodeCommand struct {
 
 func (x *RegisterNodeCommand) Reset() {
 	*x = RegisterNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2645,7 @@ func (x *RegisterNodeCommand) String() string {
 func (*RegisterNodeCommand) ProtoMessage() {}
 
 func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2658,7 @@ func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeCommand.ProtoReflect.Descriptor instead.
 func (*RegisterNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RegisterNodeCommand) GetNodeId() string {
@@ -2297,7 +2701,7 @@ type SetVMReasonCommand struct {
 
 func (x *SetVMReasonCommand) Reset() {
 	*x = SetVMReasonCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2713,7 @@ func (x *SetVMReasonCommand) String() string {
 func (*SetVMReasonCommand) ProtoMessage() {}
 
 func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2726,7 @@ func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMReasonCommand.ProtoReflect.Descriptor instead.
 func (*SetVMReasonCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetVMReasonCommand) GetVmId() string {
@@ -2360,7 +2764,7 @@ type FormClusterCommand struct {
 
 func (x *FormClusterCommand) Reset() {
 	*x = FormClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +2776,7 @@ func (x *FormClusterCommand) String() string {
 func (*FormClusterCommand) ProtoMessage() {}
 
 func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +2789,7 @@ func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
 func (*FormClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FormClusterCommand) GetClusterId() string {
@@ -2431,7 +2835,7 @@ type RecoverClusterCommand struct {
 
 func (x *RecoverClusterCommand) Reset() {
 	*x = RecoverClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2847,7 @@ func (x *RecoverClusterCommand) String() string {
 func (*RecoverClusterCommand) ProtoMessage() {}
 
 func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2860,7 @@ func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
 func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RecoverClusterCommand) GetClusterId() string {
@@ -2503,7 +2907,7 @@ type RotateAuthorityCommand struct {
 
 func (x *RotateAuthorityCommand) Reset() {
 	*x = RotateAuthorityCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2919,7 @@ func (x *RotateAuthorityCommand) String() string {
 func (*RotateAuthorityCommand) ProtoMessage() {}
 
 func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2932,7 @@ func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
@@ -2569,7 +2973,7 @@ type DropAuthoritiesCommand struct {
 
 func (x *DropAuthoritiesCommand) Reset() {
 	*x = DropAuthoritiesCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2985,7 @@ func (x *DropAuthoritiesCommand) String() string {
 func (*DropAuthoritiesCommand) ProtoMessage() {}
 
 func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2998,7 @@ func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
 }
 
 // CreateTokenCommand makes a token known; its secret stays with who made it.
@@ -2611,7 +3015,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +3027,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +3040,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -2683,7 +3087,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +3099,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +3112,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -2731,7 +3135,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +3147,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +3160,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -2796,7 +3200,7 @@ type ChangeMemberCommand struct {
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +3212,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +3225,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -2877,7 +3281,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +3293,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +3306,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -2930,7 +3334,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3346,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3359,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -2986,7 +3390,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3402,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3415,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -3039,7 +3443,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3455,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3468,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -3098,7 +3502,7 @@ type UpdateNodeCommand struct {
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3514,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3527,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -3177,7 +3581,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3593,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3606,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3260,6 +3664,7 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Volume
 	//	*StateSnapshot_Network
 	//	*StateSnapshot_Secret
+	//	*StateSnapshot_Task
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3267,7 +3672,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3279,7 +3684,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3292,7 +3697,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -3428,6 +3833,15 @@ func (x *StateSnapshot) GetSecret() *Secret {
 	return nil
 }
 
+func (x *StateSnapshot) GetTask() *Task {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Task); ok {
+			return x.Task
+		}
+	}
+	return nil
+}
+
 type isStateSnapshot_Record interface {
 	isStateSnapshot_Record()
 }
@@ -3490,6 +3904,10 @@ type StateSnapshot_Secret struct {
 	Secret *Secret `protobuf:"bytes,14,opt,name=secret,proto3,oneof"`
 }
 
+type StateSnapshot_Task struct {
+	Task *Task `protobuf:"bytes,15,opt,name=task,proto3,oneof"`
+}
+
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Vm) isStateSnapshot_Record() {}
@@ -3518,6 +3936,8 @@ func (*StateSnapshot_Network) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Secret) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_Task) isStateSnapshot_Record() {}
+
 // StateHeader says what the stream holds.
 type StateHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3529,7 +3949,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3541,7 +3961,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3554,7 +3974,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -3584,7 +4004,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +4016,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +4029,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -3647,7 +4067,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +4079,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +4092,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -3743,7 +4163,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x15\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x17\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3795,7 +4215,12 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\amove_vm\x18/ \x01(\v2\x19.blixard.v1.MoveVMCommandH\x00R\x06moveVm\x12?\n" +
 	"\n" +
 	"reschedule\x180 \x01(\v2\x1d.blixard.v1.RescheduleCommandH\x00R\n" +
-	"rescheduleB\b\n" +
+	"reschedule\x12@\n" +
+	"\vsubmit_task\x181 \x01(\v2\x1d.blixard.v1.SubmitTaskCommandH\x00R\n" +
+	"submitTask\x12=\n" +
+	"\n" +
+	"step_tasks\x182 \x01(\v2\x1c.blixard.v1.StepTasksCommandH\x00R\tstepTasks\x12C\n" +
+	"\fchange_tasks\x183 \x01(\v2\x1e.blixard.v1.ChangeTasksCommandH\x00R\vchangeTasksB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3818,7 +4243,41 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\x05 \x01(\x03R\ttimeoutMs\"8\n" +
 	"\x11RescheduleCommand\x12#\n" +
-	"\rallocation_id\x18\x01 \x01(\tR\fallocationId\"g\n" +
+	"\rallocation_id\x18\x01 \x01(\tR\fallocationId\"\xf5\x01\n" +
+	"\x11SubmitTaskCommand\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
+	"\x04spec\x18\x03 \x01(\v2\x14.blixard.v1.TaskSpecR\x04spec\x12A\n" +
+	"\x06labels\x18\x04 \x03(\v2).blixard.v1.SubmitTaskCommand.LabelsEntryR\x06labels\x12\x14\n" +
+	"\x05count\x18\x05 \x01(\rR\x05count\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\">\n" +
+	"\x10StepTasksCommand\x12*\n" +
+	"\x05steps\x18\x01 \x03(\v2\x14.blixard.v1.TaskStepR\x05steps\"\xe5\x01\n" +
+	"\bTaskStep\x12-\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x19.blixard.v1.TaskStep.KindR\x04kind\x12\x17\n" +
+	"\atask_id\x18\x02 \x01(\tR\x06taskId\x12*\n" +
+	"\x11task_modify_index\x18\x03 \x01(\x04R\x0ftaskModifyIndex\x12\x1c\n" +
+	"\treference\x18\x04 \x01(\tR\treference\"G\n" +
+	"\x04Kind\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\t\n" +
+	"\x05begin\x10\x01\x12\n" +
+	"\n" +
+	"\x06expire\x10\x02\x12\v\n" +
+	"\aabandon\x10\x03\x12\n" +
+	"\n" +
+	"\x06forget\x10\x04\"\xa5\x01\n" +
+	"\x12ChangeTasksCommand\x12=\n" +
+	"\x06change\x18\x01 \x01(\x0e2%.blixard.v1.ChangeTasksCommand.ChangeR\x06change\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"<\n" +
+	"\x06Change\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\n" +
+	"\n" +
+	"\x06cancel\x10\x01\x12\t\n" +
+	"\x05retry\x10\x02\x12\n" +
+	"\n" +
+	"\x06remove\x10\x03\"g\n" +
 	"\x0fRenameVMCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12\x19\n" +
@@ -3995,7 +4454,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xaa\x05\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xd2\x05\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -4013,7 +4472,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05image\x18\v \x01(\v2\x11.blixard.v1.ImageH\x00R\x05image\x12,\n" +
 	"\x06volume\x18\f \x01(\v2\x12.blixard.v1.VolumeH\x00R\x06volume\x12/\n" +
 	"\anetwork\x18\r \x01(\v2\x13.blixard.v1.NetworkH\x00R\anetwork\x12,\n" +
-	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secretB\b\n" +
+	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secret\x12&\n" +
+	"\x04task\x18\x0f \x01(\v2\x10.blixard.v1.TaskH\x00R\x04taskB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -4045,163 +4505,182 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_blixard_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_blixard_v1_command_proto_goTypes = []any{
-	(*Command)(nil),                // 0: blixard.v1.Command
-	(*CreateVMCommand)(nil),        // 1: blixard.v1.CreateVMCommand
-	(*UpdateVMCommand)(nil),        // 2: blixard.v1.UpdateVMCommand
-	(*MoveVMCommand)(nil),          // 3: blixard.v1.MoveVMCommand
-	(*RescheduleCommand)(nil),      // 4: blixard.v1.RescheduleCommand
-	(*RenameVMCommand)(nil),        // 5: blixard.v1.RenameVMCommand
-	(*PutImageCommand)(nil),        // 6: blixard.v1.PutImageCommand
-	(*DropImageCommand)(nil),       // 7: blixard.v1.DropImageCommand
-	(*CreateVolumeCommand)(nil),    // 8: blixard.v1.CreateVolumeCommand
-	(*ResizeVolumeCommand)(nil),    // 9: blixard.v1.ResizeVolumeCommand
-	(*DeleteVolumeCommand)(nil),    // 10: blixard.v1.DeleteVolumeCommand
-	(*ReleaseVolumeCommand)(nil),   // 11: blixard.v1.ReleaseVolumeCommand
-	(*MoveVolumeCommand)(nil),      // 12: blixard.v1.MoveVolumeCommand
-	(*SnapshotVolumeCommand)(nil),  // 13: blixard.v1.SnapshotVolumeCommand
-	(*CreateNetworkCommand)(nil),   // 14: blixard.v1.CreateNetworkCommand
-	(*UpdateNetworkCommand)(nil),   // 15: blixard.v1.UpdateNetworkCommand
-	(*DeleteNetworkCommand)(nil),   // 16: blixard.v1.DeleteNetworkCommand
-	(*SetSecretCommand)(nil),       // 17: blixard.v1.SetSecretCommand
-	(*DeleteSecretCommand)(nil),    // 18: blixard.v1.DeleteSecretCommand
-	(*SetVMDesiredCommand)(nil),    // 19: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),        // 20: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),         // 21: blixard.v1.LabelVMCommand
-	(*Placement)(nil),              // 22: blixard.v1.Placement
-	(*PlaceCommand)(nil),           // 23: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),          // 24: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),    // 25: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),     // 26: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),     // 27: blixard.v1.FormClusterCommand
-	(*RecoverClusterCommand)(nil),  // 28: blixard.v1.RecoverClusterCommand
-	(*RotateAuthorityCommand)(nil), // 29: blixard.v1.RotateAuthorityCommand
-	(*DropAuthoritiesCommand)(nil), // 30: blixard.v1.DropAuthoritiesCommand
-	(*CreateTokenCommand)(nil),     // 31: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),     // 32: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),    // 33: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),    // 34: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),    // 35: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),           // 36: blixard.v1.EvictCommand
-	(*LoseCommand)(nil),            // 37: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),       // 38: blixard.v1.DrainNodeCommand
-	(*UpdateNodeCommand)(nil),      // 39: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 40: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 41: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 42: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 43: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 44: blixard.v1.IdempotencyRecord
-	nil,                            // 45: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 46: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 47: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 48: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 49: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 50: blixard.v1.VMSpec
-	(*Image)(nil),                  // 51: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 52: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 53: blixard.v1.Network
-	(*NetworkRules)(nil),           // 54: blixard.v1.NetworkRules
-	(DesiredState_Enum)(0),         // 55: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 56: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 57: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 58: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 59: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 60: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 61: google.protobuf.Duration
-	(*VM)(nil),                     // 62: blixard.v1.VM
-	(*Allocation)(nil),             // 63: blixard.v1.Allocation
-	(*Node)(nil),                   // 64: blixard.v1.Node
-	(*Event)(nil),                  // 65: blixard.v1.Event
-	(*Cluster)(nil),                // 66: blixard.v1.Cluster
-	(*Token)(nil),                  // 67: blixard.v1.Token
-	(*Volume)(nil),                 // 68: blixard.v1.Volume
-	(*Secret)(nil),                 // 69: blixard.v1.Secret
-	(*Problem)(nil),                // 70: blixard.v1.Problem
+	(TaskStep_Kind)(0),             // 0: blixard.v1.TaskStep.Kind
+	(ChangeTasksCommand_Change)(0), // 1: blixard.v1.ChangeTasksCommand.Change
+	(*Command)(nil),                // 2: blixard.v1.Command
+	(*CreateVMCommand)(nil),        // 3: blixard.v1.CreateVMCommand
+	(*UpdateVMCommand)(nil),        // 4: blixard.v1.UpdateVMCommand
+	(*MoveVMCommand)(nil),          // 5: blixard.v1.MoveVMCommand
+	(*RescheduleCommand)(nil),      // 6: blixard.v1.RescheduleCommand
+	(*SubmitTaskCommand)(nil),      // 7: blixard.v1.SubmitTaskCommand
+	(*StepTasksCommand)(nil),       // 8: blixard.v1.StepTasksCommand
+	(*TaskStep)(nil),               // 9: blixard.v1.TaskStep
+	(*ChangeTasksCommand)(nil),     // 10: blixard.v1.ChangeTasksCommand
+	(*RenameVMCommand)(nil),        // 11: blixard.v1.RenameVMCommand
+	(*PutImageCommand)(nil),        // 12: blixard.v1.PutImageCommand
+	(*DropImageCommand)(nil),       // 13: blixard.v1.DropImageCommand
+	(*CreateVolumeCommand)(nil),    // 14: blixard.v1.CreateVolumeCommand
+	(*ResizeVolumeCommand)(nil),    // 15: blixard.v1.ResizeVolumeCommand
+	(*DeleteVolumeCommand)(nil),    // 16: blixard.v1.DeleteVolumeCommand
+	(*ReleaseVolumeCommand)(nil),   // 17: blixard.v1.ReleaseVolumeCommand
+	(*MoveVolumeCommand)(nil),      // 18: blixard.v1.MoveVolumeCommand
+	(*SnapshotVolumeCommand)(nil),  // 19: blixard.v1.SnapshotVolumeCommand
+	(*CreateNetworkCommand)(nil),   // 20: blixard.v1.CreateNetworkCommand
+	(*UpdateNetworkCommand)(nil),   // 21: blixard.v1.UpdateNetworkCommand
+	(*DeleteNetworkCommand)(nil),   // 22: blixard.v1.DeleteNetworkCommand
+	(*SetSecretCommand)(nil),       // 23: blixard.v1.SetSecretCommand
+	(*DeleteSecretCommand)(nil),    // 24: blixard.v1.DeleteSecretCommand
+	(*SetVMDesiredCommand)(nil),    // 25: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),        // 26: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),         // 27: blixard.v1.LabelVMCommand
+	(*Placement)(nil),              // 28: blixard.v1.Placement
+	(*PlaceCommand)(nil),           // 29: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),          // 30: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),    // 31: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),     // 32: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),     // 33: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),  // 34: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil), // 35: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil), // 36: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),     // 37: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),     // 38: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),    // 39: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),    // 40: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),    // 41: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),           // 42: blixard.v1.EvictCommand
+	(*LoseCommand)(nil),            // 43: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),       // 44: blixard.v1.DrainNodeCommand
+	(*UpdateNodeCommand)(nil),      // 45: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 46: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 47: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 48: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 49: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 50: blixard.v1.IdempotencyRecord
+	nil,                            // 51: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 52: blixard.v1.SubmitTaskCommand.LabelsEntry
+	nil,                            // 53: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 54: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 55: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 56: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 57: blixard.v1.VMSpec
+	(*TaskSpec)(nil),               // 58: blixard.v1.TaskSpec
+	(*Image)(nil),                  // 59: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 60: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 61: blixard.v1.Network
+	(*NetworkRules)(nil),           // 62: blixard.v1.NetworkRules
+	(DesiredState_Enum)(0),         // 63: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 64: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 65: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 66: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 67: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),            // 68: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 69: google.protobuf.Duration
+	(*VM)(nil),                     // 70: blixard.v1.VM
+	(*Allocation)(nil),             // 71: blixard.v1.Allocation
+	(*Node)(nil),                   // 72: blixard.v1.Node
+	(*Event)(nil),                  // 73: blixard.v1.Event
+	(*Cluster)(nil),                // 74: blixard.v1.Cluster
+	(*Token)(nil),                  // 75: blixard.v1.Token
+	(*Volume)(nil),                 // 76: blixard.v1.Volume
+	(*Secret)(nil),                 // 77: blixard.v1.Secret
+	(*Task)(nil),                   // 78: blixard.v1.Task
+	(*Problem)(nil),                // 79: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	49, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
-	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	19, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	20, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	21, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	23, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	24, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	25, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	26, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	27, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	31, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	32, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	33, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	34, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	35, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	40, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	38, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	36, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	28, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	29, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	30, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
-	2,  // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
-	5,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
-	6,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
-	7,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
-	8,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
-	9,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
-	10, // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
-	11, // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
-	12, // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
-	13, // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
-	14, // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
-	15, // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
-	16, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
-	17, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
-	18, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	37, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	39, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
-	3,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
-	4,  // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
-	50, // 40: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	45, // 41: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	50, // 42: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	51, // 43: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	46, // 44: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	52, // 45: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	53, // 46: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	54, // 47: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	55, // 48: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	47, // 49: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	22, // 50: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	56, // 51: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	57, // 52: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	58, // 53: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	59, // 54: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	49, // 55: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	58, // 56: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	59, // 57: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	48, // 58: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	60, // 59: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	61, // 60: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	42, // 61: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	62, // 62: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	63, // 63: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	64, // 64: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	65, // 65: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	44, // 66: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	43, // 67: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	66, // 68: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	58, // 69: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	67, // 70: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	51, // 71: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	68, // 72: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	53, // 73: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	69, // 74: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	49, // 75: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	70, // 76: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	77, // [77:77] is the sub-list for method output_type
-	77, // [77:77] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	56, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	3,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
+	25, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	26, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	27, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	29, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	30, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	31, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	32, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	33, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	37, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	38, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	39, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	40, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	41, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	46, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	44, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	42, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	34, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	35, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	36, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	4,  // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
+	11, // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
+	12, // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
+	13, // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
+	14, // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
+	15, // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
+	16, // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
+	17, // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
+	18, // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
+	19, // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
+	20, // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
+	21, // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
+	22, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
+	23, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
+	24, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
+	43, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	45, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	5,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
+	6,  // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
+	7,  // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
+	8,  // 41: blixard.v1.Command.step_tasks:type_name -> blixard.v1.StepTasksCommand
+	10, // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
+	57, // 43: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	51, // 44: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	57, // 45: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	58, // 46: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
+	52, // 47: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
+	9,  // 48: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
+	0,  // 49: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
+	1,  // 50: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
+	59, // 51: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	53, // 52: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	60, // 53: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	61, // 54: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	62, // 55: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	63, // 56: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	54, // 57: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	28, // 58: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	64, // 59: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	65, // 60: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	66, // 61: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	67, // 62: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	56, // 63: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	66, // 64: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	67, // 65: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	55, // 66: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	68, // 67: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	69, // 68: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	48, // 69: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	70, // 70: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	71, // 71: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	72, // 72: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	73, // 73: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	50, // 74: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	49, // 75: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	74, // 76: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	66, // 77: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	75, // 78: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	59, // 79: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	76, // 80: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	61, // 81: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	77, // 82: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	78, // 83: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
+	56, // 84: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	79, // 85: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	86, // [86:86] is the sub-list for method output_type
+	86, // [86:86] is the sub-list for method input_type
+	86, // [86:86] is the sub-list for extension type_name
+	86, // [86:86] is the sub-list for extension extendee
+	0,  // [0:86] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -4215,6 +4694,7 @@ func file_blixard_v1_command_proto_init() {
 	file_blixard_v1_objects_proto_init()
 	file_blixard_v1_secrets_proto_init()
 	file_blixard_v1_services_proto_init()
+	file_blixard_v1_tasks_proto_init()
 	file_blixard_v1_volumes_proto_init()
 	file_blixard_v1_command_proto_msgTypes[0].OneofWrappers = []any{
 		(*Command_CreateVm)(nil),
@@ -4256,9 +4736,12 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_UpdateNode)(nil),
 		(*Command_MoveVm)(nil),
 		(*Command_Reschedule)(nil),
+		(*Command_SubmitTask)(nil),
+		(*Command_StepTasks)(nil),
+		(*Command_ChangeTasks)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[39].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[41].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[43].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[45].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -4273,19 +4756,21 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Volume)(nil),
 		(*StateSnapshot_Network)(nil),
 		(*StateSnapshot_Secret)(nil),
+		(*StateSnapshot_Task)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   49,
+			NumEnums:      2,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_blixard_v1_command_proto_goTypes,
 		DependencyIndexes: file_blixard_v1_command_proto_depIdxs,
+		EnumInfos:         file_blixard_v1_command_proto_enumTypes,
 		MessageInfos:      file_blixard_v1_command_proto_msgTypes,
 	}.Build()
 	File_blixard_v1_command_proto = out.File

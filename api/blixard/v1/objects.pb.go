@@ -678,7 +678,9 @@ type VM struct {
 	MoveTo string `protobuf:"bytes,12,opt,name=move_to,json=moveTo,proto3" json:"move_to,omitempty"`
 	// failed_on are the ids of nodes that could not run it, since it last ran: the
 	// newest last.
-	FailedOn      []string `protobuf:"bytes,13,rep,name=failed_on,json=failedOn,proto3" json:"failed_on,omitempty"`
+	FailedOn []string `protobuf:"bytes,13,rep,name=failed_on,json=failedOn,proto3" json:"failed_on,omitempty"`
+	// task is the id of the task whose attempt the VM is; empty for a VM of its own.
+	Task          string `protobuf:"bytes,14,opt,name=task,proto3" json:"task,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -802,6 +804,13 @@ func (x *VM) GetFailedOn() []string {
 		return x.FailedOn
 	}
 	return nil
+}
+
+func (x *VM) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
 }
 
 // Interface is a NIC of a VM: the lease of its addresses.
@@ -2854,7 +2863,10 @@ type Allocation struct {
 	// interfaces are the VM's.
 	Interfaces []*Interface `protobuf:"bytes,15,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	// volumes with the epochs that were given to this allocation.
-	Volumes       []*AllocatedVolume `protobuf:"bytes,16,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Volumes []*AllocatedVolume `protobuf:"bytes,16,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// keep_output is how long the node keeps what the VM's command said after the
+	// allocation is gone; unset means not at all.
+	KeepOutput    *durationpb.Duration `protobuf:"bytes,17,opt,name=keep_output,json=keepOutput,proto3" json:"keep_output,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2997,6 +3009,13 @@ func (x *Allocation) GetInterfaces() []*Interface {
 func (x *Allocation) GetVolumes() []*AllocatedVolume {
 	if x != nil {
 		return x.Volumes
+	}
+	return nil
+}
+
+func (x *Allocation) GetKeepOutput() *durationpb.Duration {
+	if x != nil {
+		return x.KeepOutput
 	}
 	return nil
 }
@@ -3665,7 +3684,7 @@ var File_blixard_v1_objects_proto protoreflect.FileDescriptor
 const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/objects.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x04\n" +
+	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x04\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -3685,7 +3704,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"interfaces\x18\v \x03(\v2\x15.blixard.v1.InterfaceR\n" +
 	"interfaces\x12\x17\n" +
 	"\amove_to\x18\f \x01(\tR\x06moveTo\x12\x1b\n" +
-	"\tfailed_on\x18\r \x03(\tR\bfailedOn\x1a9\n" +
+	"\tfailed_on\x18\r \x03(\tR\bfailedOn\x12\x12\n" +
+	"\x04task\x18\x0e \x01(\tR\x04task\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
@@ -3934,7 +3954,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x03run\x10\x01\x12\b\n" +
 	"\x04stop\x10\x02\x12\n" +
 	"\n" +
-	"\x06remove\x10\x03\"\xdf\x04\n" +
+	"\x06remove\x10\x03\"\x9b\x05\n" +
 	"\n" +
 	"Allocation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x13\n" +
@@ -3959,7 +3979,9 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"interfaces\x18\x0f \x03(\v2\x15.blixard.v1.InterfaceR\n" +
 	"interfaces\x125\n" +
-	"\avolumes\x18\x10 \x03(\v2\x1b.blixard.v1.AllocatedVolumeR\avolumes\"\xa8\x01\n" +
+	"\avolumes\x18\x10 \x03(\v2\x1b.blixard.v1.AllocatedVolumeR\avolumes\x12:\n" +
+	"\vkeep_output\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"keepOutput\"\xa8\x01\n" +
 	"\x0fAllocatedVolume\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -4151,21 +4173,22 @@ var file_blixard_v1_objects_proto_depIdxs = []int32{
 	50, // 40: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
 	12, // 41: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
 	40, // 42: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
-	10, // 43: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
-	44, // 44: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	43, // 45: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
-	43, // 46: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
-	50, // 47: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
-	47, // 48: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
-	49, // 49: blixard.v1.Node.downs:type_name -> google.protobuf.Timestamp
-	43, // 50: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
-	48, // 51: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
-	49, // 52: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
-	53, // [53:53] is the sub-list for method output_type
-	53, // [53:53] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	50, // 43: blixard.v1.Allocation.keep_output:type_name -> google.protobuf.Duration
+	10, // 44: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
+	44, // 45: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	43, // 46: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
+	43, // 47: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
+	50, // 48: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
+	47, // 49: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
+	49, // 50: blixard.v1.Node.downs:type_name -> google.protobuf.Timestamp
+	43, // 51: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
+	48, // 52: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
+	49, // 53: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
+	54, // [54:54] is the sub-list for method output_type
+	54, // [54:54] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_objects_proto_init() }

@@ -1,0 +1,289 @@
+package leader
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/btree"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/state"
+)
+
+const (
+	// beginMax bounds the attempts that wait for a node at once: what waits further
+	// back is a task alone, which costs nothing when a node changes.
+	beginMax = 256
+	// stepsMax of one command.
+	stepsMax = 256
+	// taskDegree of the trees.
+	taskDegree = 32
+)
+
+// queuedTask is a task that may begin, in the order in which they do.
+type queuedTask struct {
+	index  uint64 // of its submission
+	number uint32 // in its array
+	id     string
+}
+
+func (q queuedTask) less(o queuedTask) bool {
+	return cmp.Or(cmp.Compare(q.index, o.index), cmp.Compare(q.number, o.number), cmp.Compare(q.id, o.id)) < 0
+}
+
+// dueTask is a task that time changes.
+type dueTask struct {
+	at int64 // Unix time in nanoseconds
+	id string
+}
+
+func (d dueTask) less(o dueTask) bool {
+	return cmp.Or(cmp.Compare(d.at, o.at), cmp.Compare(d.id, o.id)) < 0
+}
+
+// tasks decides what comes next of tasks. It is not safe for concurrent use.
+type tasks struct {
+	queue *btree.BTreeG[queuedTask]
+	due   *btree.BTreeG[dueTask]
+	// queued and timed are where a task is in the trees.
+	queued map[string]queuedTask
+	timed  map[string]dueTask
+	// unplaced tasks have an attempt that waits for a node.
+	unplaced map[string]bool
+	// after has the tasks that wait for a task or an array, by its id; look are those
+	// to be looked at.
+	after map[string]map[string]bool
+	look  map[string]bool
+	// open is how many tasks of an array are not finished, and counted those tasks.
+	open    map[string]int
+	counted map[string]bool
+}
+
+func newTasks() *tasks {
+	t := &tasks{}
+	t.reset()
+	return t
+}
+
+func (t *tasks) reset() {
+	t.queue, t.due = btree.NewG(taskDegree, queuedTask.less), btree.NewG(taskDegree, dueTask.less)
+	t.queued, t.timed = map[string]queuedTask{}, map[string]dueTask{}
+	t.unplaced, t.look = map[string]bool{}, map[string]bool{}
+	t.after = map[string]map[string]bool{}
+	t.open, t.counted = map[string]int{}, map[string]bool{}
+}
+
+// changed tells of one change of a task.
+func (t *tasks) changed(task *blixardv1.Task, deleted bool) {
+	id, st := task.GetId(), task.GetStatus()
+	if q, ok := t.queued[id]; ok {
+		t.queue.Delete(q)
+		delete(t.queued, id)
+	}
+	if d, ok := t.timed[id]; ok {
+		t.due.Delete(d)
+		delete(t.timed, id)
+	}
+	waits := !deleted && st.GetState() == blixardv1.TaskState_waiting
+	for _, other := range task.GetSpec().GetAfter() {
+		if waits {
+			if t.after[other] == nil {
+				t.after[other] = map[string]bool{}
+			}
+			t.after[other][id] = true
+		} else if delete(t.after[other], id); len(t.after[other]) == 0 {
+			delete(t.after, other)
+		}
+	}
+	if waits {
+		t.look[id] = true
+	}
+	finished := deleted || state.Finished(st.GetState())
+	t.count(task, !finished)
+	if finished {
+		t.lookAfter(id)
+		// What comes after an array needs all of it, or one that did not succeed.
+		if array := task.GetArray(); t.open[array] == 0 || st.GetState() != blixardv1.TaskState_succeeded {
+			t.lookAfter(array)
+		}
+	}
+	if st.GetVmId() == "" {
+		delete(t.unplaced, id)
+	}
+	if deleted {
+		return
+	}
+	if st.GetState() == blixardv1.TaskState_pending && st.GetVmId() == "" && st.GetNextTryAt() == nil {
+		q := queuedTask{task.GetCreateIndex(), task.GetNumber(), id}
+		t.queued[id] = q
+		t.queue.ReplaceOrInsert(q)
+	}
+	if at := dueAt(task); !at.IsZero() {
+		d := dueTask{at.UnixNano(), id}
+		t.timed[id] = d
+		t.due.ReplaceOrInsert(d)
+	}
+}
+
+// count notes whether a task of an array is open.
+func (t *tasks) count(task *blixardv1.Task, open bool) {
+	id, array := task.GetId(), task.GetArray()
+	if array == "" || t.counted[id] == open {
+		return
+	}
+	if open {
+		t.counted[id] = true
+		t.open[array]++
+		return
+	}
+	delete(t.counted, id)
+	if t.open[array]--; t.open[array] == 0 {
+		delete(t.open, array)
+	}
+}
+
+// lookAfter looks at what waits for a task or an array.
+func (t *tasks) lookAfter(ref string) {
+	for waiting := range t.after[ref] {
+		t.look[waiting] = true
+	}
+}
+
+// dueAt is when time changes a task; zero when it does not.
+func dueAt(task *blixardv1.Task) time.Time {
+	st := task.GetStatus()
+	switch {
+	case state.Finished(st.GetState()):
+		return st.GetFinishedAt().AsTime().Add(state.TaskKeep(task.GetSpec()))
+	case st.GetVmId() == "" && st.GetNextTryAt() != nil:
+		return st.GetNextTryAt().AsTime()
+	case st.GetVmId() != "" && st.GetStartedAt() != nil && task.GetSpec().GetTimeout() != nil:
+		return st.GetStartedAt().AsTime().Add(task.GetSpec().GetTimeout().AsDuration())
+	}
+	return time.Time{}
+}
+
+// attempt tells of one change of the VM of an attempt.
+func (t *tasks) attempt(vm *blixardv1.VM, deleted bool) {
+	if !deleted && needsPlace(vm) {
+		t.unplaced[vm.GetTask()] = true
+	} else {
+		delete(t.unplaced, vm.GetTask())
+	}
+}
+
+// decide gives the steps that need no clock.
+func (t *tasks) decide(view View) []*blixardv1.TaskStep {
+	var steps []*blixardv1.TaskStep
+	for _, id := range slices.Sorted(maps.Keys(t.look)) {
+		if len(steps) >= stepsMax {
+			return steps
+		}
+		delete(t.look, id)
+		if s := afterStep(view, view.Task(id)); s != nil {
+			steps = append(steps, s)
+			t.unplaced[id] = t.unplaced[id] || s.GetKind() == blixardv1.TaskStep_begin
+		}
+	}
+	for len(steps) < stepsMax && len(t.unplaced) < beginMax {
+		q, ok := t.queue.DeleteMin()
+		if !ok {
+			break
+		}
+		delete(t.queued, q.id)
+		if task := view.Task(q.id); task.GetStatus().GetState() == blixardv1.TaskState_pending && task.GetStatus().GetVmId() == "" {
+			t.unplaced[q.id] = true
+			steps = append(steps, step(task, blixardv1.TaskStep_begin))
+		}
+	}
+	return steps
+}
+
+// dueSteps gives the steps of which the time has come.
+func (t *tasks) dueSteps(view View, now time.Time) []*blixardv1.TaskStep {
+	var steps []*blixardv1.TaskStep
+	for len(steps) < stepsMax {
+		d, ok := t.due.Min()
+		if !ok || d.at > now.UnixNano() {
+			break
+		}
+		t.due.DeleteMin()
+		delete(t.timed, d.id)
+		task := view.Task(d.id)
+		if task == nil || dueAt(task).UnixNano() != d.at {
+			continue // it has changed, which is about to be told
+		}
+		kind := blixardv1.TaskStep_begin
+		switch st := task.GetStatus(); {
+		case state.Finished(st.GetState()):
+			kind = blixardv1.TaskStep_forget
+		case st.GetVmId() != "":
+			kind = blixardv1.TaskStep_expire
+		default:
+			t.unplaced[d.id] = true
+		}
+		steps = append(steps, step(task, kind))
+	}
+	return steps
+}
+
+// refused tells that a step was not taken, because the task had changed.
+func (t *tasks) refused(id string) { delete(t.unplaced, id) }
+
+func step(task *blixardv1.Task, kind blixardv1.TaskStep_Kind) *blixardv1.TaskStep {
+	return &blixardv1.TaskStep{Kind: kind, TaskId: task.GetId(), TaskModifyIndex: task.GetModifyIndex()}
+}
+
+// afterStep gives what becomes of a task that comes after others; nil while it waits.
+func afterStep(view View, task *blixardv1.Task) *blixardv1.TaskStep {
+	if task.GetStatus().GetState() != blixardv1.TaskState_waiting {
+		return nil
+	}
+	wait := false
+	for _, ref := range task.GetSpec().GetAfter() {
+		others := view.TasksOfArray(ref)
+		if o := view.Task(ref); o != nil {
+			others = append(others, o)
+		}
+		name := ref
+		failed := len(others) == 0 // it was forgotten: nobody knows any more
+		for _, o := range others {
+			switch st := o.GetStatus().GetState(); {
+			case !state.Finished(st):
+				wait = true
+			case st != blixardv1.TaskState_succeeded:
+				failed, name = true, o.GetName()
+			}
+		}
+		if failed {
+			s := step(task, blixardv1.TaskStep_abandon)
+			s.Reference = "task " + name
+			return s
+		}
+	}
+	if wait {
+		return nil
+	}
+	return step(task, blixardv1.TaskStep_begin)
+}
+
+func stepCommand(steps []*blixardv1.TaskStep) *blixardv1.Command {
+	return &blixardv1.Command{Change: &blixardv1.Command_StepTasks{StepTasks: &blixardv1.StepTasksCommand{Steps: steps}}}
+}
+
+// taskLevel is the feature level of StepTasksCommand.
+var taskLevel = state.Level(stepCommand(nil))
+
+// TasksDue gives the commands for tasks of which the time has come: of the wall clock,
+// as it is in the log.
+func (c *Core) TasksDue(view View, now time.Time) []*blixardv1.Command {
+	if view.FeatureLevel() < taskLevel {
+		return nil
+	}
+	if steps := c.tasks.dueSteps(view, now); len(steps) > 0 {
+		return []*blixardv1.Command{stepCommand(steps)}
+	}
+	return nil
+}
