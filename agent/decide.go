@@ -350,6 +350,10 @@ func (c *Core) fail(r *blixardv1.AllocationRecord, reason, message string, now t
 
 // again schedules the next start.
 func (c *Core) again(r *blixardv1.AllocationRecord, reason, message string, at time.Time) {
+	if r.GetAllocation().GetOnce() && r.GetBoots() > 0 {
+		c.fail(r, reason, message+"; its command may have begun, and is begun once only", at)
+		return
+	}
 	r.Status.NextStartAt = timestamppb.New(at)
 	state := blixardv1.AllocationState_failed
 	if reason == "guest_reboot" || reason == "start_interrupted" {

@@ -35,8 +35,10 @@ func (q queuedTask) less(o queuedTask) bool {
 
 // dueTask is a task that time changes.
 type dueTask struct {
-	at int64 // Unix time in nanoseconds
+	at int64 // Unix time in nanoseconds, by this leader's clock
 	id string
+	// index at which it was as it is.
+	index uint64
 }
 
 func (d dueTask) less(o dueTask) bool {
@@ -47,6 +49,8 @@ func (d dueTask) less(o dueTask) bool {
 type tasks struct {
 	queue *btree.BTreeG[queuedTask]
 	due   *btree.BTreeG[dueTask]
+	// fresh tasks are not in due yet.
+	fresh map[string]bool
 	// queued and timed are where a task is in the trees.
 	queued map[string]queuedTask
 	timed  map[string]dueTask
@@ -70,7 +74,7 @@ func newTasks() *tasks {
 func (t *tasks) reset() {
 	t.queue, t.due = btree.NewG(taskDegree, queuedTask.less), btree.NewG(taskDegree, dueTask.less)
 	t.queued, t.timed = map[string]queuedTask{}, map[string]dueTask{}
-	t.unplaced, t.look = map[string]bool{}, map[string]bool{}
+	t.unplaced, t.look, t.fresh = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	t.after = map[string]map[string]bool{}
 	t.open, t.counted = map[string]int{}, map[string]bool{}
 }
@@ -112,6 +116,7 @@ func (t *tasks) changed(task *blixardv1.Task, deleted bool) {
 	if st.GetVmId() == "" {
 		delete(t.unplaced, id)
 	}
+	delete(t.fresh, id)
 	if deleted {
 		return
 	}
@@ -120,10 +125,8 @@ func (t *tasks) changed(task *blixardv1.Task, deleted bool) {
 		t.queued[id] = q
 		t.queue.ReplaceOrInsert(q)
 	}
-	if at := dueAt(task); !at.IsZero() {
-		d := dueTask{at.UnixNano(), id}
-		t.timed[id] = d
-		t.due.ReplaceOrInsert(d)
+	if at, _ := dueAt(task); !at.IsZero() {
+		t.fresh[id] = true
 	}
 }
 
@@ -151,18 +154,37 @@ func (t *tasks) lookAfter(ref string) {
 	}
 }
 
-// dueAt is when time changes a task; zero when it does not.
-func dueAt(task *blixardv1.Task) time.Time {
-	st := task.GetStatus()
+// dueAt is when time changes a task, and how long that is at most from when the task
+// became as it is; zero when time does not change it.
+func dueAt(task *blixardv1.Task) (at time.Time, most time.Duration) {
+	st, spec := task.GetStatus(), task.GetSpec()
 	switch {
 	case state.Finished(st.GetState()):
-		return st.GetFinishedAt().AsTime().Add(state.TaskKeep(task.GetSpec()))
+		most = state.TaskKeep(spec)
+		return st.GetFinishedAt().AsTime().Add(most), most
 	case st.GetVmId() == "" && st.GetNextTryAt() != nil:
-		return st.GetNextTryAt().AsTime()
-	case st.GetVmId() != "" && st.GetStartedAt() != nil && task.GetSpec().GetTimeout() != nil:
-		return st.GetStartedAt().AsTime().Add(task.GetSpec().GetTimeout().AsDuration())
+		return st.GetNextTryAt().AsTime(), state.TaskWait(task)
+	case st.GetVmId() != "" && st.GetStartedAt() != nil && spec.GetTimeout() != nil:
+		most = spec.GetTimeout().AsDuration()
+		return st.GetStartedAt().AsTime().Add(most), most
 	}
-	return time.Time{}
+	return time.Time{}, 0
+}
+
+// takeFresh notes when time changes the tasks that changed. The time in the log may be
+// of another leader, whose clock was ahead of this one's.
+func (t *tasks) takeFresh(view View, now time.Time) {
+	for id := range t.fresh {
+		task := view.Task(id)
+		at, most := dueAt(task)
+		if at.IsZero() {
+			continue // it has changed, which is about to be told
+		}
+		d := dueTask{now.Add(min(at.Sub(now), most)).UnixNano(), id, task.GetModifyIndex()}
+		t.timed[id] = d
+		t.due.ReplaceOrInsert(d)
+	}
+	clear(t.fresh)
 }
 
 // attempt tells of one change of the VM of an attempt.
@@ -203,6 +225,7 @@ func (t *tasks) decide(view View) []*blixardv1.TaskStep {
 
 // dueSteps gives the steps of which the time has come.
 func (t *tasks) dueSteps(view View, now time.Time) []*blixardv1.TaskStep {
+	t.takeFresh(view, now)
 	var steps []*blixardv1.TaskStep
 	for len(steps) < stepsMax {
 		d, ok := t.due.Min()
@@ -212,7 +235,7 @@ func (t *tasks) dueSteps(view View, now time.Time) []*blixardv1.TaskStep {
 		t.due.DeleteMin()
 		delete(t.timed, d.id)
 		task := view.Task(d.id)
-		if task == nil || dueAt(task).UnixNano() != d.at {
+		if task.GetModifyIndex() != d.index {
 			continue // it has changed, which is about to be told
 		}
 		kind := blixardv1.TaskStep_begin

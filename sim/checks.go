@@ -46,6 +46,12 @@ type checks struct {
 	top map[string]uint64
 	// lost are the placements that were given up.
 	lost map[string]bool
+	// once are the tasks, by id, and whether they are to run at most once; commands is
+	// what began of those.
+	once     map[string]bool
+	commands map[string]string
+	// attempts of tasks when they were submitted or retried.
+	attempts map[string]uint32
 }
 
 func newChecks(w *world) *checks {
@@ -53,6 +59,7 @@ func newChecks(w *world) *checks {
 		w: w, log: map[uint64]agreed{}, states: map[uint64][sha256.Size]byte{}, leaders: map[uint64]int{},
 		epochs: map[string]uint64{}, lives: map[life]string{}, acked: map[uint64]bool{},
 		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{}, lost: map[string]bool{},
+		once: map[string]bool{}, commands: map[string]string{}, attempts: map[string]uint32{},
 	}
 }
 
@@ -160,6 +167,7 @@ func (c *checks) saw(view *state.View) {
 	changes, err := view.ChangesAfter(c.seen)
 	c.seen = view.Index()
 	if err != nil { // after a snapshot, the changes that led there are not known
+		c.tasksUnknown()
 		for _, n := range view.Nodes() {
 			c.node(n)
 		}
@@ -173,6 +181,8 @@ func (c *checks) saw(view *state.View) {
 			c.node(ch.Node)
 		case state.KindAllocation:
 			c.epoch(ch.Allocation)
+		case state.KindTask:
+			c.task(ch.Task)
 		}
 	}
 }
@@ -206,6 +216,7 @@ func (c *checks) started(v *vmm) {
 		c.w.fail("%s of VM %s is started for the second time", v.id, a.GetVmName())
 	}
 	c.boots[v.id] = true
+	c.begun(v)
 	for _, h := range c.w.hosts {
 		for _, other := range h.machine.running() {
 			if other != v && other.rec.GetAllocation().GetVmId() == a.GetVmId() && !copies(other, v) {
@@ -255,6 +266,12 @@ func (w *world) settled(view *state.View) bool {
 	if w.damaged != nil {
 		w.unsettled = fmt.Sprintf("host %d is being replaced", w.damaged.n)
 		return false
+	}
+	for _, t := range view.Tasks("", 0) {
+		if why := w.unsettledTask(view, t); why != "" {
+			w.unsettled = fmt.Sprintf("task %s: %s", t.GetName(), why)
+			return false
+		}
 	}
 	for _, h := range w.hosts {
 		want := blixardv1.NodeState_ready

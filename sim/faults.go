@@ -45,6 +45,7 @@ type faults struct {
 	actionFails        float64
 	bootFails          float64
 	guestEnds          time.Duration
+	tasks              bool
 	// rot of disks, and flips in snapshots on their way.
 	rot   time.Duration
 	flips float64
@@ -98,6 +99,7 @@ func (w *world) drawFaults() faults {
 	}
 	f.readyTimeout = w.between(3*time.Second, 20*time.Second)
 	f.guestEnds = some(0.6, 2*time.Second, 30*time.Second)
+	f.tasks = w.chance(0.5)
 	if w.chance(0.5) {
 		f.actionFails, f.bootFails = w.Float64()*0.3, w.Float64()*0.7
 	}

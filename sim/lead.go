@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/leader"
@@ -74,6 +75,7 @@ func (h *host) round() {
 	l.index, l.since = view.Index(), h.w.now
 	cmds := append(l.core.Decide(view), h.table.Due(view.Nodes(), h.monotonic())...)
 	cmds = append(cmds, leader.Dampen(view, epoch.Add(h.w.now))...)
+	cmds = append(cmds, l.core.TasksDue(view, h.now())...)
 	for _, cmd := range l.core.Reschedule(view, h.monotonic()) {
 		h.w.count("VMs tried elsewhere")
 		cmds = append(cmds, cmd)
@@ -82,7 +84,7 @@ func (h *host) round() {
 		cmds = append(cmds, h.changeMembers(l, view)...)
 	}
 	for _, cmd := range cmds {
-		cmd.Actor = "leader:" + h.nodeID
+		cmd.Actor, cmd.Time = "leader:"+h.nodeID, timestamppb.New(h.now())
 		l.underWay++
 		h.steps.ProposeInTermAsync(l.term, cmd, func(r state.Result, err error) {
 			l.underWay--

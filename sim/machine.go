@@ -15,7 +15,11 @@ import (
 	"github.com/blixard/blixard/supervisor"
 )
 
-const sigKill = 9
+const (
+	sigKill = 9
+	// taskTime is the mean time that the command of a task takes.
+	taskTime = 3 * time.Second
+)
 
 // machine is what of a host outlives its daemon: the hypervisors, the product's
 // fence of the exclusive ones, and the agent's journal, which outlives a power
@@ -180,10 +184,14 @@ func (v *vmm) becomeReady() {
 	}
 	v.ready = true
 	v.tell()
-	if w.faults.guestEnds == 0 {
+	ends := w.faults.guestEnds
+	if v.rec.GetAllocation().GetKeepOutput() != nil {
+		ends = taskTime
+	}
+	if ends == 0 {
 		return
 	}
-	w.after(time.Duration(w.ExpFloat64()*float64(w.faults.guestEnds)), func() {
+	w.after(time.Duration(w.ExpFloat64()*float64(ends)), func() {
 		if v.ended || w.healing {
 			return
 		}

@@ -141,6 +141,9 @@ func (w *world) live(safety time.Duration) {
 		w.client(id)
 	}
 	w.user()
+	if w.faults.tasks {
+		w.tasks()
+	}
 	w.inject()
 	// One whose faults let too little happen goes on for longer.
 	for try := 0; try < extensionsMax && (try == 0 || len(w.history) < operationsMin); try++ {

@@ -19,9 +19,9 @@ import (
 // Waits before the next attempt of a task.
 const (
 	taskBackoffDefault = 5 * time.Second
-	taskBackoffMax     = 10 * time.Minute
 	// taskClaimWait before an attempt that could not get what it needs is begun again.
-	taskClaimWait = 5 * time.Second
+	taskClaimWait  = 5 * time.Second
+	taskBackoffMax = 10 * time.Minute
 )
 
 // outcome of an attempt.
@@ -68,6 +68,9 @@ func attemptSpec(t *blixardv1.Task) *blixardv1.VMSpec {
 // such as a volume that another VM has, waits and is not counted.
 func (b *batch) beginAttempt(t *blixardv1.Task) {
 	t.Status = &blixardv1.TaskStatus{State: taskPending, Attempt: t.GetStatus().GetAttempt() + 1, Tries: t.GetStatus().GetTries() + 1}
+	if planted.Is(planted.RetriesNotCounted) {
+		t.Status.Tries = 1
+	}
 	vm := &blixardv1.VM{
 		Id: attemptVMID(t), Name: t.GetId() + "-" + strconv.FormatUint(uint64(t.Status.Attempt), 10), Spec: attemptSpec(t), Generation: 1,
 		CreateIndex: b.index, CreatedAt: b.time, Labels: t.GetLabels(), Task: t.GetId(),
@@ -110,6 +113,7 @@ func (b *batch) followAttempt(vm *blixardv1.VM, dropped bool) {
 	case atMostOnce(t) && t.Status.GetAllocationId() != "" && st.GetAllocationId() == "":
 		b.endAttempt(t, outcome{reason: "taken-away", message: "it was taken off node " + t.Status.GetNode() + ", where it may have begun"})
 		return
+	case planted.Is(planted.TaskEndIsLost) && Ended(st.GetState()) && t.GetSpec().GetRetries() == 0:
 	case Ended(st.GetState()) && st.GetNextStartAt() == nil:
 		if st.GetStartedAt() != nil && t.Status.StartedAt == nil {
 			t.Status.StartedAt = st.GetStartedAt()
@@ -168,6 +172,11 @@ func taskBackoff(spec *blixardv1.TaskSpec, tries uint32) time.Duration {
 		wait *= 2
 	}
 	return min(wait, taskBackoffMax)
+}
+
+// TaskWait is how long a task waits at most for its next attempt.
+func TaskWait(t *blixardv1.Task) time.Duration {
+	return max(taskClaimWait, taskBackoff(t.GetSpec(), t.GetStatus().GetTries()))
 }
 
 // finish ends a task, of which t is a fresh copy.

@@ -58,7 +58,7 @@ func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
 		StartCount: 1, Status: status, CreateIndex: b.index, Interfaces: vm.GetInterfaces(), Volumes: volumes,
 	}
 	if t := b.task(vm.GetTask()); t != nil {
-		a.KeepOutput = durationpb.New(TaskKeep(t.GetSpec()))
+		a.KeepOutput, a.Once = durationpb.New(TaskKeep(t.GetSpec())), atMostOnce(t)
 	}
 	b.putAllocation(a)
 	next := copyVM(vm)

@@ -2866,7 +2866,9 @@ type Allocation struct {
 	Volumes []*AllocatedVolume `protobuf:"bytes,16,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	// keep_output is how long the node keeps what the VM's command said after the
 	// allocation is gone; unset means not at all.
-	KeepOutput    *durationpb.Duration `protobuf:"bytes,17,opt,name=keep_output,json=keepOutput,proto3" json:"keep_output,omitempty"`
+	KeepOutput *durationpb.Duration `protobuf:"bytes,17,opt,name=keep_output,json=keepOutput,proto3" json:"keep_output,omitempty"`
+	// once: the node starts its hypervisor once, whatever becomes of it.
+	Once          bool `protobuf:"varint,18,opt,name=once,proto3" json:"once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3018,6 +3020,13 @@ func (x *Allocation) GetKeepOutput() *durationpb.Duration {
 		return x.KeepOutput
 	}
 	return nil
+}
+
+func (x *Allocation) GetOnce() bool {
+	if x != nil {
+		return x.Once
+	}
+	return false
 }
 
 // AllocatedVolume is a volume as it was given to an allocation.
@@ -3954,7 +3963,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x03run\x10\x01\x12\b\n" +
 	"\x04stop\x10\x02\x12\n" +
 	"\n" +
-	"\x06remove\x10\x03\"\x9b\x05\n" +
+	"\x06remove\x10\x03\"\xaf\x05\n" +
 	"\n" +
 	"Allocation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x13\n" +
@@ -3981,7 +3990,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"interfaces\x125\n" +
 	"\avolumes\x18\x10 \x03(\v2\x1b.blixard.v1.AllocatedVolumeR\avolumes\x12:\n" +
 	"\vkeep_output\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"keepOutput\"\xa8\x01\n" +
+	"keepOutput\x12\x12\n" +
+	"\x04once\x18\x12 \x01(\bR\x04once\"\xa8\x01\n" +
 	"\x0fAllocatedVolume\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
