@@ -153,7 +153,7 @@ func (s *scenario) desire(d *datadriven.TestData, id string) {
 		n, _ := strconv.Atoi(v)
 		a.Spec.Ports = []*blixardv1.PublishedPort{{HostPort: uint32(n), GuestPort: 80}}
 	}
-	a.Spec.Paused = has(d, "paused")
+	a.Spec.Paused, a.Once = has(d, "paused"), has(d, "once")
 	if has(d, "checked") {
 		a.Spec.Health = &blixardv1.HealthCheck{Probe: &blixardv1.HealthCheck_Agent{Agent: true}, Keep: has(d, "keep")}
 	}
