@@ -200,6 +200,46 @@ func BenchmarkRun(b *testing.B) {
 	}
 }
 
+// BenchmarkTask compares the time from the submission of a task to its first output with QEMU run by hand with the
+// same arguments up to the same output.
+func BenchmarkTask(b *testing.B) {
+	n := startNode(b)
+	n.create("first", plain)
+	n.awaitRunning("first")
+	bare := likeVM(b, n)
+	n.delete("first")
+	for b.Loop() {
+		var product, hand []time.Duration
+		for range rounds {
+			cmd := n.command("task", "submit", "--wait", "busybox", "--", "echo", "out")
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				b.Fatal(err)
+			}
+			begin := time.Now()
+			if err := cmd.Start(); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 1)); err != nil {
+				b.Fatal(err)
+			}
+			product = append(product, time.Since(begin))
+			if err := cmd.Wait(); err != nil {
+				b.Fatal(err)
+			}
+			m := bare.boot(b)
+			s := m.Connect()
+			if _, err := s.Configure(b.Context(), bareConfig("echo", "out")); err != nil {
+				b.Fatal(err)
+			}
+			m.AwaitConsole("out")
+			hand = append(hand, time.Since(m.Started))
+			m.Kill()
+		}
+		report(b, product, hand)
+	}
+}
+
 func report(b *testing.B, product, hand []time.Duration) {
 	p, h := median(product), median(hand)
 	b.ReportMetric(milliseconds(p), "product-ms")

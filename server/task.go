@@ -139,10 +139,13 @@ func (s taskService) WatchTasks(req *blixardv1.WatchTasksRequest, stream blixard
 	}
 	if index == 0 {
 		index = view.Index()
-		for _, t := range view.Tasks("", 0) {
-			if !fits(t) {
-				continue
-			}
+		there := view.TasksOfArray(array)
+		if id != "" {
+			there = append(there, view.Task(id))
+		} else if req.GetName() == "" {
+			there = view.Tasks("", 0)
+		}
+		for _, t := range there {
 			if err := stream.Send(&blixardv1.WatchTasksResponse{Index: index, Task: t}); err != nil {
 				return err
 			}

@@ -119,7 +119,7 @@ func (b *batch) renameVM(c *blixardv1.RenameVMCommand) Result {
 		return Result{Index: b.index, VM: old}
 	case c.GetNewName() == "" || idPattern.MatchString(c.GetNewName()):
 		return refused(b.index, problem.New(problem.Invalid, "vm.name_is_id", "the name %q looks like an id", c.GetNewName()).
-			WithHint("choose a name that does not begin with vm- and 16 letters or digits"))
+			WithHint("choose a name that does not begin with vm- or task- and 16 letters or digits"))
 	}
 	if other := b.vm(c.GetNewName()); other != nil {
 		return refused(b.index, problem.New(problem.Conflict, "vm.name_taken", "there is a VM %q already", c.GetNewName()).

@@ -12,8 +12,9 @@ import (
 	"github.com/blixard/blixard/internal/problem"
 )
 
-// idPattern is what ids look like; a name of that form could be taken for one.
-var idPattern = regexp.MustCompile(`^vm-[a-z0-9]{16}$`)
+// idPattern is what ids look like, and the names of VMs of tasks; a name of that form
+// could be taken for one.
+var idPattern = regexp.MustCompile(`^(vm-[a-z0-9]{16}|task-[a-z0-9]{16}(-[0-9]+)*)$`)
 
 // Reasons of a VM that has no allocation.
 const (
@@ -28,7 +29,7 @@ func (b *batch) createVM(c *blixardv1.CreateVMCommand) Result {
 	}
 	if idPattern.MatchString(c.GetName()) {
 		return refused(b.index, problem.New(problem.Invalid, "vm.name_is_id", "the name %q looks like an id", c.GetName()).
-			WithHint("choose a name that does not begin with vm- and 16 letters or digits"))
+			WithHint("choose a name that does not begin with vm- or task- and 16 letters or digits"))
 	}
 	if other := b.vm(c.GetName()); other != nil && !planted.Is(planted.NamesTakenTwice) {
 		return refused(b.index, problem.New(problem.Conflict, "vm.name_taken", "there is a VM %q already", c.GetName()).
