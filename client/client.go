@@ -173,6 +173,11 @@ func (c *Client) Secrets() blixardv1.SecretServiceClient {
 	return blixardv1.NewSecretServiceClient(c.conn)
 }
 
+// Quotas bound what projects may have.
+func (c *Client) Quotas() blixardv1.QuotaServiceClient {
+	return blixardv1.NewQuotaServiceClient(c.conn)
+}
+
 // Cluster forms the cluster and changes its members.
 func (c *Client) Cluster() blixardv1.ClusterServiceClient {
 	return blixardv1.NewClusterServiceClient(c.conn)

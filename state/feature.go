@@ -17,7 +17,9 @@ import (
 //	7  try VMs on other nodes
 //	8  dampen nodes
 //	9  reports name the start of their agent
-const FeatureLevel = 9
+//	10 tasks
+//	11 projects and quotas
+const FeatureLevel = 11
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -27,6 +29,7 @@ var levels = map[protoreflect.Name]uint32{
 	"create_volume": 3, "resize_volume": 3, "delete_volume": 3, "release_volume": 3, "move_volume": 3, "snapshot_volume": 3,
 	"create_network": 3, "update_network": 3, "delete_network": 3, "set_secret": 3, "delete_secret": 3,
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
+	"set_quota": 11, "remove_quota": 11,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.
@@ -55,6 +58,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	}
 	if cmd.GetReport().GetIncarnation() != 0 {
 		return 9
+	}
+	if cmd.GetCreateVm().GetProject() != "" {
+		return 11
 	}
 	return max(levels[field.Name()], levelOfSpec(cmd.GetCreateVm().GetSpec()), levelOfSpec(cmd.GetUpdateVm().GetSpec()), 1)
 }

@@ -36,6 +36,8 @@ type Result struct {
 	Volume  *blixardv1.Volume
 	Network *blixardv1.Network
 	Secret  *blixardv1.Secret
+	// Quota after SetQuota, and its last form after RemoveQuota.
+	Quota *blixardv1.Quota
 	// Problem is why the command changed nothing; nil when it was carried out.
 	Problem *problem.Error
 	// Refused are the placements or reports that were refused by themselves while
@@ -70,6 +72,7 @@ const (
 	KindVolume     Kind = 8
 	KindNetwork    Kind = 9
 	KindSecret     Kind = 10
+	KindQuota      Kind = 12
 )
 
 // Change is one object as an entry left it. Exactly the field that Kind names is
@@ -88,4 +91,5 @@ type Change struct {
 	Volume     *blixardv1.Volume
 	Network    *blixardv1.Network
 	Secret     *blixardv1.Secret
+	Quota      *blixardv1.Quota
 }

@@ -20,8 +20,10 @@ const (
 	tableVolume     = "volume"
 	tableNetwork    = "network"
 	tableSecret     = "secret"
-	// Claims are derived from the VMs and no part of a snapshot.
+	tableQuota      = "quota"
+	// Claims and usages are derived from the VMs and no part of a snapshot.
 	tableClaim = "claim"
+	tableUsage = "usage"
 
 	indexID   = "id"
 	indexName = "name"
@@ -110,6 +112,12 @@ func schema() *memdb.DBSchema {
 		),
 		tableSecret: table(tableSecret,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Secret]((*blixardv1.Secret).GetName)},
+		),
+		tableQuota: table(tableQuota,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Quota]((*blixardv1.Quota).GetProject)},
+		),
+		tableUsage: table(tableUsage,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.ProjectUsage]((*blixardv1.ProjectUsage).GetProject)},
 		),
 		tableClaim: table(tableClaim,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*claim]((*claim).id)},

@@ -184,6 +184,10 @@ func (b *batch) runGuests(cmd *blixardv1.Command) Result {
 		return b.setSecret(c.SetSecret)
 	case *blixardv1.Command_DeleteSecret:
 		return b.deleteSecret(c.DeleteSecret)
+	case *blixardv1.Command_SetQuota:
+		return b.setQuota(c.SetQuota)
+	case *blixardv1.Command_RemoveQuota:
+		return b.removeQuota(c.RemoveQuota)
 	}
 	return b.runCluster(cmd)
 }

@@ -78,6 +78,8 @@ type Command struct {
 	//	*Command_UpdateNode
 	//	*Command_MoveVm
 	//	*Command_Reschedule
+	//	*Command_SetQuota
+	//	*Command_RemoveQuota
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -499,6 +501,24 @@ func (x *Command) GetReschedule() *RescheduleCommand {
 	return nil
 }
 
+func (x *Command) GetSetQuota() *SetQuotaCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_SetQuota); ok {
+			return x.SetQuota
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveQuota() *RemoveQuotaCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_RemoveQuota); ok {
+			return x.RemoveQuota
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -659,6 +679,14 @@ type Command_Reschedule struct {
 	Reschedule *RescheduleCommand `protobuf:"bytes,48,opt,name=reschedule,proto3,oneof"`
 }
 
+type Command_SetQuota struct {
+	SetQuota *SetQuotaCommand `protobuf:"bytes,54,opt,name=set_quota,json=setQuota,proto3,oneof"`
+}
+
+type Command_RemoveQuota struct {
+	RemoveQuota *RemoveQuotaCommand `protobuf:"bytes,55,opt,name=remove_quota,json=removeQuota,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -737,13 +765,19 @@ func (*Command_MoveVm) isCommand_Change() {}
 
 func (*Command_Reschedule) isCommand_Change() {}
 
+func (*Command_SetQuota) isCommand_Change() {}
+
+func (*Command_RemoveQuota) isCommand_Change() {}
+
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Spec          *VMSpec                `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Spec   *VMSpec                `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	Labels map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// project as in VM.
+	Project       string `protobuf:"bytes,15,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -804,6 +838,13 @@ func (x *CreateVMCommand) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *CreateVMCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 // UpdateVMCommand replaces the spec by a final, defaulted one.
@@ -1820,6 +1861,119 @@ func (x *DeleteSecretCommand) GetName() string {
 	return ""
 }
 
+// SetQuotaCommand makes a quota, or changes those of its limits that are set.
+type SetQuotaCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	Limits        *QuotaLimits           `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetQuotaCommand) Reset() {
+	*x = SetQuotaCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetQuotaCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetQuotaCommand) ProtoMessage() {}
+
+func (x *SetQuotaCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetQuotaCommand.ProtoReflect.Descriptor instead.
+func (*SetQuotaCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SetQuotaCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *SetQuotaCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *SetQuotaCommand) GetLimits() *QuotaLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type RemoveQuotaCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveQuotaCommand) Reset() {
+	*x = RemoveQuotaCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveQuotaCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveQuotaCommand) ProtoMessage() {}
+
+func (x *RemoveQuotaCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveQuotaCommand.ProtoReflect.Descriptor instead.
+func (*RemoveQuotaCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RemoveQuotaCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *RemoveQuotaCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
 // SetVMDesiredCommand starts, stops or restarts a VM.
 type SetVMDesiredCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1837,7 +1991,7 @@ type SetVMDesiredCommand struct {
 
 func (x *SetVMDesiredCommand) Reset() {
 	*x = SetVMDesiredCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1849,7 +2003,7 @@ func (x *SetVMDesiredCommand) String() string {
 func (*SetVMDesiredCommand) ProtoMessage() {}
 
 func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1862,7 +2016,7 @@ func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMDesiredCommand.ProtoReflect.Descriptor instead.
 func (*SetVMDesiredCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetVMDesiredCommand) GetName() string {
@@ -1920,7 +2074,7 @@ type DeleteVMCommand struct {
 
 func (x *DeleteVMCommand) Reset() {
 	*x = DeleteVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1932,7 +2086,7 @@ func (x *DeleteVMCommand) String() string {
 func (*DeleteVMCommand) ProtoMessage() {}
 
 func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1945,7 +2099,7 @@ func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteVMCommand) GetName() string {
@@ -1988,7 +2142,7 @@ type LabelVMCommand struct {
 
 func (x *LabelVMCommand) Reset() {
 	*x = LabelVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2154,7 @@ func (x *LabelVMCommand) String() string {
 func (*LabelVMCommand) ProtoMessage() {}
 
 func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2167,7 @@ func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelVMCommand.ProtoReflect.Descriptor instead.
 func (*LabelVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LabelVMCommand) GetName() string {
@@ -2052,7 +2206,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2218,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2231,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Placement) GetVmId() string {
@@ -2119,7 +2273,7 @@ type PlaceCommand struct {
 
 func (x *PlaceCommand) Reset() {
 	*x = PlaceCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2285,7 @@ func (x *PlaceCommand) String() string {
 func (*PlaceCommand) ProtoMessage() {}
 
 func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2298,7 @@ func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceCommand.ProtoReflect.Descriptor instead.
 func (*PlaceCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PlaceCommand) GetPlacements() []*Placement {
@@ -2167,7 +2321,7 @@ type ReportCommand struct {
 
 func (x *ReportCommand) Reset() {
 	*x = ReportCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2333,7 @@ func (x *ReportCommand) String() string {
 func (*ReportCommand) ProtoMessage() {}
 
 func (x *ReportCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2346,7 @@ func (x *ReportCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportCommand.ProtoReflect.Descriptor instead.
 func (*ReportCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReportCommand) GetNodeId() string {
@@ -2229,7 +2383,7 @@ type RegisterNodeCommand struct {
 
 func (x *RegisterNodeCommand) Reset() {
 	*x = RegisterNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2395,7 @@ func (x *RegisterNodeCommand) String() string {
 func (*RegisterNodeCommand) ProtoMessage() {}
 
 func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2408,7 @@ func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeCommand.ProtoReflect.Descriptor instead.
 func (*RegisterNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RegisterNodeCommand) GetNodeId() string {
@@ -2297,7 +2451,7 @@ type SetVMReasonCommand struct {
 
 func (x *SetVMReasonCommand) Reset() {
 	*x = SetVMReasonCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2463,7 @@ func (x *SetVMReasonCommand) String() string {
 func (*SetVMReasonCommand) ProtoMessage() {}
 
 func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2476,7 @@ func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMReasonCommand.ProtoReflect.Descriptor instead.
 func (*SetVMReasonCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetVMReasonCommand) GetVmId() string {
@@ -2360,7 +2514,7 @@ type FormClusterCommand struct {
 
 func (x *FormClusterCommand) Reset() {
 	*x = FormClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +2526,7 @@ func (x *FormClusterCommand) String() string {
 func (*FormClusterCommand) ProtoMessage() {}
 
 func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +2539,7 @@ func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
 func (*FormClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FormClusterCommand) GetClusterId() string {
@@ -2431,7 +2585,7 @@ type RecoverClusterCommand struct {
 
 func (x *RecoverClusterCommand) Reset() {
 	*x = RecoverClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2597,7 @@ func (x *RecoverClusterCommand) String() string {
 func (*RecoverClusterCommand) ProtoMessage() {}
 
 func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2610,7 @@ func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
 func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RecoverClusterCommand) GetClusterId() string {
@@ -2503,7 +2657,7 @@ type RotateAuthorityCommand struct {
 
 func (x *RotateAuthorityCommand) Reset() {
 	*x = RotateAuthorityCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +2669,7 @@ func (x *RotateAuthorityCommand) String() string {
 func (*RotateAuthorityCommand) ProtoMessage() {}
 
 func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +2682,7 @@ func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
@@ -2569,7 +2723,7 @@ type DropAuthoritiesCommand struct {
 
 func (x *DropAuthoritiesCommand) Reset() {
 	*x = DropAuthoritiesCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2735,7 @@ func (x *DropAuthoritiesCommand) String() string {
 func (*DropAuthoritiesCommand) ProtoMessage() {}
 
 func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2748,7 @@ func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 // CreateTokenCommand makes a token known; its secret stays with who made it.
@@ -2611,7 +2765,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2777,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2790,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -2683,7 +2837,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2849,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2862,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -2731,7 +2885,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +2897,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +2910,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -2796,7 +2950,7 @@ type ChangeMemberCommand struct {
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +2962,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +2975,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -2877,7 +3031,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +3043,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +3056,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -2930,7 +3084,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3096,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3109,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -2986,7 +3140,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3152,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3165,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -3039,7 +3193,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3205,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3218,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -3098,7 +3252,7 @@ type UpdateNodeCommand struct {
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3264,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3277,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -3177,7 +3331,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3343,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3356,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3260,6 +3414,7 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Volume
 	//	*StateSnapshot_Network
 	//	*StateSnapshot_Secret
+	//	*StateSnapshot_Quota
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3267,7 +3422,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3279,7 +3434,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3292,7 +3447,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -3428,6 +3583,15 @@ func (x *StateSnapshot) GetSecret() *Secret {
 	return nil
 }
 
+func (x *StateSnapshot) GetQuota() *Quota {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Quota); ok {
+			return x.Quota
+		}
+	}
+	return nil
+}
+
 type isStateSnapshot_Record interface {
 	isStateSnapshot_Record()
 }
@@ -3490,6 +3654,10 @@ type StateSnapshot_Secret struct {
 	Secret *Secret `protobuf:"bytes,14,opt,name=secret,proto3,oneof"`
 }
 
+type StateSnapshot_Quota struct {
+	Quota *Quota `protobuf:"bytes,16,opt,name=quota,proto3,oneof"`
+}
+
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Vm) isStateSnapshot_Record() {}
@@ -3518,6 +3686,8 @@ func (*StateSnapshot_Network) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Secret) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_Quota) isStateSnapshot_Record() {}
+
 // StateHeader says what the stream holds.
 type StateHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3529,7 +3699,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3541,7 +3711,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3554,7 +3724,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -3584,7 +3754,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +3766,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +3779,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -3647,7 +3817,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3829,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3842,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -3743,7 +3913,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x15\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\x16\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3795,13 +3965,16 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\amove_vm\x18/ \x01(\v2\x19.blixard.v1.MoveVMCommandH\x00R\x06moveVm\x12?\n" +
 	"\n" +
 	"reschedule\x180 \x01(\v2\x1d.blixard.v1.RescheduleCommandH\x00R\n" +
-	"rescheduleB\b\n" +
-	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
+	"reschedule\x12:\n" +
+	"\tset_quota\x186 \x01(\v2\x1b.blixard.v1.SetQuotaCommandH\x00R\bsetQuota\x12C\n" +
+	"\fremove_quota\x187 \x01(\v2\x1e.blixard.v1.RemoveQuotaCommandH\x00R\vremoveQuotaB\b\n" +
+	"\x06changeJ\x04\b\x04\x10\x05\"\xf3\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\x12?\n" +
-	"\x06labels\x18\x04 \x03(\v2'.blixard.v1.CreateVMCommand.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x04 \x03(\v2'.blixard.v1.CreateVMCommand.LabelsEntryR\x06labels\x12\x18\n" +
+	"\aproject\x18\x0f \x01(\tR\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
@@ -3881,7 +4054,14 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\vcreate_only\x18\x04 \x01(\bR\n" +
 	"createOnly\")\n" +
 	"\x13DeleteSecretCommand\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xdf\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x83\x01\n" +
+	"\x0fSetQuotaCommand\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12/\n" +
+	"\x06limits\x18\x03 \x01(\v2\x17.blixard.v1.QuotaLimitsR\x06limits\"U\n" +
+	"\x12RemoveQuotaCommand\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\"\xdf\x01\n" +
 	"\x13SetVMDesiredCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x127\n" +
@@ -3995,7 +4175,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xaa\x05\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xd5\x05\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -4013,7 +4193,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05image\x18\v \x01(\v2\x11.blixard.v1.ImageH\x00R\x05image\x12,\n" +
 	"\x06volume\x18\f \x01(\v2\x12.blixard.v1.VolumeH\x00R\x06volume\x12/\n" +
 	"\anetwork\x18\r \x01(\v2\x13.blixard.v1.NetworkH\x00R\anetwork\x12,\n" +
-	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secretB\b\n" +
+	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secret\x12)\n" +
+	"\x05quota\x18\x10 \x01(\v2\x11.blixard.v1.QuotaH\x00R\x05quotaB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -4045,7 +4226,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),        // 1: blixard.v1.CreateVMCommand
@@ -4066,81 +4247,85 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*DeleteNetworkCommand)(nil),   // 16: blixard.v1.DeleteNetworkCommand
 	(*SetSecretCommand)(nil),       // 17: blixard.v1.SetSecretCommand
 	(*DeleteSecretCommand)(nil),    // 18: blixard.v1.DeleteSecretCommand
-	(*SetVMDesiredCommand)(nil),    // 19: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),        // 20: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),         // 21: blixard.v1.LabelVMCommand
-	(*Placement)(nil),              // 22: blixard.v1.Placement
-	(*PlaceCommand)(nil),           // 23: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),          // 24: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),    // 25: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),     // 26: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),     // 27: blixard.v1.FormClusterCommand
-	(*RecoverClusterCommand)(nil),  // 28: blixard.v1.RecoverClusterCommand
-	(*RotateAuthorityCommand)(nil), // 29: blixard.v1.RotateAuthorityCommand
-	(*DropAuthoritiesCommand)(nil), // 30: blixard.v1.DropAuthoritiesCommand
-	(*CreateTokenCommand)(nil),     // 31: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),     // 32: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),    // 33: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),    // 34: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),    // 35: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),           // 36: blixard.v1.EvictCommand
-	(*LoseCommand)(nil),            // 37: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),       // 38: blixard.v1.DrainNodeCommand
-	(*UpdateNodeCommand)(nil),      // 39: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 40: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 41: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 42: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 43: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 44: blixard.v1.IdempotencyRecord
-	nil,                            // 45: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 46: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 47: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 48: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 49: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 50: blixard.v1.VMSpec
-	(*Image)(nil),                  // 51: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 52: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 53: blixard.v1.Network
-	(*NetworkRules)(nil),           // 54: blixard.v1.NetworkRules
-	(DesiredState_Enum)(0),         // 55: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 56: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 57: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 58: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 59: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 60: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 61: google.protobuf.Duration
-	(*VM)(nil),                     // 62: blixard.v1.VM
-	(*Allocation)(nil),             // 63: blixard.v1.Allocation
-	(*Node)(nil),                   // 64: blixard.v1.Node
-	(*Event)(nil),                  // 65: blixard.v1.Event
-	(*Cluster)(nil),                // 66: blixard.v1.Cluster
-	(*Token)(nil),                  // 67: blixard.v1.Token
-	(*Volume)(nil),                 // 68: blixard.v1.Volume
-	(*Secret)(nil),                 // 69: blixard.v1.Secret
-	(*Problem)(nil),                // 70: blixard.v1.Problem
+	(*SetQuotaCommand)(nil),        // 19: blixard.v1.SetQuotaCommand
+	(*RemoveQuotaCommand)(nil),     // 20: blixard.v1.RemoveQuotaCommand
+	(*SetVMDesiredCommand)(nil),    // 21: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),        // 22: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),         // 23: blixard.v1.LabelVMCommand
+	(*Placement)(nil),              // 24: blixard.v1.Placement
+	(*PlaceCommand)(nil),           // 25: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),          // 26: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),    // 27: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),     // 28: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),     // 29: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),  // 30: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil), // 31: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil), // 32: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),     // 33: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),     // 34: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),    // 35: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),    // 36: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),    // 37: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),           // 38: blixard.v1.EvictCommand
+	(*LoseCommand)(nil),            // 39: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),       // 40: blixard.v1.DrainNodeCommand
+	(*UpdateNodeCommand)(nil),      // 41: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 42: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 43: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 44: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 45: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 46: blixard.v1.IdempotencyRecord
+	nil,                            // 47: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 48: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 49: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 50: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 51: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 52: blixard.v1.VMSpec
+	(*Image)(nil),                  // 53: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 54: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 55: blixard.v1.Network
+	(*NetworkRules)(nil),           // 56: blixard.v1.NetworkRules
+	(*QuotaLimits)(nil),            // 57: blixard.v1.QuotaLimits
+	(DesiredState_Enum)(0),         // 58: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 59: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 60: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 61: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 62: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),            // 63: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 64: google.protobuf.Duration
+	(*VM)(nil),                     // 65: blixard.v1.VM
+	(*Allocation)(nil),             // 66: blixard.v1.Allocation
+	(*Node)(nil),                   // 67: blixard.v1.Node
+	(*Event)(nil),                  // 68: blixard.v1.Event
+	(*Cluster)(nil),                // 69: blixard.v1.Cluster
+	(*Token)(nil),                  // 70: blixard.v1.Token
+	(*Volume)(nil),                 // 71: blixard.v1.Volume
+	(*Secret)(nil),                 // 72: blixard.v1.Secret
+	(*Quota)(nil),                  // 73: blixard.v1.Quota
+	(*Problem)(nil),                // 74: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	49, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	51, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	19, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	20, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	21, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	23, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	24, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	25, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	26, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	27, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	31, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	32, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	33, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	34, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	35, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	40, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	38, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	36, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	28, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	29, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	30, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	21, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	22, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	23, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	25, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	26, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	27, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	28, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	29, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	33, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	34, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	35, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	36, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	37, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	42, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	40, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	38, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	30, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	31, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	32, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
 	2,  // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
 	5,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
 	6,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
@@ -4156,52 +4341,56 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	16, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
 	17, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
 	18, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	37, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	39, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	39, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	41, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
 	3,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
 	4,  // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
-	50, // 40: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	45, // 41: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	50, // 42: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	51, // 43: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	46, // 44: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	52, // 45: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	53, // 46: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	54, // 47: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	55, // 48: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	47, // 49: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	22, // 50: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	56, // 51: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	57, // 52: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	58, // 53: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	59, // 54: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	49, // 55: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	58, // 56: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	59, // 57: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	48, // 58: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	60, // 59: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	61, // 60: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	42, // 61: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	62, // 62: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	63, // 63: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	64, // 64: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	65, // 65: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	44, // 66: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	43, // 67: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	66, // 68: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	58, // 69: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	67, // 70: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	51, // 71: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	68, // 72: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	53, // 73: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	69, // 74: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	49, // 75: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	70, // 76: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	77, // [77:77] is the sub-list for method output_type
-	77, // [77:77] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	19, // 40: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
+	20, // 41: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
+	52, // 42: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	47, // 43: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	52, // 44: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	53, // 45: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	48, // 46: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	54, // 47: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	55, // 48: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	56, // 49: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	57, // 50: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
+	58, // 51: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	49, // 52: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	24, // 53: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	59, // 54: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	60, // 55: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	61, // 56: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	62, // 57: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	51, // 58: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	61, // 59: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	62, // 60: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	50, // 61: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	63, // 62: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	64, // 63: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	44, // 64: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	65, // 65: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	66, // 66: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	67, // 67: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	68, // 68: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	46, // 69: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	45, // 70: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	69, // 71: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	61, // 72: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	70, // 73: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	53, // 74: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	71, // 75: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	55, // 76: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	72, // 77: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	73, // 78: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
+	51, // 79: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	74, // 80: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	81, // [81:81] is the sub-list for method output_type
+	81, // [81:81] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -4213,6 +4402,7 @@ func file_blixard_v1_command_proto_init() {
 	file_blixard_v1_images_proto_init()
 	file_blixard_v1_networks_proto_init()
 	file_blixard_v1_objects_proto_init()
+	file_blixard_v1_quotas_proto_init()
 	file_blixard_v1_secrets_proto_init()
 	file_blixard_v1_services_proto_init()
 	file_blixard_v1_volumes_proto_init()
@@ -4256,9 +4446,11 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_UpdateNode)(nil),
 		(*Command_MoveVm)(nil),
 		(*Command_Reschedule)(nil),
+		(*Command_SetQuota)(nil),
+		(*Command_RemoveQuota)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[39].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[41].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[41].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[43].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -4273,6 +4465,7 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Volume)(nil),
 		(*StateSnapshot_Network)(nil),
 		(*StateSnapshot_Secret)(nil),
+		(*StateSnapshot_Quota)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4280,7 +4473,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -678,7 +678,9 @@ type VM struct {
 	MoveTo string `protobuf:"bytes,12,opt,name=move_to,json=moveTo,proto3" json:"move_to,omitempty"`
 	// failed_on are the ids of nodes that could not run it, since it last ran: the
 	// newest last.
-	FailedOn      []string `protobuf:"bytes,13,rep,name=failed_on,json=failedOn,proto3" json:"failed_on,omitempty"`
+	FailedOn []string `protobuf:"bytes,13,rep,name=failed_on,json=failedOn,proto3" json:"failed_on,omitempty"`
+	// project whose quota the VM counts to, for all its life; empty means "default".
+	Project       string `protobuf:"bytes,15,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -802,6 +804,13 @@ func (x *VM) GetFailedOn() []string {
 		return x.FailedOn
 	}
 	return nil
+}
+
+func (x *VM) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 // Interface is a NIC of a VM: the lease of its addresses.
@@ -3665,7 +3674,7 @@ var File_blixard_v1_objects_proto protoreflect.FileDescriptor
 const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/objects.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x04\n" +
+	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x04\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -3685,7 +3694,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"interfaces\x18\v \x03(\v2\x15.blixard.v1.InterfaceR\n" +
 	"interfaces\x12\x17\n" +
 	"\amove_to\x18\f \x01(\tR\x06moveTo\x12\x1b\n" +
-	"\tfailed_on\x18\r \x03(\tR\bfailedOn\x1a9\n" +
+	"\tfailed_on\x18\r \x03(\tR\bfailedOn\x12\x18\n" +
+	"\aproject\x18\x0f \x01(\tR\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
