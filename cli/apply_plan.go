@@ -88,6 +88,10 @@ func (s *step) planVM(ctx context.Context, c *client.Client) error {
 	switch {
 	case err == nil:
 		s.action, s.vm, before = actionUpdate, resp.GetVm(), resp.GetVm()
+		if s.VM.GetProject() != "" && projectOf(&blixardv1.VM{Project: s.VM.GetProject()}) != projectOf(before) {
+			return problem.New(problem.Conflict, "manifest.fixed", "the project of a VM can't change: VM %q is of project %q", s.Name, projectOf(before)).
+				WithHint("write project: %s, or make another VM", projectOf(before))
+		}
 		// What commands do to a VM stays, unless the file says something of it.
 		if s.VM.GetSpec().GetDesired() == blixardv1.DesiredState_unspecified {
 			s.spec.Desired = before.GetSpec().GetDesired()

@@ -67,6 +67,7 @@ the VM running.
 		},
 	}
 	spec.register(cmd)
+	a.projectFlag(cmd, &spec)
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "print the VM's name when it runs, and leave it")
 	cmd.Flags().SetInterspersed(false)
 	return cmd

@@ -22,14 +22,14 @@ import (
 type specFlags struct {
 	cmd *cobra.Command
 
-	image, name, workdir, hostname, kernel string
-	cpus                                   uint32
-	memory, disk                           sizeFlag
-	env, labels                            []string
-	restart, onNodeLoss                    string
-	reschedules                            uint32
-	restartBackoff                         durationFlag
-	stdin, tty, remove                     bool
+	image, name, workdir, hostname, kernel, project string
+	cpus                                            uint32
+	memory, disk                                    sizeFlag
+	env, labels                                     []string
+	restart, onNodeLoss                             string
+	reschedules                                     uint32
+	restartBackoff                                  durationFlag
+	stdin, tty, remove                              bool
 
 	publish, volumes, networks, files, secrets, sshKeys, envFiles []string
 	user, initMode, userData, stopSignal                          string
@@ -105,7 +105,7 @@ func (s *specFlags) request(command []string) (*blixardv1.CreateVMRequest, error
 	if err != nil {
 		return nil, err
 	}
-	req := &blixardv1.CreateVMRequest{Name: s.name, Labels: labels, Spec: &blixardv1.VMSpec{Image: s.image, Command: command}}
+	req := &blixardv1.CreateVMRequest{Name: s.name, Project: s.project, Labels: labels, Spec: &blixardv1.VMSpec{Image: s.image, Command: command}}
 	return req, s.apply(req.GetSpec(), func(string) bool { return true })
 }
 
@@ -187,6 +187,8 @@ func (s *specFlags) zeros() error {
 			err = usageError("--disk is 0").WithHint("a root disk has from 16MiB to 16TiB")
 		case f.Name == "name" && s.name == "":
 			err = usageError("--name is empty").WithHint("leave it out for a name chosen by the node")
+		case f.Name == "project" && s.project == "":
+			err = usageError("--project is empty").WithHint("leave it out, or write --project %s", defaultProject)
 		}
 	})
 	return err

@@ -85,7 +85,7 @@ The command finds BLIXARD_TASK, BLIXARD_TASK_ATTEMPT and, in an array, BLIXARD_T
 			if err != nil {
 				return err
 			}
-			t.Vm, req.Name, req.Labels, req.IdempotencyKey = vm.GetSpec(), vm.GetName(), vm.GetLabels(), client.NewKey()
+			t.Vm, req.Name, req.Project, req.Labels, req.IdempotencyKey = vm.GetSpec(), vm.GetName(), vm.GetProject(), vm.GetLabels(), client.NewKey()
 			t.Vm.Restart = nil
 			if once {
 				t.Delivery = blixardv1.Delivery_at_most_once
@@ -101,6 +101,7 @@ The command finds BLIXARD_TASK, BLIXARD_TASK_ATTEMPT and, in an array, BLIXARD_T
 		},
 	}
 	spec.registerTask(cmd)
+	a.projectFlag(cmd, &spec)
 	f := cmd.Flags()
 	f.StringVarP(&spec.name, "name", "n", "", "name of the task (default: chosen by the node)")
 	f.Uint32Var(&req.Count, "count", 0, "submit an array of so many tasks, named NAME-0, NAME-1 and so on")
@@ -310,6 +311,7 @@ func taskFacts(t *blixardv1.Task) [][2]string {
 		{"Message", st.GetMessage()},
 		{"Node", st.GetNode()},
 		{"Image", spec.GetVm().GetImage()},
+		{"Project", t.GetProject()},
 		{"Command", strings.Join(spec.GetVm().GetCommand(), " ")},
 		{"Delivery", strings.ReplaceAll(spec.GetDelivery().String(), "_", " ")},
 		{"Tries", fmt.Sprintf("%d of %d", st.GetTries(), spec.GetRetries()+1)},

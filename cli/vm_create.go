@@ -22,6 +22,7 @@ Without --image the first word is the image: "vm create busybox --name web". A c
 		Example: `  blixard vm create web --image busybox -- httpd -f -h /
   blixard vm create web --image busybox --cpus 2 --memory 512MiB --disk 10GiB --restart always
   blixard vm create web --image busybox --label app=web --apart app=web --constraint disk=ssd --dry-run
+  blixard vm create web --image busybox --project shop
   blixard vm create busybox --no-wait -o json`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -46,6 +47,7 @@ Without --image the first word is the image: "vm create busybox --name web". A c
 		},
 	}
 	spec.register(cmd)
+	a.projectFlag(cmd, &spec)
 	cmd.Flags().StringVar(&spec.image, "image", "", "image to run")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return as soon as the VM is declared")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "create nothing, and show where the VM would go and why")

@@ -23,10 +23,12 @@ func msToDuration(ms uint32) time.Duration { return time.Duration(ms) * time.Mil
 func (a *app) vmListCommand() *cobra.Command {
 	var quiet, stale bool
 	var labels, states []string
+	var project string
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List VMs", Args: exactly(),
 		Example: `  blixard vm list
   blixard vm list --state running --label tier=web
+  blixard vm list --project shop
   blixard vm list -o json | jq -r '.vms[].name'
   blixard vm delete $(blixard vm list -q)`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -40,7 +42,7 @@ func (a *app) vmListCommand() *cobra.Command {
 					return err
 				}
 				vms = slices.DeleteFunc(vms, func(vm *blixardv1.VM) bool {
-					return !hasLabels(vm, wanted) || len(states) > 0 && !slices.Contains(states, stateWord(vm))
+					return !hasLabels(vm, wanted) || project != "" && projectOf(vm) != project || len(states) > 0 && !slices.Contains(states, stateWord(vm))
 				})
 				raw, err := list("vms", vms)
 				if err != nil {
@@ -54,6 +56,8 @@ func (a *app) vmListCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "names only")
 	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "only VMs with the label KEY=VALUE; may be repeated")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only VMs in that state, such as running; may be repeated")
+	cmd.Flags().StringVar(&project, "project", "", "only VMs of that project")
+	_ = cmd.RegisterFlagCompletionFunc("project", a.completeProjects)
 	complete(cmd, "state", slices.Sorted(maps.Keys(blixardv1.AllocationState_Enum_value))...)
 	return cmd
 }
@@ -168,6 +172,7 @@ func (a *app) vmFacts(vm *blixardv1.VM) error {
 	rows := [][2]string{
 		{"Name", vm.GetName()},
 		{"ID", vm.GetId()},
+		{"Project", projectOf(vm)},
 		{"State", stateWord(vm)},
 		{"Message", reason(vm)},
 		{"Node", s.GetNode()},

@@ -164,7 +164,9 @@ func (a *app) vmInspectCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.print(resp.GetVm(), func() error { return writeYAML(a.stdout, resp.GetVm()) })
+				vm := resp.GetVm()
+				vm.Project = projectOf(vm)
+				return a.print(vm, func() error { return writeYAML(a.stdout, vm) })
 			})
 		},
 	}

@@ -176,6 +176,11 @@ func (c *Client) Secrets() blixardv1.SecretServiceClient {
 // Tasks gives TaskService.
 func (c *Client) Tasks() blixardv1.TaskServiceClient { return blixardv1.NewTaskServiceClient(c.conn) }
 
+// Quotas bound what projects may have.
+func (c *Client) Quotas() blixardv1.QuotaServiceClient {
+	return blixardv1.NewQuotaServiceClient(c.conn)
+}
+
 // Cluster forms the cluster and changes its members.
 func (c *Client) Cluster() blixardv1.ClusterServiceClient {
 	return blixardv1.NewClusterServiceClient(c.conn)

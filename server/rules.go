@@ -117,6 +117,12 @@ var rules = map[string]rule{
 	"/blixard.v1.TaskService/RemoveTask": {route: toLeader, who: operate},
 	"/blixard.v1.TaskService/TaskLogs":   {route: toTask, who: look},
 
+	"/blixard.v1.QuotaService/SetQuota":    {route: toLeader, who: operate},
+	"/blixard.v1.QuotaService/GetQuota":    {route: here, who: look},
+	"/blixard.v1.QuotaService/ListQuotas":  {route: here, who: look},
+	"/blixard.v1.QuotaService/QuotaUsage":  {route: here, who: look},
+	"/blixard.v1.QuotaService/RemoveQuota": {route: toLeader, who: operate},
+
 	"/blixard.v1.NodeService/ListNodes":  {route: here, who: look},
 	"/blixard.v1.NodeService/GetStatus":  {route: here, who: look},
 	"/blixard.v1.NodeService/UpdateNode": {route: toLeader, who: operate},

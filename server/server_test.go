@@ -539,6 +539,12 @@ func TestOldMember(t *testing.T) {
 		t.Errorf("%v, %d changes", err, w.replica.Status().Commit-before)
 	}
 	w.create("a")
+	for project, code := range map[string]string{"web": "cluster.old_member", state.DefaultProject: ""} {
+		_, err := w.client.VMs().CreateVM(t.Context(), &blixardv1.CreateVMRequest{Project: project, Spec: &blixardv1.VMSpec{Image: "busybox"}})
+		if (code != "" || err != nil) && !problem.HasCode(err, code) {
+			t.Errorf("a VM of project %s: %v", project, err)
+		}
+	}
 	if _, err := w.replica.Propose(t.Context(), &blixardv1.Command{Actor: "test", Change: &blixardv1.Command_ChangeMember{ChangeMember: &blixardv1.ChangeMemberCommand{
 		Node: "a", Version: "new", FeatureLevel: state.FeatureLevel,
 	}}}); err != nil {

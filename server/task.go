@@ -43,7 +43,7 @@ func (s taskService) SubmitTask(ctx context.Context, req *blixardv1.SubmitTaskRe
 		name = randomName(spec.GetVm().GetImage())
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_SubmitTask{SubmitTask: &blixardv1.SubmitTaskCommand{
-		Id: newID("task-"), Name: name, Spec: spec, Labels: req.GetLabels(), Count: req.GetCount(),
+		Id: newID("task-"), Name: name, Spec: spec, Labels: req.GetLabels(), Count: req.GetCount(), Project: projectOfRequest(req.GetProject()),
 	}}})
 	if err != nil {
 		return nil, err

@@ -73,7 +73,7 @@ func (s vmService) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest)
 		name = randomName(spec.GetImage())
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
-		Id: newID("vm-"), Name: name, Spec: spec, Labels: req.GetLabels(),
+		Id: newID("vm-"), Name: name, Spec: spec, Labels: req.GetLabels(), Project: projectOfRequest(req.GetProject()),
 	}}})
 	if err != nil {
 		return nil, err

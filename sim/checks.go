@@ -151,6 +151,48 @@ func (c *checks) promises(view *state.View) {
 			c.w.fail("node %s gives %d MiB of %d", n.GetName(), got, limit)
 		}
 	}
+	c.quotas(view)
+}
+
+// quotas: what a project is said to have is what its VMs have, and one that has more
+// than its quota has no VM that was declared after that was set.
+func (c *checks) quotas(view *state.View) {
+	has, newest := map[string]*blixardv1.ProjectUsage{}, map[string]*blixardv1.VM{}
+	for _, vm := range view.VMs("", 0) {
+		project := state.ProjectOf(vm)
+		u := has[project]
+		if u == nil {
+			u = &blixardv1.ProjectUsage{Project: project}
+			has[project], newest[project] = u, vm
+		}
+		u.Vms++
+		u.Vcpus += uint64(vm.GetSpec().GetVcpus())
+		u.MemoryMib += uint64(vm.GetSpec().GetMemoryMib())
+		u.DiskBytes += vm.GetSpec().GetDiskBytes()
+		if vm.GetCreateIndex() > newest[project].GetCreateIndex() {
+			newest[project] = vm
+		}
+	}
+	for _, said := range view.ProjectUsages("", 0) {
+		u, vm := has[said.GetProject()], newest[said.GetProject()]
+		if u == nil {
+			u = &blixardv1.ProjectUsage{Project: said.GetProject()}
+		}
+		delete(has, said.GetProject())
+		l := said.GetLimits()
+		over := l != nil && (l.Vms != nil && u.GetVms() > l.GetVms() || l.MemoryMib != nil && u.GetMemoryMib() > l.GetMemoryMib())
+		if over && vm.GetCreateIndex() > view.Quota(said.GetProject()).GetModifyIndex() {
+			c.w.fail("project %s has %d VMs and %d MiB, its quota is %d and %d, and VM %s was declared after that was set",
+				said.GetProject(), u.GetVms(), u.GetMemoryMib(), l.GetVms(), l.GetMemoryMib(), vm.GetName())
+		}
+		said.Limits, said.Over = nil, nil
+		if !proto.Equal(said, u) {
+			c.w.fail("project %s is said to have %v, and its VMs have %v", said.GetProject(), said, u)
+		}
+	}
+	for project, u := range has {
+		c.w.fail("nobody says that project %s has %v", project, u)
+	}
 }
 
 // life of a VM is told by its epoch.

@@ -17,7 +17,12 @@ const (
 	registers = 3
 	// workers are VMs that shall run.
 	workers   = 6
+	workerMiB = 512
 	valueName = "value"
+	// bounded is the project of half of the workers. It has a quota, by which one of
+	// them is too many.
+	bounded    = "bounded"
+	boundedVMs = workers/2 - 1
 	// historyMax operations are checked, so that the check ends.
 	historyMax = 4000
 	// never is when an operation of unknown end returns.
@@ -154,7 +159,7 @@ func (w *world) change(op operation) *blixardv1.Command {
 	case "create":
 		spec := &blixardv1.VMSpec{Desired: blixardv1.DesiredState_stop, MemoryMib: 64, Vcpus: 1}
 		if op.name[0] == 'w' {
-			spec.Desired, spec.MemoryMib = blixardv1.DesiredState_run, 512
+			spec.Desired, spec.MemoryMib = blixardv1.DesiredState_run, workerMiB
 			policy := []blixardv1.NodeLossPolicy_Enum{blixardv1.NodeLossPolicy_keep, blixardv1.NodeLossPolicy_replace}[w.IntN(2)]
 			if w.chance(w.faults.exclusive) {
 				policy = blixardv1.NodeLossPolicy_failover
@@ -168,7 +173,7 @@ func (w *world) change(op operation) *blixardv1.Command {
 			}
 		}
 		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
-			Id: fmt.Sprintf("vm-%d", w.keys), Name: op.name, Spec: spec, Labels: labels,
+			Id: fmt.Sprintf("vm-%d", w.keys), Name: op.name, Spec: spec, Labels: labels, Project: projectOf(op.name),
 		}}
 	case "set":
 		cmd.Change = &blixardv1.Command_LabelVm{LabelVm: &blixardv1.LabelVMCommand{Name: op.name, Labels: labels}}
@@ -190,6 +195,15 @@ func (w *world) change(op operation) *blixardv1.Command {
 	return cmd
 }
 
+// projectOf chooses a VM's project by its name, so that no chance is needed. Registers
+// have no quota: their model knows none.
+func projectOf(name string) string {
+	if name[0] == 'w' && name[len(name)-1]%2 == 0 {
+		return bounded
+	}
+	return ""
+}
+
 // user makes, stops, starts, moves and deletes VMs that run, and empties nodes of them.
 func (w *world) user() {
 	var next func()
@@ -199,9 +213,12 @@ func (w *world) user() {
 		}
 		kinds := []string{"create", "create", "create", "create", "stop", "start", "delete", "drain", "ready", "ready", "move", "move", "cordon", "uncordon"}
 		op := operation{name: fmt.Sprintf("w%d", w.IntN(workers)), kind: kinds[w.IntN(len(kinds))]}
-		w.request(&request{cmd: w.change(op), tries: 3, done: func(_ state.Result, err error, _ bool) {
+		w.request(&request{cmd: w.change(op), tries: 3, done: func(r state.Result, err error, _ bool) {
 			if err == nil {
 				w.count("operations on running VMs")
+			}
+			if r.Problem != nil && r.Problem.Code == "quota.exceeded" {
+				w.count("refused by a quota")
 			}
 			w.after(w.tail(2*w.faults.think), next)
 		}})

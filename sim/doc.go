@@ -5,8 +5,8 @@
 //
 // While it runs it checks that hosts apply the same entries and are in the same
 // state at the same index, that a term has one leader, that what was acknowledged
-// was applied, that epochs and capacity are never given twice, that no VM runs twice
-// and no boot of one has the number of another,
+// was applied, that epochs and capacity are never given twice, that nothing exceeds a
+// quota, that no VM runs twice and no boot of one has the number of another,
 // that no exclusive VM runs on a node that is down, that no damaged snapshot is taken
 // and that queues are bounded; in the end that the cluster, its agents and its VMs
 // converge once faults end, and that the history of all clients is linearizable.

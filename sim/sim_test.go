@@ -110,6 +110,7 @@ var needed = []string{
 	"leases", "leases refused", "leases that needed a change", "nodes down", "placements given up", "placements of exclusive VMs given up", "VMs tried elsewhere", "planned restarts", "crashes of machines", "reports",
 	"damaged disks", "replaced hosts", "flips in snapshots",
 	"snapshots written", "snapshots sent", "changes of members", "terms", "hosts that stayed down",
+	"refused by a quota",
 }
 
 // TestSeeds: no seed breaks a promise.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -268,6 +269,9 @@ func (w *world) setup() {
 	if !registered() {
 		w.fail("the nodes are not registered within %v", setupTime)
 	}
+	w.must(&blixardv1.Command{Change: &blixardv1.Command_SetQuota{SetQuota: &blixardv1.SetQuotaCommand{
+		Project: bounded, Limits: &blixardv1.QuotaLimits{Vms: proto.Uint64(boundedVMs), MemoryMib: proto.Uint64(boundedVMs * workerMiB)},
+	}}})
 	for i := range registers {
 		w.must(w.change(operation{name: fmt.Sprintf("r%d", i), kind: "create"}))
 	}

@@ -23,6 +23,7 @@ func Digest(cmd *blixardv1.Command) []byte {
 	if create, ok := cmd.GetChange().(*blixardv1.Command_CreateVm); ok {
 		c.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
 			Name: create.CreateVm.GetName(), Spec: create.CreateVm.GetSpec(), Labels: create.CreateVm.GetLabels(),
+			Project: create.CreateVm.GetProject(),
 		}}
 	}
 	switch change := cmd.GetChange().(type) {
@@ -103,6 +104,8 @@ func (b *batch) once(cmd *blixardv1.Command) Result {
 		a.objectID, a.objectName, a.modifyIndex = r.Tasks[0].GetId(), r.Tasks[0].GetName(), r.Tasks[0].GetModifyIndex()
 	case r.Secret != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.Secret.GetName(), r.Secret.GetName(), r.Secret.GetModifyIndex()
+	case r.Quota != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.Quota.GetProject(), r.Quota.GetProject(), r.Quota.GetModifyIndex()
 	}
 	b.s.remember(a)
 	return r
@@ -176,6 +179,10 @@ func (b *batch) repeatGuests(a *answer, cmd *blixardv1.Command, r *Result) bool 
 			t = &blixardv1.Task{Id: a.objectID, Name: a.objectName}
 		}
 		r.Tasks = []*blixardv1.Task{t}
+	case *blixardv1.Command_SetQuota, *blixardv1.Command_RemoveQuota:
+		if r.Quota = b.quota(a.objectID); r.Quota == nil {
+			r.Quota = &blixardv1.Quota{Project: a.objectID}
+		}
 	default:
 		return false
 	}

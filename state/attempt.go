@@ -73,7 +73,7 @@ func (b *batch) beginAttempt(t *blixardv1.Task) {
 	}
 	vm := &blixardv1.VM{
 		Id: attemptVMID(t), Name: t.GetId() + "-" + strconv.FormatUint(uint64(t.Status.Attempt), 10), Spec: attemptSpec(t), Generation: 1,
-		CreateIndex: b.index, CreatedAt: b.time, Labels: t.GetLabels(), Task: t.GetId(),
+		CreateIndex: b.index, CreatedAt: b.time, Labels: t.GetLabels(), Task: t.GetId(), Project: t.GetProject(),
 		Status: &blixardv1.VMStatus{State: stPending, Reason: reasonDeclared},
 	}
 	why := b.claimAll(vm, nil)

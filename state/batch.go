@@ -156,6 +156,7 @@ func (b *batch) putVM(vm *blixardv1.VM) {
 func (b *batch) dropVM(vm *blixardv1.VM) {
 	vm.ModifyIndex = b.index
 	b.releaseClaims(vm)
+	recount(b.txn, nil, vm)
 	b.byID[vm.GetId()] = nil
 	b.byName[vm.GetName()] = nil
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVM, VM: vm, Deleted: true})
@@ -223,7 +224,8 @@ func copyVM(vm *blixardv1.VM) *blixardv1.VM {
 		Id: vm.Id, Name: vm.Name, Spec: vm.Spec, Status: vm.Status, Generation: vm.Generation,
 		CreateIndex: vm.CreateIndex, ModifyIndex: vm.ModifyIndex, CreatedAt: vm.CreatedAt,
 		Deleting: vm.Deleting, Labels: vm.Labels, Interfaces: vm.Interfaces, MoveTo: vm.MoveTo, FailedOn: vm.FailedOn,
-		Task: vm.Task,
+		Task:    vm.Task,
+		Project: vm.Project,
 	}
 }
 

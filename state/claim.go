@@ -50,9 +50,10 @@ func (b *batch) claimant(key string) string {
 	return ""
 }
 
-// claimAll gives vm, a fresh copy, the addresses, ports and volumes of its spec; old
-// is its form before, nil for a new VM, whose addresses it keeps where the network
-// is the same. Nothing is changed when it is refused.
+// claimAll gives vm, a fresh copy, the addresses, ports and volumes of its spec, if the
+// quota of its project allows it; old is its form before, nil for a new VM, whose
+// addresses it keeps where the network is the same. Nothing is changed when it is
+// refused.
 func (b *batch) claimAll(vm, old *blixardv1.VM) *problem.Error {
 	interfaces, networks, why := b.leaseAddresses(vm, old)
 	if why != nil {
@@ -68,10 +69,14 @@ func (b *batch) claimAll(vm, old *blixardv1.VM) *problem.Error {
 	if why := b.secretsKnown(vm.GetSpec()); why != nil {
 		return why
 	}
+	vm.Interfaces = interfaces
+	if why := b.quotaAllows(vm, old); why != nil {
+		return why
+	}
 	if old != nil {
 		b.releaseClaims(old)
 	}
-	vm.Interfaces = interfaces
+	recount(b.txn, vm, old)
 	for _, n := range networks {
 		b.putNetwork(n)
 	}

@@ -18,7 +18,8 @@ import (
 //	8  dampen nodes
 //	9  reports name the start of their agent
 //	10 tasks
-const FeatureLevel = 10
+//	11 projects and quotas
+const FeatureLevel = 11
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -29,6 +30,7 @@ var levels = map[protoreflect.Name]uint32{
 	"create_network": 3, "update_network": 3, "delete_network": 3, "set_secret": 3, "delete_secret": 3,
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
 	"submit_task": 10, "step_tasks": 10, "change_tasks": 10,
+	"set_quota": 11, "remove_quota": 11,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.
@@ -57,6 +59,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	}
 	if cmd.GetReport().GetIncarnation() != 0 {
 		return 9
+	}
+	if cmd.GetCreateVm().GetProject() != "" {
+		return 11
 	}
 	return max(levels[field.Name()], levelOfSpec(cmd.GetCreateVm().GetSpec()), levelOfSpec(cmd.GetUpdateVm().GetSpec()), 1)
 }

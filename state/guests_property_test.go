@@ -19,7 +19,7 @@ func guestsLife(t *rapid.T, st *story) string {
 	n := rapid.IntRange(1, 6).Draw(t, "vm")
 	vm := fmt.Sprintf("v%d", n)
 	spec := func() string {
-		s := `image: "r/a:1" vcpus: 1 memory_mib: 64 disk_bytes: 10`
+		s := fmt.Sprintf(`image: "r/a:1" vcpus: %d memory_mib: %d disk_bytes: 10`, rapid.IntRange(1, 2).Draw(t, "vcpus"), rapid.IntRange(64, 66).Draw(t, "memory"))
 		for _, net := range []string{"na", "nb", "user"} {
 			if rapid.Bool().Draw(t, net) {
 				s += fmt.Sprintf(" networks {network: %q}", net)
@@ -35,7 +35,7 @@ func guestsLife(t *rapid.T, st *story) string {
 	}
 	switch rapid.IntRange(0, 9).Draw(t, "op") {
 	case 0, 1, 2:
-		return fmt.Sprintf("create_vm {id: %q name: %q spec {%s}}", fmt.Sprintf("id-%d-%d", n, st.index), vm, spec())
+		return fmt.Sprintf("create_vm {id: %q name: %q project: %q spec {%s}}", fmt.Sprintf("id-%d-%d", n, st.index), vm, pick("project", "", "default", "p"), spec())
 	case 3:
 		return fmt.Sprintf("update_vm {name: %q spec {%s}}", vm, spec())
 	case 4:

@@ -38,6 +38,8 @@ type Result struct {
 	Secret  *blixardv1.Secret
 	// Tasks after SubmitTask and ChangeTasks, at most 1000 of them.
 	Tasks []*blixardv1.Task
+	// Quota after SetQuota, and its last form after RemoveQuota.
+	Quota *blixardv1.Quota
 	// Problem is why the command changed nothing; nil when it was carried out.
 	Problem *problem.Error
 	// Refused are the placements, reports or steps of tasks that were refused by themselves while
@@ -75,6 +77,7 @@ const (
 	KindNetwork    Kind = 9
 	KindSecret     Kind = 10
 	KindTask       Kind = 11
+	KindQuota      Kind = 12
 )
 
 // Change is one object as an entry left it. Exactly the field that Kind names is
@@ -94,4 +97,5 @@ type Change struct {
 	Network    *blixardv1.Network
 	Secret     *blixardv1.Secret
 	Task       *blixardv1.Task
+	Quota      *blixardv1.Quota
 }

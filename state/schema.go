@@ -21,8 +21,10 @@ const (
 	tableNetwork    = "network"
 	tableSecret     = "secret"
 	tableTask       = "task"
-	// Claims are derived from the VMs and no part of a snapshot.
+	tableQuota      = "quota"
+	// Claims and usages are derived from the VMs and no part of a snapshot.
 	tableClaim = "claim"
+	tableUsage = "usage"
 
 	indexID   = "id"
 	indexName = "name"
@@ -120,6 +122,12 @@ func schema() *memdb.DBSchema {
 			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetName)},
 			&memdb.IndexSchema{Name: indexArray, AllowMissing: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetArray)},
 			&memdb.IndexSchema{Name: indexArrayName, AllowMissing: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetArrayName)},
+		),
+		tableQuota: table(tableQuota,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Quota]((*blixardv1.Quota).GetProject)},
+		),
+		tableUsage: table(tableUsage,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.ProjectUsage]((*blixardv1.ProjectUsage).GetProject)},
 		),
 		tableClaim: table(tableClaim,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*claim]((*claim).id)},

@@ -112,6 +112,9 @@ func (v *View) putObjects(sw *snapshotWriter) {
 	each(txn, tableTask, func(o *blixardv1.Task) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Task{Task: o}})
 	})
+	each(txn, tableQuota, func(o *blixardv1.Quota) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Quota{Quota: o}})
+	})
 }
 
 // Hash is a digest of everything in the view: replicas at the same index have
@@ -217,7 +220,7 @@ func (s *State) read(in io.Reader) error {
 	return s.check()
 }
 
-// insertVM also makes its claims again.
+// insertVM also makes its claims again, and counts it.
 func insertVM(txn *memdb.Txn, vm *blixardv1.VM) error {
 	for _, c := range claimsOf(vm) {
 		if other := first[claim](txn, tableClaim, indexID, c.id()); other != nil && other.vmID != vm.GetId() {
@@ -227,7 +230,11 @@ func insertVM(txn *memdb.Txn, vm *blixardv1.VM) error {
 			return err
 		}
 	}
-	return txn.Insert(tableVM, vm)
+	if err := txn.Insert(tableVM, vm); err != nil {
+		return err
+	}
+	recount(txn, vm, nil)
+	return nil
 }
 
 func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) error {
@@ -256,6 +263,8 @@ func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) erro
 	case *blixardv1.StateSnapshot_Task:
 		err = txn.Insert(tableTask, o.Task)
 		s.tasks++
+	case *blixardv1.StateSnapshot_Quota:
+		err = txn.Insert(tableQuota, o.Quota)
 	case *blixardv1.StateSnapshot_Event:
 		s.events = append(s.events, o.Event)
 	case *blixardv1.StateSnapshot_Idempotency:

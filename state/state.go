@@ -192,6 +192,10 @@ func (b *batch) runGuests(cmd *blixardv1.Command) Result {
 		return b.stepTasks(c.StepTasks)
 	case *blixardv1.Command_ChangeTasks:
 		return b.changeTasks(c.ChangeTasks)
+	case *blixardv1.Command_SetQuota:
+		return b.setQuota(c.SetQuota)
+	case *blixardv1.Command_RemoveQuota:
+		return b.removeQuota(c.RemoveQuota)
 	}
 	return b.runCluster(cmd)
 }

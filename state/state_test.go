@@ -178,6 +178,35 @@ func (st *story) describe() string {
 	for _, o := range v.Secrets() {
 		fmt.Fprintf(&b, "secret %s %d bytes\n", o.GetName(), o.GetSizeBytes())
 	}
+	for _, o := range v.Quotas() {
+		fmt.Fprintf(&b, "quota %s %s\n", o.GetProject(), limitsText(o.GetLimits()))
+	}
+	return b.String()
+}
+
+func limitsText(l *blixardv1.QuotaLimits) string {
+	var words []string
+	for _, r := range everyBounded {
+		if limit := *r.limit(l); limit != nil {
+			words = append(words, fmt.Sprintf("%s=%d", r.field, *limit))
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// usages tells what each project has.
+func (st *story) usages() string {
+	var b strings.Builder
+	for _, u := range st.s.View().ProjectUsages("", 0) {
+		fmt.Fprintf(&b, "project %s:", u.GetProject())
+		for _, r := range everyBounded {
+			fmt.Fprintf(&b, " %s=%d", r.field, *r.used(u))
+		}
+		if len(u.GetOver()) > 0 {
+			fmt.Fprintf(&b, " over=%v", u.GetOver())
+		}
+		b.WriteString("\n")
+	}
 	return b.String()
 }
 
@@ -227,6 +256,8 @@ func TestStories(t *testing.T) {
 				return out.String()
 			case "state":
 				return st.describe()
+			case "usage":
+				return st.usages()
 			case "restart":
 				var b bytes.Buffer
 				if err := st.s.View().WriteSnapshot(&b); err != nil {

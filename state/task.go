@@ -82,7 +82,7 @@ func (b *batch) taskEvent(t *blixardv1.Task, kind, reason, message string) {
 func copyTask(t *blixardv1.Task) *blixardv1.Task {
 	return &blixardv1.Task{
 		Id: t.Id, Name: t.Name, Spec: t.Spec, Status: proto.CloneOf(t.Status), CreateIndex: t.CreateIndex, ModifyIndex: t.ModifyIndex,
-		CreatedAt: t.CreatedAt, Labels: t.Labels, Array: t.Array, ArrayName: t.ArrayName, Number: t.Number,
+		CreatedAt: t.CreatedAt, Labels: t.Labels, Array: t.Array, ArrayName: t.ArrayName, Number: t.Number, Project: t.Project,
 	}
 }
 
@@ -145,7 +145,7 @@ func (b *batch) tasksOf(c *blixardv1.SubmitTaskCommand, after []string) []*blixa
 	}
 	one := func(id, name string) *blixardv1.Task {
 		return &blixardv1.Task{
-			Id: id, Name: name, Spec: spec, CreateIndex: b.index, CreatedAt: b.time, Labels: c.GetLabels(),
+			Id: id, Name: name, Spec: spec, CreateIndex: b.index, CreatedAt: b.time, Labels: c.GetLabels(), Project: storedProject(c.GetProject()),
 			Status: &blixardv1.TaskStatus{State: state, Reason: reason},
 		}
 	}

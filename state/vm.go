@@ -41,7 +41,7 @@ func (b *batch) createVM(c *blixardv1.CreateVMCommand) Result {
 	}
 	vm := &blixardv1.VM{
 		Id: c.GetId(), Name: c.GetName(), Spec: c.GetSpec(), Generation: 1,
-		CreateIndex: b.index, CreatedAt: b.time, Labels: c.GetLabels(),
+		CreateIndex: b.index, CreatedAt: b.time, Labels: c.GetLabels(), Project: storedProject(c.GetProject()),
 		Status: &blixardv1.VMStatus{State: stPending, Reason: reasonDeclared},
 	}
 	if vm.Spec.GetDesired() == blixardv1.DesiredState_unspecified {

@@ -27,7 +27,7 @@ const envPrefix = "BLIXARD_"
 
 // otherVariables begin with envPrefix and belong to others: the client's, and
 // those of the project's own tests.
-var otherVariables = []string{"BLIXARD_ADDR", "BLIXARD_CREDENTIALS", "BLIXARD_CONFIG", "BLIXARD_OUTPUT", "BLIXARD_TIMEOUT"}
+var otherVariables = []string{"BLIXARD_ADDR", "BLIXARD_CREDENTIALS", "BLIXARD_CONFIG", "BLIXARD_OUTPUT", "BLIXARD_TIMEOUT", "BLIXARD_PROJECT"}
 
 // testPrefix begins variables of the project's own tests and builds.
 const testPrefix = "BLIXARD_TEST_"

@@ -25,8 +25,8 @@ wrong with them. An unknown key is an error, in the file and in the environment.
 Sizes are written as ` + "`512MiB`, `1.5GiB`, `512M`" + ` (the same as ` + "`512MiB`" + `) or ` + "`500MB`" + ` (decimal); durations as ` + "`500ms`, `10s`, `1m30s`, `2h`" + ` or
 ` + "`1d`" + `. Relative paths in the file start at the file's directory, others at the working directory.
 
-The client reads four variables of its own: ` + "`BLIXARD_ADDR`" + ` (the node to speak to), ` + "`BLIXARD_OUTPUT`" + ` (table, json or yaml),
-` + "`BLIXARD_TIMEOUT`" + ` (of each call) and ` + "`BLIXARD_CONFIG`" + `. Names that begin with ` + "`BLIXARD_TEST_`" + ` are left to the project's tests.
+The client reads five variables of its own: ` + "`BLIXARD_ADDR`" + ` (the node to speak to), ` + "`BLIXARD_OUTPUT`" + ` (table, json or yaml),
+` + "`BLIXARD_TIMEOUT`" + ` (of each call), ` + "`BLIXARD_PROJECT`" + ` (of the VMs that it makes) and ` + "`BLIXARD_CONFIG`" + `. Names that begin with ` + "`BLIXARD_TEST_`" + ` are left to the project's tests.
 
 `
 

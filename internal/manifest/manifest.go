@@ -235,7 +235,7 @@ func (r *reader) object(n *yaml.Node) (*Object, error) {
 		if m.GetSpec() == nil {
 			return nil, r.problem(n.Line, "manifest.field", "the VM %q has no spec", m.GetName()).WithHint("add spec with at least an image")
 		}
-		o.Name, o.VM = m.GetName(), &blixardv1.CreateVMRequest{Name: m.GetName(), Spec: m.GetSpec(), Labels: m.GetLabels()}
+		o.Name, o.VM = m.GetName(), &blixardv1.CreateVMRequest{Name: m.GetName(), Spec: m.GetSpec(), Labels: m.GetLabels(), Project: m.GetProject()}
 		req = o.VM
 	case *blixardv1.Volume:
 		o.Name, o.Volume = m.GetName(), &blixardv1.CreateVolumeRequest{Name: m.GetName(), SizeBytes: m.GetSizeBytes(), Node: m.GetNode(), Labels: m.GetLabels()}

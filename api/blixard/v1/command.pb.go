@@ -192,6 +192,8 @@ type Command struct {
 	//	*Command_SubmitTask
 	//	*Command_StepTasks
 	//	*Command_ChangeTasks
+	//	*Command_SetQuota
+	//	*Command_RemoveQuota
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -640,6 +642,24 @@ func (x *Command) GetChangeTasks() *ChangeTasksCommand {
 	return nil
 }
 
+func (x *Command) GetSetQuota() *SetQuotaCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_SetQuota); ok {
+			return x.SetQuota
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveQuota() *RemoveQuotaCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_RemoveQuota); ok {
+			return x.RemoveQuota
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -812,6 +832,14 @@ type Command_ChangeTasks struct {
 	ChangeTasks *ChangeTasksCommand `protobuf:"bytes,51,opt,name=change_tasks,json=changeTasks,proto3,oneof"`
 }
 
+type Command_SetQuota struct {
+	SetQuota *SetQuotaCommand `protobuf:"bytes,54,opt,name=set_quota,json=setQuota,proto3,oneof"`
+}
+
+type Command_RemoveQuota struct {
+	RemoveQuota *RemoveQuotaCommand `protobuf:"bytes,55,opt,name=remove_quota,json=removeQuota,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -896,13 +924,19 @@ func (*Command_StepTasks) isCommand_Change() {}
 
 func (*Command_ChangeTasks) isCommand_Change() {}
 
+func (*Command_SetQuota) isCommand_Change() {}
+
+func (*Command_RemoveQuota) isCommand_Change() {}
+
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Spec          *VMSpec                `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Spec   *VMSpec                `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	Labels map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// project as in VM.
+	Project       string `protobuf:"bytes,15,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -963,6 +997,13 @@ func (x *CreateVMCommand) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *CreateVMCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 // UpdateVMCommand replaces the spec by a final, defaulted one.
@@ -1152,12 +1193,14 @@ func (x *RescheduleCommand) GetAllocationId() string {
 // SubmitTaskCommand declares a task with its final, defaulted spec, or an array of
 // count of them.
 type SubmitTaskCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Spec          *TaskSpec              `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Count         uint32                 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Spec   *TaskSpec              `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	Labels map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Count  uint32                 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	// project as in Task.
+	Project       string `protobuf:"bytes,6,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1225,6 +1268,13 @@ func (x *SubmitTaskCommand) GetCount() uint32 {
 		return x.Count
 	}
 	return 0
+}
+
+func (x *SubmitTaskCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 // StepTasksCommand carries tasks on, as the leader found them.
@@ -2224,6 +2274,119 @@ func (x *DeleteSecretCommand) GetName() string {
 	return ""
 }
 
+// SetQuotaCommand makes a quota, or changes those of its limits that are set.
+type SetQuotaCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	Limits        *QuotaLimits           `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetQuotaCommand) Reset() {
+	*x = SetQuotaCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetQuotaCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetQuotaCommand) ProtoMessage() {}
+
+func (x *SetQuotaCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetQuotaCommand.ProtoReflect.Descriptor instead.
+func (*SetQuotaCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SetQuotaCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *SetQuotaCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *SetQuotaCommand) GetLimits() *QuotaLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type RemoveQuotaCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Project       string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveQuotaCommand) Reset() {
+	*x = RemoveQuotaCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveQuotaCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveQuotaCommand) ProtoMessage() {}
+
+func (x *RemoveQuotaCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveQuotaCommand.ProtoReflect.Descriptor instead.
+func (*RemoveQuotaCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RemoveQuotaCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *RemoveQuotaCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
 // SetVMDesiredCommand starts, stops or restarts a VM.
 type SetVMDesiredCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2241,7 +2404,7 @@ type SetVMDesiredCommand struct {
 
 func (x *SetVMDesiredCommand) Reset() {
 	*x = SetVMDesiredCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2416,7 @@ func (x *SetVMDesiredCommand) String() string {
 func (*SetVMDesiredCommand) ProtoMessage() {}
 
 func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2429,7 @@ func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMDesiredCommand.ProtoReflect.Descriptor instead.
 func (*SetVMDesiredCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetVMDesiredCommand) GetName() string {
@@ -2324,7 +2487,7 @@ type DeleteVMCommand struct {
 
 func (x *DeleteVMCommand) Reset() {
 	*x = DeleteVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2499,7 @@ func (x *DeleteVMCommand) String() string {
 func (*DeleteVMCommand) ProtoMessage() {}
 
 func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2512,7 @@ func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteVMCommand) GetName() string {
@@ -2392,7 +2555,7 @@ type LabelVMCommand struct {
 
 func (x *LabelVMCommand) Reset() {
 	*x = LabelVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +2567,7 @@ func (x *LabelVMCommand) String() string {
 func (*LabelVMCommand) ProtoMessage() {}
 
 func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +2580,7 @@ func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelVMCommand.ProtoReflect.Descriptor instead.
 func (*LabelVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LabelVMCommand) GetName() string {
@@ -2456,7 +2619,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2631,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2644,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Placement) GetVmId() string {
@@ -2523,7 +2686,7 @@ type PlaceCommand struct {
 
 func (x *PlaceCommand) Reset() {
 	*x = PlaceCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2698,7 @@ func (x *PlaceCommand) String() string {
 func (*PlaceCommand) ProtoMessage() {}
 
 func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2711,7 @@ func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceCommand.ProtoReflect.Descriptor instead.
 func (*PlaceCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PlaceCommand) GetPlacements() []*Placement {
@@ -2571,7 +2734,7 @@ type ReportCommand struct {
 
 func (x *ReportCommand) Reset() {
 	*x = ReportCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2746,7 @@ func (x *ReportCommand) String() string {
 func (*ReportCommand) ProtoMessage() {}
 
 func (x *ReportCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2759,7 @@ func (x *ReportCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportCommand.ProtoReflect.Descriptor instead.
 func (*ReportCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReportCommand) GetNodeId() string {
@@ -2633,7 +2796,7 @@ type RegisterNodeCommand struct {
 
 func (x *RegisterNodeCommand) Reset() {
 	*x = RegisterNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2808,7 @@ func (x *RegisterNodeCommand) String() string {
 func (*RegisterNodeCommand) ProtoMessage() {}
 
 func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2821,7 @@ func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeCommand.ProtoReflect.Descriptor instead.
 func (*RegisterNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RegisterNodeCommand) GetNodeId() string {
@@ -2701,7 +2864,7 @@ type SetVMReasonCommand struct {
 
 func (x *SetVMReasonCommand) Reset() {
 	*x = SetVMReasonCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +2876,7 @@ func (x *SetVMReasonCommand) String() string {
 func (*SetVMReasonCommand) ProtoMessage() {}
 
 func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +2889,7 @@ func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMReasonCommand.ProtoReflect.Descriptor instead.
 func (*SetVMReasonCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetVMReasonCommand) GetVmId() string {
@@ -2764,7 +2927,7 @@ type FormClusterCommand struct {
 
 func (x *FormClusterCommand) Reset() {
 	*x = FormClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +2939,7 @@ func (x *FormClusterCommand) String() string {
 func (*FormClusterCommand) ProtoMessage() {}
 
 func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +2952,7 @@ func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
 func (*FormClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FormClusterCommand) GetClusterId() string {
@@ -2835,7 +2998,7 @@ type RecoverClusterCommand struct {
 
 func (x *RecoverClusterCommand) Reset() {
 	*x = RecoverClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +3010,7 @@ func (x *RecoverClusterCommand) String() string {
 func (*RecoverClusterCommand) ProtoMessage() {}
 
 func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +3023,7 @@ func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
 func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RecoverClusterCommand) GetClusterId() string {
@@ -2907,7 +3070,7 @@ type RotateAuthorityCommand struct {
 
 func (x *RotateAuthorityCommand) Reset() {
 	*x = RotateAuthorityCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3082,7 @@ func (x *RotateAuthorityCommand) String() string {
 func (*RotateAuthorityCommand) ProtoMessage() {}
 
 func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3095,7 @@ func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
@@ -2973,7 +3136,7 @@ type DropAuthoritiesCommand struct {
 
 func (x *DropAuthoritiesCommand) Reset() {
 	*x = DropAuthoritiesCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3148,7 @@ func (x *DropAuthoritiesCommand) String() string {
 func (*DropAuthoritiesCommand) ProtoMessage() {}
 
 func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3161,7 @@ func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 // CreateTokenCommand makes a token known; its secret stays with who made it.
@@ -3015,7 +3178,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3190,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3203,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -3087,7 +3250,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +3262,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +3275,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -3135,7 +3298,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3310,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3323,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -3200,7 +3363,7 @@ type ChangeMemberCommand struct {
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3375,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3388,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -3281,7 +3444,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3293,7 +3456,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3306,7 +3469,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -3334,7 +3497,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3509,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3522,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -3390,7 +3553,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3402,7 +3565,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3415,7 +3578,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -3443,7 +3606,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3455,7 +3618,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3468,7 +3631,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -3502,7 +3665,7 @@ type UpdateNodeCommand struct {
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +3677,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +3690,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -3581,7 +3744,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3756,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3769,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3665,6 +3828,7 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Network
 	//	*StateSnapshot_Secret
 	//	*StateSnapshot_Task
+	//	*StateSnapshot_Quota
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3672,7 +3836,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3848,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3861,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -3842,6 +4006,15 @@ func (x *StateSnapshot) GetTask() *Task {
 	return nil
 }
 
+func (x *StateSnapshot) GetQuota() *Quota {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Quota); ok {
+			return x.Quota
+		}
+	}
+	return nil
+}
+
 type isStateSnapshot_Record interface {
 	isStateSnapshot_Record()
 }
@@ -3908,6 +4081,10 @@ type StateSnapshot_Task struct {
 	Task *Task `protobuf:"bytes,15,opt,name=task,proto3,oneof"`
 }
 
+type StateSnapshot_Quota struct {
+	Quota *Quota `protobuf:"bytes,16,opt,name=quota,proto3,oneof"`
+}
+
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Vm) isStateSnapshot_Record() {}
@@ -3938,6 +4115,8 @@ func (*StateSnapshot_Secret) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Task) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_Quota) isStateSnapshot_Record() {}
+
 // StateHeader says what the stream holds.
 type StateHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3949,7 +4128,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3961,7 +4140,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3974,7 +4153,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -4004,7 +4183,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4016,7 +4195,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4029,7 +4208,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -4067,7 +4246,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4079,7 +4258,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4092,7 +4271,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -4163,7 +4342,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x17\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x18\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -4220,13 +4399,16 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"submitTask\x12=\n" +
 	"\n" +
 	"step_tasks\x182 \x01(\v2\x1c.blixard.v1.StepTasksCommandH\x00R\tstepTasks\x12C\n" +
-	"\fchange_tasks\x183 \x01(\v2\x1e.blixard.v1.ChangeTasksCommandH\x00R\vchangeTasksB\b\n" +
-	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
+	"\fchange_tasks\x183 \x01(\v2\x1e.blixard.v1.ChangeTasksCommandH\x00R\vchangeTasks\x12:\n" +
+	"\tset_quota\x186 \x01(\v2\x1b.blixard.v1.SetQuotaCommandH\x00R\bsetQuota\x12C\n" +
+	"\fremove_quota\x187 \x01(\v2\x1e.blixard.v1.RemoveQuotaCommandH\x00R\vremoveQuotaB\b\n" +
+	"\x06changeJ\x04\b\x04\x10\x05\"\xf3\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\x12?\n" +
-	"\x06labels\x18\x04 \x03(\v2'.blixard.v1.CreateVMCommand.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x04 \x03(\v2'.blixard.v1.CreateVMCommand.LabelsEntryR\x06labels\x12\x18\n" +
+	"\aproject\x18\x0f \x01(\tR\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
@@ -4243,13 +4425,14 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18\x05 \x01(\x03R\ttimeoutMs\"8\n" +
 	"\x11RescheduleCommand\x12#\n" +
-	"\rallocation_id\x18\x01 \x01(\tR\fallocationId\"\xf5\x01\n" +
+	"\rallocation_id\x18\x01 \x01(\tR\fallocationId\"\x8f\x02\n" +
 	"\x11SubmitTaskCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
 	"\x04spec\x18\x03 \x01(\v2\x14.blixard.v1.TaskSpecR\x04spec\x12A\n" +
 	"\x06labels\x18\x04 \x03(\v2).blixard.v1.SubmitTaskCommand.LabelsEntryR\x06labels\x12\x14\n" +
-	"\x05count\x18\x05 \x01(\rR\x05count\x1a9\n" +
+	"\x05count\x18\x05 \x01(\rR\x05count\x12\x18\n" +
+	"\aproject\x18\x06 \x01(\tR\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\">\n" +
@@ -4340,7 +4523,14 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\vcreate_only\x18\x04 \x01(\bR\n" +
 	"createOnly\")\n" +
 	"\x13DeleteSecretCommand\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xdf\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x83\x01\n" +
+	"\x0fSetQuotaCommand\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12/\n" +
+	"\x06limits\x18\x03 \x01(\v2\x17.blixard.v1.QuotaLimitsR\x06limits\"U\n" +
+	"\x12RemoveQuotaCommand\x12\x18\n" +
+	"\aproject\x18\x01 \x01(\tR\aproject\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\"\xdf\x01\n" +
 	"\x13SetVMDesiredCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x127\n" +
@@ -4454,7 +4644,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xd2\x05\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xfd\x05\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -4473,7 +4663,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x06volume\x18\f \x01(\v2\x12.blixard.v1.VolumeH\x00R\x06volume\x12/\n" +
 	"\anetwork\x18\r \x01(\v2\x13.blixard.v1.NetworkH\x00R\anetwork\x12,\n" +
 	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secret\x12&\n" +
-	"\x04task\x18\x0f \x01(\v2\x10.blixard.v1.TaskH\x00R\x04taskB\b\n" +
+	"\x04task\x18\x0f \x01(\v2\x10.blixard.v1.TaskH\x00R\x04task\x12)\n" +
+	"\x05quota\x18\x10 \x01(\v2\x11.blixard.v1.QuotaH\x00R\x05quotaB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -4506,7 +4697,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(TaskStep_Kind)(0),             // 0: blixard.v1.TaskStep.Kind
 	(ChangeTasksCommand_Change)(0), // 1: blixard.v1.ChangeTasksCommand.Change
@@ -4533,84 +4724,88 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*DeleteNetworkCommand)(nil),   // 22: blixard.v1.DeleteNetworkCommand
 	(*SetSecretCommand)(nil),       // 23: blixard.v1.SetSecretCommand
 	(*DeleteSecretCommand)(nil),    // 24: blixard.v1.DeleteSecretCommand
-	(*SetVMDesiredCommand)(nil),    // 25: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),        // 26: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),         // 27: blixard.v1.LabelVMCommand
-	(*Placement)(nil),              // 28: blixard.v1.Placement
-	(*PlaceCommand)(nil),           // 29: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),          // 30: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),    // 31: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),     // 32: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),     // 33: blixard.v1.FormClusterCommand
-	(*RecoverClusterCommand)(nil),  // 34: blixard.v1.RecoverClusterCommand
-	(*RotateAuthorityCommand)(nil), // 35: blixard.v1.RotateAuthorityCommand
-	(*DropAuthoritiesCommand)(nil), // 36: blixard.v1.DropAuthoritiesCommand
-	(*CreateTokenCommand)(nil),     // 37: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),     // 38: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),    // 39: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),    // 40: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),    // 41: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),           // 42: blixard.v1.EvictCommand
-	(*LoseCommand)(nil),            // 43: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),       // 44: blixard.v1.DrainNodeCommand
-	(*UpdateNodeCommand)(nil),      // 45: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 46: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 47: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 48: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 49: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 50: blixard.v1.IdempotencyRecord
-	nil,                            // 51: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 52: blixard.v1.SubmitTaskCommand.LabelsEntry
-	nil,                            // 53: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 54: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 55: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 56: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 57: blixard.v1.VMSpec
-	(*TaskSpec)(nil),               // 58: blixard.v1.TaskSpec
-	(*Image)(nil),                  // 59: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 60: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 61: blixard.v1.Network
-	(*NetworkRules)(nil),           // 62: blixard.v1.NetworkRules
-	(DesiredState_Enum)(0),         // 63: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 64: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 65: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 66: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 67: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 68: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 69: google.protobuf.Duration
-	(*VM)(nil),                     // 70: blixard.v1.VM
-	(*Allocation)(nil),             // 71: blixard.v1.Allocation
-	(*Node)(nil),                   // 72: blixard.v1.Node
-	(*Event)(nil),                  // 73: blixard.v1.Event
-	(*Cluster)(nil),                // 74: blixard.v1.Cluster
-	(*Token)(nil),                  // 75: blixard.v1.Token
-	(*Volume)(nil),                 // 76: blixard.v1.Volume
-	(*Secret)(nil),                 // 77: blixard.v1.Secret
-	(*Task)(nil),                   // 78: blixard.v1.Task
-	(*Problem)(nil),                // 79: blixard.v1.Problem
+	(*SetQuotaCommand)(nil),        // 25: blixard.v1.SetQuotaCommand
+	(*RemoveQuotaCommand)(nil),     // 26: blixard.v1.RemoveQuotaCommand
+	(*SetVMDesiredCommand)(nil),    // 27: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),        // 28: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),         // 29: blixard.v1.LabelVMCommand
+	(*Placement)(nil),              // 30: blixard.v1.Placement
+	(*PlaceCommand)(nil),           // 31: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),          // 32: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),    // 33: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),     // 34: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),     // 35: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),  // 36: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil), // 37: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil), // 38: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),     // 39: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),     // 40: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),    // 41: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),    // 42: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),    // 43: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),           // 44: blixard.v1.EvictCommand
+	(*LoseCommand)(nil),            // 45: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),       // 46: blixard.v1.DrainNodeCommand
+	(*UpdateNodeCommand)(nil),      // 47: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 48: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 49: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 50: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 51: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 52: blixard.v1.IdempotencyRecord
+	nil,                            // 53: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 54: blixard.v1.SubmitTaskCommand.LabelsEntry
+	nil,                            // 55: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 56: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 57: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 58: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 59: blixard.v1.VMSpec
+	(*TaskSpec)(nil),               // 60: blixard.v1.TaskSpec
+	(*Image)(nil),                  // 61: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 62: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 63: blixard.v1.Network
+	(*NetworkRules)(nil),           // 64: blixard.v1.NetworkRules
+	(*QuotaLimits)(nil),            // 65: blixard.v1.QuotaLimits
+	(DesiredState_Enum)(0),         // 66: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 67: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 68: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 69: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 70: blixard.v1.MemberRole.Enum
+	(NodeState_Enum)(0),            // 71: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 72: google.protobuf.Duration
+	(*VM)(nil),                     // 73: blixard.v1.VM
+	(*Allocation)(nil),             // 74: blixard.v1.Allocation
+	(*Node)(nil),                   // 75: blixard.v1.Node
+	(*Event)(nil),                  // 76: blixard.v1.Event
+	(*Cluster)(nil),                // 77: blixard.v1.Cluster
+	(*Token)(nil),                  // 78: blixard.v1.Token
+	(*Volume)(nil),                 // 79: blixard.v1.Volume
+	(*Secret)(nil),                 // 80: blixard.v1.Secret
+	(*Task)(nil),                   // 81: blixard.v1.Task
+	(*Quota)(nil),                  // 82: blixard.v1.Quota
+	(*Problem)(nil),                // 83: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	56, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	58, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	25, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	26, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	27, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	29, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	30, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	31, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	32, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	33, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	37, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	38, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	39, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	40, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	41, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	46, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	44, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	42, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	34, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	35, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	36, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	27, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	28, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	29, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	31, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	32, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	33, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	34, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	35, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	39, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	40, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	41, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	42, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	43, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	48, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	46, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	44, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	36, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	37, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	38, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
 	4,  // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
 	11, // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
 	12, // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
@@ -4626,61 +4821,65 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	22, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
 	23, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
 	24, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	43, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	45, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	45, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	47, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
 	5,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
 	6,  // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
 	7,  // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
 	8,  // 41: blixard.v1.Command.step_tasks:type_name -> blixard.v1.StepTasksCommand
 	10, // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
-	57, // 43: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	51, // 44: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	57, // 45: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	58, // 46: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
-	52, // 47: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
-	9,  // 48: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
-	0,  // 49: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
-	1,  // 50: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
-	59, // 51: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	53, // 52: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	60, // 53: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	61, // 54: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	62, // 55: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	63, // 56: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	54, // 57: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	28, // 58: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	64, // 59: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	65, // 60: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	66, // 61: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	67, // 62: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	56, // 63: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	66, // 64: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	67, // 65: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	55, // 66: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	68, // 67: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	69, // 68: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	48, // 69: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	70, // 70: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	71, // 71: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	72, // 72: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	73, // 73: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	50, // 74: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	49, // 75: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	74, // 76: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	66, // 77: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	75, // 78: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	59, // 79: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	76, // 80: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	61, // 81: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	77, // 82: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	78, // 83: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
-	56, // 84: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	79, // 85: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	86, // [86:86] is the sub-list for method output_type
-	86, // [86:86] is the sub-list for method input_type
-	86, // [86:86] is the sub-list for extension type_name
-	86, // [86:86] is the sub-list for extension extendee
-	0,  // [0:86] is the sub-list for field type_name
+	25, // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
+	26, // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
+	59, // 45: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	53, // 46: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	59, // 47: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	60, // 48: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
+	54, // 49: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
+	9,  // 50: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
+	0,  // 51: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
+	1,  // 52: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
+	61, // 53: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	55, // 54: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	62, // 55: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	63, // 56: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	64, // 57: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	65, // 58: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
+	66, // 59: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	56, // 60: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	30, // 61: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	67, // 62: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	68, // 63: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	69, // 64: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	70, // 65: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	58, // 66: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	69, // 67: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	70, // 68: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	57, // 69: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	71, // 70: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	72, // 71: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	50, // 72: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	73, // 73: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	74, // 74: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	75, // 75: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	76, // 76: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	52, // 77: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	51, // 78: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	77, // 79: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	69, // 80: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	78, // 81: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	61, // 82: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	79, // 83: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	63, // 84: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	80, // 85: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	81, // 86: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
+	82, // 87: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
+	58, // 88: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	83, // 89: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	90, // [90:90] is the sub-list for method output_type
+	90, // [90:90] is the sub-list for method input_type
+	90, // [90:90] is the sub-list for extension type_name
+	90, // [90:90] is the sub-list for extension extendee
+	0,  // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -4692,6 +4891,7 @@ func file_blixard_v1_command_proto_init() {
 	file_blixard_v1_images_proto_init()
 	file_blixard_v1_networks_proto_init()
 	file_blixard_v1_objects_proto_init()
+	file_blixard_v1_quotas_proto_init()
 	file_blixard_v1_secrets_proto_init()
 	file_blixard_v1_services_proto_init()
 	file_blixard_v1_tasks_proto_init()
@@ -4739,9 +4939,11 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_SubmitTask)(nil),
 		(*Command_StepTasks)(nil),
 		(*Command_ChangeTasks)(nil),
+		(*Command_SetQuota)(nil),
+		(*Command_RemoveQuota)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[43].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[45].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[45].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[47].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -4757,6 +4959,7 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Network)(nil),
 		(*StateSnapshot_Secret)(nil),
 		(*StateSnapshot_Task)(nil),
+		(*StateSnapshot_Quota)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4764,7 +4967,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   54,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

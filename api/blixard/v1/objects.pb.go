@@ -680,7 +680,9 @@ type VM struct {
 	// newest last.
 	FailedOn []string `protobuf:"bytes,13,rep,name=failed_on,json=failedOn,proto3" json:"failed_on,omitempty"`
 	// task is the id of the task whose attempt the VM is; empty for a VM of its own.
-	Task          string `protobuf:"bytes,14,opt,name=task,proto3" json:"task,omitempty"`
+	Task string `protobuf:"bytes,14,opt,name=task,proto3" json:"task,omitempty"`
+	// project whose quota the VM counts to, for all its life; empty means "default".
+	Project       string `protobuf:"bytes,15,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -809,6 +811,13 @@ func (x *VM) GetFailedOn() []string {
 func (x *VM) GetTask() string {
 	if x != nil {
 		return x.Task
+	}
+	return ""
+}
+
+func (x *VM) GetProject() string {
+	if x != nil {
+		return x.Project
 	}
 	return ""
 }
@@ -3693,7 +3702,7 @@ var File_blixard_v1_objects_proto protoreflect.FileDescriptor
 const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/objects.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x04\n" +
+	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x04\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -3714,7 +3723,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"interfaces\x12\x17\n" +
 	"\amove_to\x18\f \x01(\tR\x06moveTo\x12\x1b\n" +
 	"\tfailed_on\x18\r \x03(\tR\bfailedOn\x12\x12\n" +
-	"\x04task\x18\x0e \x01(\tR\x04task\x1a9\n" +
+	"\x04task\x18\x0e \x01(\tR\x04task\x12\x18\n" +
+	"\aproject\x18\x0f \x01(\tR\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +

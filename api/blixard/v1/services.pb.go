@@ -28,9 +28,12 @@ type CreateVMRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// name of the VM; empty lets the server choose one.
-	Name          string            `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Spec          *VMSpec           `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Name   string            `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Spec   *VMSpec           `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// project whose quota the VM counts to; empty means "default". Names of VMs are
+	// unique in the cluster, whatever their projects.
+	Project       string `protobuf:"bytes,15,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -91,6 +94,13 @@ func (x *CreateVMRequest) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *CreateVMRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 type CreateVMResponse struct {
@@ -5398,13 +5408,15 @@ var File_blixard_v1_services_proto protoreflect.FileDescriptor
 const file_blixard_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"\x19blixard/v1/services.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x04\n" +
+	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x05\n" +
 	"\x0fCreateVMRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xd5\x01\n" +
 	"\x04name\x18\x02 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
 	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\x04name\x12.\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.blixard.v1.VMSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12\x86\x01\n" +
-	"\x06labels\x18\x04 \x03(\v2'.blixard.v1.CreateVMRequest.LabelsEntryBE\xbaHB\x9a\x01?\x10@\"4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$*\x05r\x03(\x80\bR\x06labels\x1a9\n" +
+	"\x06labels\x18\x04 \x03(\v2'.blixard.v1.CreateVMRequest.LabelsEntryBE\xbaHB\x9a\x01?\x10@\"4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$*\x05r\x03(\x80\bR\x06labels\x12\xdb\x01\n" +
+	"\aproject\x18\x0f \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
+	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"2\n" +

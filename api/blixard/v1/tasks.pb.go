@@ -156,9 +156,11 @@ type Task struct {
 	Labels      map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// array is the id that all tasks of one submission share, and array_name their
 	// name; number is the task's in it, from 0. Empty for a task alone.
-	Array         string `protobuf:"bytes,9,opt,name=array,proto3" json:"array,omitempty"`
-	ArrayName     string `protobuf:"bytes,10,opt,name=array_name,json=arrayName,proto3" json:"array_name,omitempty"`
-	Number        uint32 `protobuf:"varint,11,opt,name=number,proto3" json:"number,omitempty"`
+	Array     string `protobuf:"bytes,9,opt,name=array,proto3" json:"array,omitempty"`
+	ArrayName string `protobuf:"bytes,10,opt,name=array_name,json=arrayName,proto3" json:"array_name,omitempty"`
+	Number    uint32 `protobuf:"varint,11,opt,name=number,proto3" json:"number,omitempty"`
+	// project whose quota its VMs count to; empty means "default".
+	Project       string `protobuf:"bytes,12,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -268,6 +270,13 @@ func (x *Task) GetNumber() uint32 {
 		return x.Number
 	}
 	return 0
+}
+
+func (x *Task) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 // Delivery says what may become of a task that is not known to have ended.
@@ -608,7 +617,9 @@ type SubmitTaskRequest struct {
 	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// count of tasks, up to 10,000, named NAME-0, NAME-1 and so on; 0 means one task
 	// of that name.
-	Count         uint32 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	Count uint32 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	// project whose quota the VMs of the tasks count to; empty means "default".
+	Project       string `protobuf:"bytes,6,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -676,6 +687,13 @@ func (x *SubmitTaskRequest) GetCount() uint32 {
 		return x.Count
 	}
 	return 0
+}
+
+func (x *SubmitTaskRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 type SubmitTaskResponse struct {
@@ -1490,7 +1508,7 @@ var File_blixard_v1_tasks_proto protoreflect.FileDescriptor
 const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\n" +
 	"\x16blixard/v1/tasks.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x03\n" +
+	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x03\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
@@ -1505,7 +1523,8 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\n" +
 	"array_name\x18\n" +
 	" \x01(\tR\tarrayName\x12\x16\n" +
-	"\x06number\x18\v \x01(\rR\x06number\x1a9\n" +
+	"\x06number\x18\v \x01(\rR\x06number\x12\x18\n" +
+	"\aproject\x18\f \x01(\tR\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
@@ -1552,14 +1571,16 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"finishedAt\x12:\n" +
 	"\vnext_try_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tnextTryAtB\f\n" +
 	"\n" +
-	"_exit_code\"\xec\x03\n" +
+	"_exit_code\"\xca\x05\n" +
 	"\x11SubmitTaskRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xca\x01\n" +
 	"\x04name\x18\x02 \x01(\tB\xb5\x01\xbaH\xb1\x01\xba\x01\xad\x01\n" +
 	"\fname.invalid\x12da name has 1 to 57 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1a7this.matches('^([a-z0-9]([-a-z0-9]{0,55}[a-z0-9])?)?$')R\x04name\x120\n" +
 	"\x04spec\x18\x03 \x01(\v2\x14.blixard.v1.TaskSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12K\n" +
 	"\x06labels\x18\x04 \x03(\v2).blixard.v1.SubmitTaskRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12\x1e\n" +
-	"\x05count\x18\x05 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05count\x1a9\n" +
+	"\x05count\x18\x05 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05count\x12\xdb\x01\n" +
+	"\aproject\x18\x06 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
+	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +

@@ -1,0 +1,85 @@
+package server
+
+import (
+	"context"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/state"
+)
+
+// quotaService is QuotaService; see the .proto for its contract.
+type quotaService struct {
+	blixardv1.UnimplementedQuotaServiceServer
+	*Server
+}
+
+// projectOfRequest is how a command names a project: members of older builds know no
+// projects, and VMs of the default one go on to be made beside them.
+func projectOfRequest(name string) string {
+	if name == state.DefaultProject {
+		return ""
+	}
+	return name
+}
+
+func (s quotaService) SetQuota(ctx context.Context, req *blixardv1.SetQuotaRequest) (*blixardv1.SetQuotaResponse, error) {
+	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_SetQuota{SetQuota: &blixardv1.SetQuotaCommand{
+		Project: req.GetProject(), ExpectedIndex: req.GetExpectedIndex(), Limits: req.GetLimits(),
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.SetQuotaResponse{Quota: r.Quota, Usage: s.cfg.Replica.View().ProjectUsage(req.GetProject())}, nil
+}
+
+func (s quotaService) GetQuota(ctx context.Context, req *blixardv1.GetQuotaRequest) (*blixardv1.GetQuotaResponse, error) {
+	view, err := s.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q := view.Quota(req.GetProject())
+	if q == nil {
+		return nil, state.QuotaNotFound(req.GetProject())
+	}
+	return &blixardv1.GetQuotaResponse{Quota: q, Index: view.Index()}, nil
+}
+
+func (s quotaService) ListQuotas(ctx context.Context, req *blixardv1.ListQuotasRequest) (*blixardv1.ListQuotasResponse, error) {
+	view, _, err := s.readOrStale(ctx, req.GetStale())
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.ListQuotasResponse{Quotas: view.Quotas(), Index: view.Index()}, nil
+}
+
+func (s quotaService) QuotaUsage(ctx context.Context, req *blixardv1.QuotaUsageRequest) (*blixardv1.QuotaUsageResponse, error) {
+	view, _, err := s.readOrStale(ctx, req.GetStale())
+	if err != nil {
+		return nil, err
+	}
+	resp := &blixardv1.QuotaUsageResponse{Index: view.Index()}
+	if req.GetProject() != "" {
+		resp.Usages = []*blixardv1.ProjectUsage{view.ProjectUsage(req.GetProject())}
+		return resp, nil
+	}
+	size := int(req.GetPageSize())
+	if size == 0 {
+		size = defaultPageSize
+	}
+	resp.Usages = view.ProjectUsages(req.GetPageToken(), size+1)
+	if len(resp.GetUsages()) > size {
+		resp.Usages = resp.Usages[:size]
+		resp.NextPageToken = resp.Usages[size-1].GetProject()
+	}
+	return resp, nil
+}
+
+func (s quotaService) RemoveQuota(ctx context.Context, req *blixardv1.RemoveQuotaRequest) (*blixardv1.RemoveQuotaResponse, error) {
+	_, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_RemoveQuota{RemoveQuota: &blixardv1.RemoveQuotaCommand{
+		Project: req.GetProject(), ExpectedIndex: req.GetExpectedIndex(),
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &blixardv1.RemoveQuotaResponse{}, nil
+}

@@ -1,0 +1,283 @@
+package state
+
+import (
+	"slices"
+	"strconv"
+
+	"github.com/hashicorp/go-memdb"
+	"google.golang.org/protobuf/proto"
+
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/planted"
+	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/internal/units"
+)
+
+const (
+	// DefaultProject is that of VMs that name none.
+	DefaultProject = "default"
+	// quotasMax of the cluster, some 150 bytes each.
+	quotasMax = 16384
+)
+
+// ProjectOf names the project of a VM.
+func ProjectOf(vm *blixardv1.VM) string {
+	if vm.GetProject() == "" {
+		return DefaultProject
+	}
+	return vm.GetProject()
+}
+
+// storedProject is how a VM keeps the name of its project. Older members keep none,
+// and must come to the same bytes.
+func storedProject(name string) string {
+	if name == DefaultProject {
+		return ""
+	}
+	return name
+}
+
+// bounded is one of what a quota bounds.
+type bounded struct {
+	// field of the API, word for people, and flag of `blixard quota set`.
+	field, word, flag string
+	used              func(*blixardv1.ProjectUsage) *uint64
+	limit             func(*blixardv1.QuotaLimits) **uint64
+	text              func(uint64) string
+}
+
+func plain(n uint64) string { return strconv.FormatUint(n, 10) }
+
+// everyBounded in the order in which a refusal looks at them.
+var everyBounded = []bounded{
+	{
+		"vms", "VMs", "vms",
+		func(u *blixardv1.ProjectUsage) *uint64 { return &u.Vms }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.Vms }, plain,
+	},
+	{
+		"vcpus", "vCPUs", "cpus",
+		func(u *blixardv1.ProjectUsage) *uint64 { return &u.Vcpus }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.Vcpus }, plain,
+	},
+	{
+		"memory_mib", "memory", "memory",
+		func(u *blixardv1.ProjectUsage) *uint64 { return &u.MemoryMib }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.MemoryMib },
+		func(n uint64) string { return (units.Size(n) * units.MiB).String() },
+	},
+	{
+		"disk_bytes", "disk", "disk",
+		func(u *blixardv1.ProjectUsage) *uint64 { return &u.DiskBytes }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.DiskBytes },
+		func(n uint64) string { return units.Size(n).String() },
+	},
+	{
+		"addresses", "addresses", "addresses",
+		func(u *blixardv1.ProjectUsage) *uint64 { return &u.Addresses }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.Addresses }, plain,
+	},
+}
+
+// takenBy is what a VM takes of its project's quota, from its declaration until it is
+// gone; nothing for nil. 1,000,000 VMs with the largest root disk are 2^64 bytes less a
+// twentieth, so sums fit.
+func takenBy(vm *blixardv1.VM) *blixardv1.ProjectUsage {
+	if vm == nil {
+		return &blixardv1.ProjectUsage{}
+	}
+	u := &blixardv1.ProjectUsage{
+		Project: ProjectOf(vm), Vms: 1, Vcpus: uint64(vm.GetSpec().GetVcpus()),
+		MemoryMib: uint64(vm.GetSpec().GetMemoryMib()), DiskBytes: vm.GetSpec().GetDiskBytes(),
+	}
+	for _, i := range vm.GetInterfaces() {
+		if i.GetIpv4() != "" {
+			u.Addresses++
+		}
+	}
+	return u
+}
+
+// usage of a project, shared and read-only.
+func usage(txn *memdb.Txn, project string) *blixardv1.ProjectUsage {
+	if u := first[blixardv1.ProjectUsage](txn, tableUsage, indexID, project); u != nil {
+		return u
+	}
+	return &blixardv1.ProjectUsage{Project: project}
+}
+
+// recount gives a project what a VM takes after a change, in place of what it took
+// before; either may be nil.
+//
+// Invariant: the usages are exactly the sums of takenBy over the VMs of each project.
+func recount(txn *memdb.Txn, after, before *blixardv1.VM) {
+	vm := after
+	if vm == nil {
+		vm = before
+	}
+	next := proto.CloneOf(usage(txn, ProjectOf(vm)))
+	more, less := takenBy(after), takenBy(before)
+	for _, r := range everyBounded {
+		*r.used(next) += *r.used(more) - *r.used(less)
+	}
+	if next.GetVms() == 0 {
+		remove(txn, tableUsage, next)
+		return
+	}
+	insert(txn, tableUsage, next)
+}
+
+// quotaAllows says why a VM can't take what it shall; nil when it can. What it takes no
+// more of than before is not looked at: a project over its quota can still be changed.
+func (b *batch) quotaAllows(vm, old *blixardv1.VM) *problem.Error {
+	q := b.quota(ProjectOf(vm))
+	if q == nil || planted.Is(planted.QuotaNotChecked) {
+		return nil
+	}
+	used, want, had := usage(b.txn, q.GetProject()), takenBy(vm), takenBy(old)
+	for _, r := range everyBounded {
+		limit := *r.limit(q.GetLimits())
+		has, before, after := *r.used(used), *r.used(had), *r.used(want)
+		if limit == nil || after <= before || has-before+after <= *limit {
+			continue
+		}
+		return problem.New(problem.NoCapacity, "quota.exceeded", "project %q would exceed its quota of %s: limit %s, in use %s, wanted %s more",
+			q.GetProject(), r.word, r.text(*limit), r.text(has), r.text(after-before)).
+			WithHint("`blixard quota usage %s` shows what it has; delete VMs of it, or raise the quota: blixard quota set %s --%s %s",
+				q.GetProject(), q.GetProject(), r.flag, r.text(has-before+after))
+	}
+	return nil
+}
+
+func (b *batch) quota(project string) *blixardv1.Quota {
+	return first[blixardv1.Quota](b.txn, tableQuota, indexID, project)
+}
+
+func (b *batch) quotaEvent(q *blixardv1.Quota, kind, message string) {
+	b.event(&blixardv1.Event{Kind: kind, ObjectKind: "quota", ObjectId: q.GetProject(), ObjectName: q.GetProject(), Message: message})
+}
+
+// asExpected compares a quota, which may be nil, with what a change expects of it.
+func asExpected(q *blixardv1.Quota, project string, expected uint64) *problem.Error {
+	switch {
+	case expected == 0 || expected == q.GetModifyIndex():
+		return nil
+	case q == nil:
+		return QuotaNotFound(project)
+	}
+	return problem.New(problem.Conflict, "quota.index_mismatch", "the quota of project %q was changed at index %d, not %d",
+		project, q.GetModifyIndex(), expected).WithHint("read the quota again and repeat the change with its modify_index")
+}
+
+func (b *batch) setQuota(c *blixardv1.SetQuotaCommand) Result {
+	if c.GetProject() == "" {
+		return refused(b.index, problem.New(problem.Invalid, "quota.incomplete", "a quota needs a project").WithHint("name the project"))
+	}
+	old := b.quota(c.GetProject())
+	if p := asExpected(old, c.GetProject(), c.GetExpectedIndex()); p != nil {
+		return refused(b.index, p)
+	}
+	q := &blixardv1.Quota{Project: c.GetProject(), Limits: &blixardv1.QuotaLimits{}, CreateIndex: b.index, CreatedAt: b.time}
+	if old != nil {
+		q = proto.CloneOf(old)
+	} else if n := len(all[blixardv1.Quota](b.txn, tableQuota, indexID)); n >= quotasMax {
+		return refused(b.index, problem.New(problem.NoCapacity, "quota.too_many", "there are %d quotas", n).WithHint("remove those that are not needed"))
+	}
+	for _, r := range everyBounded {
+		limit := *r.limit(q.Limits)
+		if set := c.GetLimits(); set != nil && *r.limit(set) != nil {
+			limit = *r.limit(set)
+		}
+		if limit != nil && *limit == 0 {
+			limit = nil
+		}
+		*r.limit(q.Limits) = limit
+	}
+	if old != nil && proto.Equal(q.GetLimits(), old.GetLimits()) {
+		return Result{Index: b.index, Quota: old}
+	}
+	q.ChangedAt, q.ModifyIndex = b.time, b.index
+	insert(b.txn, tableQuota, q)
+	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindQuota, Quota: q})
+	b.quotaEvent(q, "quota.set", "the quota was set")
+	return Result{Index: b.index, Quota: q}
+}
+
+func (b *batch) removeQuota(c *blixardv1.RemoveQuotaCommand) Result {
+	old := b.quota(c.GetProject())
+	if old == nil {
+		return refused(b.index, QuotaNotFound(c.GetProject()))
+	}
+	if p := asExpected(old, c.GetProject(), c.GetExpectedIndex()); p != nil {
+		return refused(b.index, p)
+	}
+	last := proto.CloneOf(old)
+	last.ModifyIndex = b.index
+	remove(b.txn, tableQuota, old)
+	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindQuota, Quota: last, Deleted: true})
+	b.quotaEvent(last, "quota.removed", "the quota is gone")
+	return Result{Index: b.index, Quota: last}
+}
+
+// QuotaNotFound is the problem of a project without a quota.
+func QuotaNotFound(project string) *problem.Error {
+	return problem.New(problem.NotFound, "quota.not_found", "project %q has no quota", project).
+		WithHint("`blixard quota list` shows the quotas; set one with `blixard quota set %s --vms N`", project)
+}
+
+// Quota of a project; nil when it has none.
+func (v *View) Quota(project string) *blixardv1.Quota {
+	return first[blixardv1.Quota](v.db.Txn(false), tableQuota, indexID, project)
+}
+
+// Quotas gives all quotas, ordered by project.
+func (v *View) Quotas() []*blixardv1.Quota {
+	return all[blixardv1.Quota](v.db.Txn(false), tableQuota, indexID)
+}
+
+// ProjectUsage tells what a project has beside its limits; all is 0 for one that
+// nobody named.
+func (v *View) ProjectUsage(project string) *blixardv1.ProjectUsage {
+	txn := v.db.Txn(false)
+	u := proto.CloneOf(usage(txn, project))
+	q := first[blixardv1.Quota](txn, tableQuota, indexID, project)
+	if q == nil {
+		return u
+	}
+	u.Limits = q.GetLimits()
+	for _, r := range everyBounded {
+		if limit := *r.limit(u.Limits); limit != nil && *r.used(u) > *limit {
+			u.Over = append(u.Over, r.field)
+		}
+	}
+	return u
+}
+
+// ProjectUsages is ProjectUsage for the projects with a VM or a quota whose name comes
+// after the given one, in the order of names, at most limit of them; a limit of 0 or
+// less means all.
+func (v *View) ProjectUsages(after string, limit int) []*blixardv1.ProjectUsage {
+	txn := v.db.Txn(false)
+	names := named[*blixardv1.ProjectUsage](txn, tableUsage, after, limit)
+	names = append(names, named[*blixardv1.Quota](txn, tableQuota, after, limit)...)
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if limit > 0 && len(names) > limit {
+		names = names[:limit]
+	}
+	usages := make([]*blixardv1.ProjectUsage, 0, len(names))
+	for _, name := range names {
+		usages = append(usages, v.ProjectUsage(name))
+	}
+	return usages
+}
+
+// named gives the names of projects in a table.
+func named[T interface{ GetProject() string }](txn *memdb.Txn, table, after string, limit int) []string {
+	it, err := txn.LowerBound(table, indexID, after)
+	if err != nil {
+		panic(err)
+	}
+	var names []string
+	for raw := it.Next(); raw != nil && (limit <= 0 || len(names) < limit); raw = it.Next() {
+		if name := raw.(T).GetProject(); name != after {
+			names = append(names, name)
+		}
+	}
+	return names
+}
