@@ -17,7 +17,10 @@ import (
 //	7  try VMs on other nodes
 //	8  dampen nodes
 //	9  reports name the start of their agent
-const FeatureLevel = 9
+//	10 tasks
+//	11 projects and quotas
+//	12 taints of nodes, priorities of VMs, and preemption
+const FeatureLevel = 12
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -27,10 +30,14 @@ var levels = map[protoreflect.Name]uint32{
 	"create_volume": 3, "resize_volume": 3, "delete_volume": 3, "release_volume": 3, "move_volume": 3, "snapshot_volume": 3,
 	"create_network": 3, "update_network": 3, "delete_network": 3, "set_secret": 3, "delete_secret": 3,
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
+	"preempt": 12,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.
 func levelOfSpec(spec *blixardv1.VMSpec) uint32 {
+	if s := spec.GetScheduling(); s != nil && s.Priority != nil || len(s.GetTolerations()) > 0 {
+		return 12
+	}
 	if spec != nil && spec.Reschedules != nil {
 		return 7
 	}
@@ -49,6 +56,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	field := m.WhichOneof(m.Descriptor().Oneofs().ByName("change"))
 	if field == nil {
 		return 1
+	}
+	if u := cmd.GetUpdateNode(); len(u.GetSetTaints())+len(u.GetDropTaints()) > 0 {
+		return 12
 	}
 	if cmd.GetUpdateNode() != nil && cmd.GetUpdateNode().Damped != nil {
 		return 8

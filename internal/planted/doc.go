@@ -35,6 +35,8 @@ const (
 	RoomNotCounted      Bug = "capacity is given out without looking"
 	EpochNotRaised      Bug = "a VM's next life has the epoch of the last"
 	NamesTakenTwice     Bug = "a name is given twice"
+	EqualsPreempted     Bug = "a VM takes the room of one of equal priority"
+	KeptPreempted       Bug = "a VM that is kept on its node is preempted"
 	// Leases.
 	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
 	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"

@@ -78,6 +78,7 @@ type Command struct {
 	//	*Command_UpdateNode
 	//	*Command_MoveVm
 	//	*Command_Reschedule
+	//	*Command_Preempt
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -499,6 +500,15 @@ func (x *Command) GetReschedule() *RescheduleCommand {
 	return nil
 }
 
+func (x *Command) GetPreempt() *PreemptCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_Preempt); ok {
+			return x.Preempt
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -659,6 +669,10 @@ type Command_Reschedule struct {
 	Reschedule *RescheduleCommand `protobuf:"bytes,48,opt,name=reschedule,proto3,oneof"`
 }
 
+type Command_Preempt struct {
+	Preempt *PreemptCommand `protobuf:"bytes,56,opt,name=preempt,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -736,6 +750,8 @@ func (*Command_UpdateNode) isCommand_Change() {}
 func (*Command_MoveVm) isCommand_Change() {}
 
 func (*Command_Reschedule) isCommand_Change() {}
+
+func (*Command_Preempt) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -2972,6 +2988,62 @@ func (x *EvictCommand) GetReason() string {
 	return ""
 }
 
+// PreemptCommand takes VMs off a node to make room for one that waits. It is refused as a
+// whole when that one waits no more, or when one of them stays or is not of lower
+// priority.
+type PreemptCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// vm_id of the VM that waits.
+	VmId          string   `protobuf:"bytes,1,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	AllocationIds []string `protobuf:"bytes,2,rep,name=allocation_ids,json=allocationIds,proto3" json:"allocation_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreemptCommand) Reset() {
+	*x = PreemptCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreemptCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreemptCommand) ProtoMessage() {}
+
+func (x *PreemptCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreemptCommand.ProtoReflect.Descriptor instead.
+func (*PreemptCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *PreemptCommand) GetVmId() string {
+	if x != nil {
+		return x.VmId
+	}
+	return ""
+}
+
+func (x *PreemptCommand) GetAllocationIds() []string {
+	if x != nil {
+		return x.AllocationIds
+	}
+	return nil
+}
+
 // LoseCommand gives up what is placed on nodes that are down, so that it is placed
 // again elsewhere. A placement that is on another node, or kept there, is refused by
 // itself. What is given up is removed by its node when that returns.
@@ -2986,7 +3058,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3070,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3083,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -3039,7 +3111,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3123,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3136,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -3091,14 +3163,17 @@ type UpdateNodeCommand struct {
 	// cordoned as in Node; unset leaves it.
 	Cordoned *bool `protobuf:"varint,4,opt,name=cordoned,proto3,oneof" json:"cordoned,omitempty"`
 	// damped as in Node, told by the leader; unset leaves it.
-	Damped        *bool `protobuf:"varint,5,opt,name=damped,proto3,oneof" json:"damped,omitempty"`
+	Damped *bool `protobuf:"varint,5,opt,name=damped,proto3,oneof" json:"damped,omitempty"`
+	// set and drop taints.
+	SetTaints     []*Taint `protobuf:"bytes,6,rep,name=set_taints,json=setTaints,proto3" json:"set_taints,omitempty"`
+	DropTaints    []string `protobuf:"bytes,7,rep,name=drop_taints,json=dropTaints,proto3" json:"drop_taints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3185,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3198,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -3161,6 +3236,20 @@ func (x *UpdateNodeCommand) GetDamped() bool {
 	return false
 }
 
+func (x *UpdateNodeCommand) GetSetTaints() []*Taint {
+	if x != nil {
+		return x.SetTaints
+	}
+	return nil
+}
+
+func (x *UpdateNodeCommand) GetDropTaints() []string {
+	if x != nil {
+		return x.DropTaints
+	}
+	return nil
+}
+
 // SetNodeStateCommand tells what the leader found out about a node's lease. An
 // incarnation other than the node's refuses it: the node was back before.
 type SetNodeStateCommand struct {
@@ -3177,7 +3266,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3278,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3291,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3267,7 +3356,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3279,7 +3368,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3292,7 +3381,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -3529,7 +3618,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3541,7 +3630,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3554,7 +3643,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -3584,7 +3673,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +3685,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +3698,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -3647,7 +3736,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3748,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3761,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -3743,7 +3832,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x15\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf7\x15\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -3795,7 +3884,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\amove_vm\x18/ \x01(\v2\x19.blixard.v1.MoveVMCommandH\x00R\x06moveVm\x12?\n" +
 	"\n" +
 	"reschedule\x180 \x01(\v2\x1d.blixard.v1.RescheduleCommandH\x00R\n" +
-	"rescheduleB\b\n" +
+	"reschedule\x126\n" +
+	"\apreempt\x188 \x01(\v2\x1a.blixard.v1.PreemptCommandH\x00R\apreemptB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xd9\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3969,13 +4059,16 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"M\n" +
 	"\fEvictCommand\x12%\n" +
 	"\x0eallocation_ids\x18\x01 \x03(\tR\rallocationIds\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"J\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"L\n" +
+	"\x0ePreemptCommand\x12\x13\n" +
+	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12%\n" +
+	"\x0eallocation_ids\x18\x02 \x03(\tR\rallocationIds\"J\n" +
 	"\vLoseCommand\x12%\n" +
 	"\x0eallocation_ids\x18\x01 \x03(\tR\rallocationIds\x12\x14\n" +
 	"\x05storm\x18\x02 \x01(\tR\x05storm\"<\n" +
 	"\x10DrainNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
-	"\x05drain\x18\x02 \x01(\bR\x05drain\"\xa9\x02\n" +
+	"\x05drain\x18\x02 \x01(\bR\x05drain\"\xfc\x02\n" +
 	"\x11UpdateNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12K\n" +
 	"\n" +
@@ -3983,7 +4076,11 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\vdrop_labels\x18\x03 \x03(\tR\n" +
 	"dropLabels\x12\x1f\n" +
 	"\bcordoned\x18\x04 \x01(\bH\x00R\bcordoned\x88\x01\x01\x12\x1b\n" +
-	"\x06damped\x18\x05 \x01(\bH\x01R\x06damped\x88\x01\x01\x1a<\n" +
+	"\x06damped\x18\x05 \x01(\bH\x01R\x06damped\x88\x01\x01\x120\n" +
+	"\n" +
+	"set_taints\x18\x06 \x03(\v2\x11.blixard.v1.TaintR\tsetTaints\x12\x1f\n" +
+	"\vdrop_taints\x18\a \x03(\tR\n" +
+	"dropTaints\x1a<\n" +
 	"\x0eSetLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
@@ -4045,7 +4142,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                // 0: blixard.v1.Command
 	(*CreateVMCommand)(nil),        // 1: blixard.v1.CreateVMCommand
@@ -4084,43 +4181,45 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*ChangeMemberCommand)(nil),    // 34: blixard.v1.ChangeMemberCommand
 	(*RemoveMemberCommand)(nil),    // 35: blixard.v1.RemoveMemberCommand
 	(*EvictCommand)(nil),           // 36: blixard.v1.EvictCommand
-	(*LoseCommand)(nil),            // 37: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),       // 38: blixard.v1.DrainNodeCommand
-	(*UpdateNodeCommand)(nil),      // 39: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 40: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 41: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 42: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 43: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 44: blixard.v1.IdempotencyRecord
-	nil,                            // 45: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 46: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 47: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 48: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 49: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 50: blixard.v1.VMSpec
-	(*Image)(nil),                  // 51: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 52: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 53: blixard.v1.Network
-	(*NetworkRules)(nil),           // 54: blixard.v1.NetworkRules
-	(DesiredState_Enum)(0),         // 55: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 56: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 57: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 58: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 59: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 60: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 61: google.protobuf.Duration
-	(*VM)(nil),                     // 62: blixard.v1.VM
-	(*Allocation)(nil),             // 63: blixard.v1.Allocation
-	(*Node)(nil),                   // 64: blixard.v1.Node
-	(*Event)(nil),                  // 65: blixard.v1.Event
-	(*Cluster)(nil),                // 66: blixard.v1.Cluster
-	(*Token)(nil),                  // 67: blixard.v1.Token
-	(*Volume)(nil),                 // 68: blixard.v1.Volume
-	(*Secret)(nil),                 // 69: blixard.v1.Secret
-	(*Problem)(nil),                // 70: blixard.v1.Problem
+	(*PreemptCommand)(nil),         // 37: blixard.v1.PreemptCommand
+	(*LoseCommand)(nil),            // 38: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),       // 39: blixard.v1.DrainNodeCommand
+	(*UpdateNodeCommand)(nil),      // 40: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 41: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 42: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 43: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 44: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 45: blixard.v1.IdempotencyRecord
+	nil,                            // 46: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 47: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 48: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 49: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 50: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 51: blixard.v1.VMSpec
+	(*Image)(nil),                  // 52: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 53: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 54: blixard.v1.Network
+	(*NetworkRules)(nil),           // 55: blixard.v1.NetworkRules
+	(DesiredState_Enum)(0),         // 56: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 57: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 58: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 59: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 60: blixard.v1.MemberRole.Enum
+	(*Taint)(nil),                  // 61: blixard.v1.Taint
+	(NodeState_Enum)(0),            // 62: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 63: google.protobuf.Duration
+	(*VM)(nil),                     // 64: blixard.v1.VM
+	(*Allocation)(nil),             // 65: blixard.v1.Allocation
+	(*Node)(nil),                   // 66: blixard.v1.Node
+	(*Event)(nil),                  // 67: blixard.v1.Event
+	(*Cluster)(nil),                // 68: blixard.v1.Cluster
+	(*Token)(nil),                  // 69: blixard.v1.Token
+	(*Volume)(nil),                 // 70: blixard.v1.Volume
+	(*Secret)(nil),                 // 71: blixard.v1.Secret
+	(*Problem)(nil),                // 72: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	49, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	50, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
 	19, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
 	20, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
@@ -4135,8 +4234,8 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	33, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
 	34, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
 	35, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	40, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	38, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	41, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	39, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
 	36, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
 	28, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
 	29, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
@@ -4156,52 +4255,54 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	16, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
 	17, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
 	18, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	37, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	39, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	38, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	40, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
 	3,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
 	4,  // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
-	50, // 40: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	45, // 41: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	50, // 42: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	51, // 43: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	46, // 44: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	52, // 45: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	53, // 46: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	54, // 47: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	55, // 48: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	47, // 49: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	22, // 50: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	56, // 51: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	57, // 52: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	58, // 53: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	59, // 54: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	49, // 55: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	58, // 56: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	59, // 57: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	48, // 58: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	60, // 59: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	61, // 60: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	42, // 61: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	62, // 62: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	63, // 63: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	64, // 64: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	65, // 65: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	44, // 66: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	43, // 67: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	66, // 68: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	58, // 69: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	67, // 70: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	51, // 71: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	68, // 72: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	53, // 73: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	69, // 74: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	49, // 75: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	70, // 76: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	77, // [77:77] is the sub-list for method output_type
-	77, // [77:77] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	37, // 40: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
+	51, // 41: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	46, // 42: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	51, // 43: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	52, // 44: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	47, // 45: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	53, // 46: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	54, // 47: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	55, // 48: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	56, // 49: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	48, // 50: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	22, // 51: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	57, // 52: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	58, // 53: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	59, // 54: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	60, // 55: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	50, // 56: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	59, // 57: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	60, // 58: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	49, // 59: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	61, // 60: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
+	62, // 61: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	63, // 62: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	43, // 63: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	64, // 64: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	65, // 65: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	66, // 66: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	67, // 67: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	45, // 68: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	44, // 69: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	68, // 70: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	59, // 71: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	69, // 72: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	52, // 73: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	70, // 74: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	54, // 75: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	71, // 76: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	50, // 77: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	72, // 78: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	79, // [79:79] is the sub-list for method output_type
+	79, // [79:79] is the sub-list for method input_type
+	79, // [79:79] is the sub-list for extension type_name
+	79, // [79:79] is the sub-list for extension extendee
+	0,  // [0:79] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -4256,9 +4357,10 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_UpdateNode)(nil),
 		(*Command_MoveVm)(nil),
 		(*Command_Reschedule)(nil),
+		(*Command_Preempt)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[39].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[41].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[40].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[42].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -4280,7 +4382,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
