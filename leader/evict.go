@@ -8,12 +8,6 @@ import (
 	"github.com/blixard/blixard/state"
 )
 
-// Reasons of evictions.
-const (
-	evictDrain = "drain"
-	evictTaint = "taint"
-)
-
 // evict empties nodes of what must go: draining ones of all, tainted ones of what does not
 // tolerate it. What stays, stays in either case.
 func (c *Core) evict(view View) []*blixardv1.Command {
@@ -41,7 +35,7 @@ func (c *Core) evict(view View) []*blixardv1.Command {
 		}
 	}
 	var out []*blixardv1.Command
-	for _, why := range []string{evictDrain, evictTaint} {
+	for _, why := range []string{state.EvictDrain, state.EvictTaint} {
 		if len(ids[why]) > 0 {
 			out = append(out, &blixardv1.Command{Change: &blixardv1.Command_Evict{Evict: &blixardv1.EvictCommand{AllocationIds: ids[why], Reason: why}}})
 		}
@@ -55,9 +49,9 @@ func mustGo(n *blixardv1.Node, a *blixardv1.Allocation) string {
 	case state.Going(a) || state.Stays(a) != "":
 		return ""
 	case n.GetDraining():
-		return evictDrain
+		return state.EvictDrain
 	case constraint.Untolerated(n.GetTaints(), a.GetSpec().GetScheduling(), blixardv1.TaintEffect_evict) != nil:
-		return evictTaint
+		return state.EvictTaint
 	}
 	return ""
 }

@@ -40,6 +40,7 @@ type faults struct {
 	planned            time.Duration
 	stormPercent       int // of the nodes that may be down before VMs wait for them
 	strategy           blixardv1.Strategy_Enum
+	preemption         bool
 	action, boot, late time.Duration // means of what takes its time
 	readyTimeout       time.Duration
 	actionFails        float64

@@ -44,6 +44,8 @@ var found = []struct {
 	{planted.RoomNotCounted, 100, 0},
 	{planted.EpochNotRaised, 100, 0},
 	{planted.NamesTakenTwice, 100, 0},
+	{planted.EqualsPreempted, 100, 0},
+	{planted.KeptPreempted, 100, 0},
 	{planted.NewLeaderDoesNotWait, 200, 0},
 	{planted.LeaseWhileDown, 200, 0},
 	{planted.LongLeaseForgotten, 600, 0},
