@@ -22,7 +22,7 @@ import (
 func (a *app) nodeCommand() *cobra.Command {
 	return noun("node", "Run the node on this host, and see how it is", []string{"nodes"},
 		a.nodeStartCommand(), a.nodeStatusCommand(), a.nodeStopCommand(), a.nodeListCommand(),
-		a.nodeLabelCommand(), a.nodeCordonCommand(true), a.nodeCordonCommand(false), a.nodeDrainCommand())
+		a.nodeLabelCommand(), a.nodeTaintCommand(), a.nodeCordonCommand(true), a.nodeCordonCommand(false), a.nodeDrainCommand())
 }
 
 func (a *app) nodeListCommand() *cobra.Command {
@@ -47,12 +47,23 @@ func (a *app) nodeListCommand() *cobra.Command {
 
 func (a *app) nodeTable(nodes []*blixardv1.Node) error {
 	t := &table{header: []string{"NAME", "STATE", "CPUS", "MEMORY", "DRIVER", "ACCELERATOR", "VERSION", "LABELS"}, shrink: []int{7, 6, 0}}
+	// Most clusters have none, and the table is wide.
+	tainted := slices.ContainsFunc(nodes, func(n *blixardv1.Node) bool { return len(n.GetTaints()) > 0 })
+	if tainted {
+		t.header, t.shrink = slices.Insert(t.header, 7, "TAINTS"), []int{8, 7, 6, 0}
+	}
 	for _, n := range nodes {
 		f := n.GetFingerprint()
-		t.add(n.GetName(), nodeStateWords(n),
+		cells := []string{
+			n.GetName(), nodeStateWords(n),
 			fmt.Sprintf("%d/%d", n.GetAllocated().GetVcpus(), n.GetAllocatable().GetVcpus()),
-			mib(n.GetAllocated().GetMemoryMib())+"/"+mib(n.GetAllocatable().GetMemoryMib()),
-			strings.TrimSpace(f.GetDriver()+" "+f.GetDriverVersion()), f.GetAccelerator(), f.GetBlixardVersion(), labelsText(constraint.Labels(n)))
+			mib(n.GetAllocated().GetMemoryMib()) + "/" + mib(n.GetAllocatable().GetMemoryMib()),
+			strings.TrimSpace(f.GetDriver() + " " + f.GetDriverVersion()), f.GetAccelerator(), f.GetBlixardVersion(), labelsText(constraint.Labels(n)),
+		}
+		if tainted {
+			cells = slices.Insert(cells, 7, taintsText(n.GetTaints()))
+		}
+		t.add(cells...)
 	}
 	return a.writeTable(t)
 }
@@ -70,6 +81,14 @@ func nodeStateWords(n *blixardv1.Node) string {
 		words += ", unsteady"
 	}
 	return words
+}
+
+func taintsText(taints []*blixardv1.Taint) string {
+	var words []string
+	for _, t := range taints {
+		words = append(words, constraint.TaintText(t))
+	}
+	return strings.Join(words, ",")
 }
 
 func labelsText(labels map[string]string) string {
@@ -116,6 +135,8 @@ func nodeFacts(st *blixardv1.GetStatusResponse) [][2]string {
 		{"Node", n.GetName() + " (" + n.GetId() + ")"},
 		{"State", nodeStateWords(n)},
 		{"Labels", labelsText(constraint.Labels(n))},
+		{"Pool", constraint.Labels(n)[constraint.PoolLabel]},
+		{"Taints", taintsText(n.GetTaints())},
 		{"Version", st.GetVersion()},
 		{"Process", fmt.Sprintf("%d, up %s", st.GetPid(), since(st.GetStartedAt()))},
 		{"Data", st.GetDataDir()},

@@ -11,6 +11,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/constraint"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -61,6 +62,35 @@ of the node's own configuration (node.labels) can be given another value, and st
 				return err
 			}
 			return a.updateNode(cmd.Context(), &blixardv1.UpdateNodeRequest{Node: args[0], SetLabels: set, DropLabels: drop}, "labeled")
+		},
+	}
+}
+
+func (a *app) nodeTaintCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "taint NODE KEY[=VALUE]:EFFECT... [KEY-...]", Short: "Keep VMs off a node that do not tolerate it", Args: atLeastOne("NODE"),
+		ValidArgsFunction: a.completeNodes,
+		Long: `Set taints of a node, and remove those written with a dash behind the key; others stay. A node has one taint of each key. VMs that
+do not tolerate a taint (--tolerate) are not placed on the node. With the effect no-schedule those that it has stay; with evict they go, as in
+a drain: VMs with volumes and those of "--on-node-loss keep" stay.`,
+		Example: "  blixard node taint n1 gpu=yes:no-schedule\n  blixard node taint n1 broken:evict\n  blixard node taint n1 gpu-",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return usageError("the taints are missing").WithHint("write `blixard node taint %s KEY=VALUE:no-schedule`", args[0])
+			}
+			req := &blixardv1.UpdateNodeRequest{Node: args[0]}
+			for _, text := range args[1:] {
+				if key, dash := strings.CutSuffix(text, "-"); dash && !strings.ContainsAny(text, "=:") {
+					req.DropTaints = append(req.DropTaints, key)
+					continue
+				}
+				t, err := constraint.ParseTaint(text)
+				if err != nil {
+					return err
+				}
+				req.SetTaints = append(req.SetTaints, t)
+			}
+			return a.updateNode(cmd.Context(), req, "has new taints")
 		},
 	}
 }

@@ -3,20 +3,31 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
 	"github.com/blixard/blixard/internal/constraint"
 )
 
+// The highest priority, and that of VMs which name none.
+const (
+	priorityMax     = 100
+	priorityDefault = 50
+)
+
 // schedulingFlags are the flags that say where a VM may and should run.
 type schedulingFlags struct {
 	constraints, prefer, near, apart []string
-	strategy                         string
+	strategy, pool                   string
+	tolerate                         []string
+	priority                         uint32
+	changed                          func(flag string) bool
 }
 
 func (s *schedulingFlags) register(cmd *cobra.Command) {
@@ -26,6 +37,10 @@ func (s *schedulingFlags) register(cmd *cobra.Command) {
 	f.StringArrayVar(&s.near, "near", nil, "only where a VM with that label is: app=db, 'app=db over rack' for the same rack, 'app=db weight 50' for rather; may be repeated")
 	f.StringArrayVar(&s.apart, "apart", nil, "only where no VM with that label is, as --near; may be repeated")
 	f.StringVar(&s.strategy, "strategy", "", "among the nodes that are left: spread or pack (default: the cluster's)")
+	f.StringVar(&s.pool, "pool", "", "only on nodes of that pool, as --constraint pool=NAME")
+	f.StringArrayVar(&s.tolerate, "tolerate", nil, "also on nodes with a taint of that key, or key and value: gpu, gpu=yes, or gpu:evict for that effect alone; may be repeated")
+	f.Uint32Var(&s.priority, "priority", priorityDefault, "priority from 0 to 100: VMs of higher priority are placed first, and may take the room of others where scheduler.preemption is on")
+	s.changed = f.Changed
 	complete(cmd, "strategy", "spread", "pack")
 }
 
@@ -33,6 +48,10 @@ func (s *schedulingFlags) apply(spec *blixardv1.VMSpec, given func(string) bool)
 	next := &blixardv1.Scheduling{
 		Constraints: spec.GetScheduling().GetConstraints(), Preferences: spec.GetScheduling().GetPreferences(),
 		Affinities: spec.GetScheduling().GetAffinities(), Strategy: spec.GetScheduling().GetStrategy(),
+		Tolerations: spec.GetScheduling().GetTolerations(),
+	}
+	if spec.GetScheduling() != nil {
+		next.Priority = spec.GetScheduling().Priority
 	}
 	if given("constraint") {
 		next.Constraints = nil
@@ -43,6 +62,9 @@ func (s *schedulingFlags) apply(spec *blixardv1.VMSpec, given func(string) bool)
 			}
 			next.Constraints = append(next.Constraints, c)
 		}
+	}
+	if err := s.applyPool(next); err != nil {
+		return err
 	}
 	if given("prefer") {
 		next.Preferences = nil
@@ -64,10 +86,54 @@ func (s *schedulingFlags) apply(spec *blixardv1.VMSpec, given func(string) bool)
 		}
 		next.Strategy = blixardv1.Strategy_Enum(n)
 	}
-	if len(next.Constraints)+len(next.Preferences)+len(next.Affinities) == 0 && next.Strategy == blixardv1.Strategy_unspecified {
+	if err := s.applyPriority(next, given); err != nil {
+		return err
+	}
+	if proto.Size(next) == 0 {
 		next = nil
 	}
 	spec.Scheduling = next
+	return nil
+}
+
+// applyPool puts a pool in the place of the one that the constraints name.
+func (s *schedulingFlags) applyPool(next *blixardv1.Scheduling) error {
+	if !s.changed("pool") {
+		return nil
+	}
+	if !s.changed("constraint") {
+		next.Constraints = slices.DeleteFunc(slices.Clone(next.Constraints), func(c *blixardv1.Constraint) bool {
+			return c.GetKey() == constraint.PoolLabel && c.GetOperator() == blixardv1.Operator_equal
+		})
+	}
+	if s.pool == "" || s.pool == "none" {
+		return nil
+	}
+	if !constraint.IsLabel(constraint.PoolLabel, s.pool) {
+		return usageError("--pool %q is no name of a pool", s.pool).WithHint("write --pool gpu; `blixard node list` shows the labels of nodes, of which pool is one")
+	}
+	next.Constraints = append(next.Constraints, &blixardv1.Constraint{Key: constraint.PoolLabel, Operator: blixardv1.Operator_equal, Values: []string{s.pool}})
+	return nil
+}
+
+func (s *schedulingFlags) applyPriority(next *blixardv1.Scheduling, given func(string) bool) error {
+	if given("tolerate") {
+		next.Tolerations = nil
+		for _, text := range s.tolerate {
+			t, err := constraint.ParseToleration(text)
+			if err != nil {
+				return err
+			}
+			next.Tolerations = append(next.Tolerations, t)
+		}
+	}
+	if !s.changed("priority") {
+		return nil
+	}
+	if s.priority > priorityMax {
+		return usageError("--priority is %d", s.priority).WithHint("a priority is from 0 to %d; without one it is %d", priorityMax, priorityDefault)
+	}
+	next.Priority = &s.priority
 	return nil
 }
 
@@ -177,6 +243,14 @@ func schedulingFacts(s *blixardv1.Scheduling) [][2]string {
 		{"Near", strings.Join(near, "; ")},
 		{"Apart", strings.Join(apart, "; ")},
 	}
+	if s != nil && s.Priority != nil {
+		rows = append(rows, [2]string{"Priority", strconv.FormatUint(uint64(s.GetPriority()), 10)})
+	}
+	var tolerates []string
+	for _, t := range s.GetTolerations() {
+		tolerates = append(tolerates, constraint.TolerationText(t))
+	}
+	rows = append(rows, [2]string{"Tolerates", strings.Join(tolerates, "; ")})
 	if s.GetStrategy() != blixardv1.Strategy_unspecified {
 		rows = append(rows, [2]string{"Strategy", s.GetStrategy().String()})
 	}
@@ -232,11 +306,26 @@ func explainLine(resp *blixardv1.ExplainVMResponse) string {
 	case at != "" && resp.GetNode() != "":
 		return fmt.Sprintf("%s is on %s; another one like it would go to %s", name, at, resp.GetNode())
 	case at != "":
-		return fmt.Sprintf("%s is on %s; another one like it would wait", name, at)
+		return fmt.Sprintf("%s is on %s; another one like it would wait%s", name, at, preemptsText(resp.GetPreempts()))
 	case resp.GetNode() != "":
 		return fmt.Sprintf("%s would go to %s", name, resp.GetNode())
 	}
-	return fmt.Sprintf("%s would wait: no node is possible (%s)", name, resp.GetReason())
+	return fmt.Sprintf("%s would wait: no node is possible (%s)%s", name, resp.GetReason(), preemptsText(resp.GetPreempts()))
+}
+
+// preemptsText goes on a sentence that says that a VM would wait.
+func preemptsText(p *blixardv1.Preemption) string {
+	if p == nil {
+		return ""
+	}
+	var names []string
+	for _, vm := range p.GetVms() {
+		names = append(names, fmt.Sprintf("%s (priority %d)", vm.GetName(), vm.GetPriority()))
+	}
+	if len(names) == 0 {
+		return ", until " + p.GetNode() + " has removed what is going"
+	}
+	return ", until " + p.GetNode() + " is without " + strings.Join(names, ", ") + ", to make room"
 }
 
 func points(n float64) string { return strconv.FormatFloat(n, 'f', 1, 64) }

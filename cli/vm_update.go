@@ -94,7 +94,7 @@ status" tells what waits for that. Volumes and networks change while the VM is s
 func (s *specFlags) emptyLists() {
 	for _, l := range []*[]string{
 		&s.publish, &s.volumes, &s.files, &s.secrets, &s.sshKeys, &s.env,
-		&s.scheduling.constraints, &s.scheduling.prefer, &s.scheduling.near, &s.scheduling.apart,
+		&s.scheduling.constraints, &s.scheduling.prefer, &s.scheduling.near, &s.scheduling.apart, &s.scheduling.tolerate,
 	} {
 		if len(*l) == 1 && (*l)[0] == "none" {
 			*l = nil

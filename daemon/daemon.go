@@ -144,6 +144,9 @@ func (n *node) strategy() blixardv1.Strategy_Enum {
 	return blixardv1.Strategy_Enum(blixardv1.Strategy_Enum_value[n.cfg.Scheduler.Strategy])
 }
 
+// preemption says whether this node preempts when it leads.
+func (n *node) preemption() bool { return n.cfg.Scheduler.Preemption == "on" }
+
 func (n *node) listen() (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(n.cfg.Socket), 0o755); err != nil {
 		return nil, problem.New(problem.Invalid, "socket.unusable", "the directory of the socket %s can't be made", n.cfg.Socket).WithCause(err).
@@ -165,7 +168,7 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 		Consoles: n.super, Policy: auth.NewPolicy(n.cfg.AdminGroup), Logger: n.log,
 		Trust: n.trust, Nodes: n.nodes, Membership: membership{n}, Peer: n.peers.Service(),
 		Metrics: n.metricsHandler(registry), DefaultNetwork: n.cfg.Network.Default, BundledImages: b.ImageNames(),
-		Strategy: n.strategy(),
+		Strategy: n.strategy(), Preemption: n.preemption(),
 	})
 	if err != nil {
 		return err
@@ -199,7 +202,7 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 		return leader.Run(life, leader.Config{
 			Name: n.cfg.Node.Name, Replica: n.replica, Leases: leases, Logger: n.log,
 			StormPercent: int(n.cfg.Lease.StormPercent), Voters: int(n.cfg.Cluster.Voters), ReplaceAfter: n.cfg.Cluster.ReplaceAfter,
-			Strategy: n.strategy(),
+			Strategy: n.strategy(), Preemption: n.preemption(),
 		})
 	})
 	n.client, err = client.Dial(ctx, client.Config{Addr: "unix:" + n.cfg.Socket})

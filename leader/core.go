@@ -1,12 +1,14 @@
 package leader
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/constraint"
 	"github.com/blixard/blixard/scheduler"
 	"github.com/blixard/blixard/state"
 )
@@ -30,6 +32,10 @@ type View interface {
 
 // Core decides what the leader proposes. It is not safe for concurrent use.
 type Core struct {
+	// Preemption lets VMs that find no room take that of VMs of lower priority. It is set
+	// before Reset.
+	Preemption bool
+
 	// newID makes the id of an allocation; it is called in a fixed order.
 	newID func() string
 	// fleet is where VMs are placed.
@@ -38,10 +44,20 @@ type Core struct {
 	// they are looked at again only when a node changes that may have it.
 	open    map[string]bool
 	blocked map[string]*blocked
+	// ranks say in which order VMs that need a place get one.
+	ranks map[string]rank
+	// promises are the VMs for which room is made, by their ids.
+	promises map[string]*promise
+	// stirred: a node changed, so that VMs may now find others that make room. tries are
+	// left in this decision to look for such.
+	stirred bool
+	tries   int
 	// social VMs found none and may also wait for what other VMs do.
 	social map[string]bool
-	// draining nodes still have VMs that must go.
+	// draining nodes still have VMs that must go, and tainted ones have a taint that takes
+	// VMs off them.
 	draining map[string]bool
+	tainted  map[string]bool
 	// stranded VMs have a place on a node that is not heard of, and are to be looked
 	// at; those that wait are looked at again only when a node changes.
 	stranded map[string]bool
@@ -65,6 +81,15 @@ type blocked struct {
 	moveTo     string
 }
 
+// rank of a VM that needs a place: those of higher priority come first, and of equal ones
+// those that wait longer.
+type rank struct {
+	priority uint32
+	// since is the index of the log at which it began to wait. A leader that was not there
+	// takes the newest that it can have been.
+	since uint64
+}
+
 // NewCore makes a core that knows nothing; tell it with Reset. strategy is that of VMs
 // that name none. More than stormPercent of the nodes down at once are likelier a fault
 // of what is between them than of themselves: their VMs may run on, and the rest would
@@ -74,6 +99,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{}, social: map[string]bool{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
 		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(),
+		ranks: map[string]rank{}, promises: map[string]*promise{}, tainted: map[string]bool{}, tries: preemptTries,
 	}
 }
 
@@ -87,20 +113,36 @@ func (c *Core) Reset(view View) {
 	clear(c.waiting)
 	clear(c.failing)
 	clear(c.stuck)
+	clear(c.ranks)
+	clear(c.promises)
+	clear(c.tainted)
 	c.storm = ""
 	c.tasks.reset()
 	for _, t := range view.Tasks("", 0) {
 		c.tasks.changed(t, false)
 	}
 	for _, vm := range view.VMs("", 0) {
-		c.look(vm)
 		if vm.GetTask() != "" {
 			c.tasks.attempt(vm, false)
 		}
+		since := vm.GetModifyIndex()
+		if vm.GetStatus().GetEpoch() == 0 {
+			since = vm.GetCreateIndex()
+		}
+		c.look(vm, since)
 	}
 	for _, n := range view.Nodes() {
-		c.draining[n.GetId()] = n.GetDraining()
+		c.lookAt(n)
 	}
+}
+
+// lookAt takes in whether VMs must go from a node.
+func (c *Core) lookAt(n *blixardv1.Node) {
+	id := n.GetId()
+	if c.tainted[id] = constraint.Untolerated(n.GetTaints(), nil, blixardv1.TaintEffect_evict) != nil; !c.tainted[id] {
+		delete(c.tainted, id)
+	}
+	c.draining[id] = n.GetDraining() || c.tainted[id]
 }
 
 // Changed tells of one change of the state.
@@ -119,8 +161,10 @@ func (c *Core) Changed(ch state.Change) {
 			delete(c.waiting, ch.VM.GetId())
 			delete(c.failing, ch.VM.GetId())
 			delete(c.stuck, ch.VM.GetId())
+			delete(c.ranks, ch.VM.GetId())
+			c.breakPromise(ch.VM.GetId())
 		} else {
-			c.look(ch.VM)
+			c.look(ch.VM, ch.Index)
 		}
 		for id := range c.social {
 			c.wakeOne(id)
@@ -134,7 +178,10 @@ func (c *Core) Changed(ch state.Change) {
 		maps.Copy(c.stranded, c.waiting)
 		clear(c.waiting)
 		clear(c.stuck)
-		c.draining[ch.Node.GetId()] = ch.Node.GetDraining()
+		c.lookAt(ch.Node)
+		c.stir(ch.Node)
+	case state.KindAllocation:
+		c.left(ch)
 	case state.KindMember, state.KindVolume, state.KindNetwork:
 		c.wake(func(*blocked) bool { return true })
 	}
@@ -157,9 +204,23 @@ func (c *Core) wakeOne(id string) {
 }
 
 // look opens a VM that may need something. One that is blocked stays so: the
-// change is the reason that was just written to it.
-func (c *Core) look(vm *blixardv1.VM) {
+// change is the reason that was just written to it. index is when it began to wait, if it
+// did not wait before.
+func (c *Core) look(vm *blixardv1.VM, index uint64) {
 	id := vm.GetId()
+	if needsPlace(vm) {
+		r := c.ranks[id]
+		if r.since == 0 {
+			r.since = index
+		}
+		r.priority = state.Priority(vm.GetSpec())
+		c.ranks[id] = r
+	} else {
+		delete(c.ranks, id)
+	}
+	if p := c.promises[id]; p != nil && (!needsPlace(vm) || p.generation != vm.GetGeneration() || p.moveTo != vm.GetMoveTo()) {
+		c.breakPromise(id)
+	}
 	if b := c.blocked[id]; b != nil && (!needsPlace(vm) || b.generation != vm.GetGeneration() || b.moveTo != vm.GetMoveTo()) {
 		delete(c.blocked, id)
 	}
@@ -201,15 +262,12 @@ func shallGo(vm *blixardv1.VM) bool {
 // Decide gives the commands that are due, from the view that all changes told so
 // far led to, or a newer one. Call it again until it gives none.
 func (c *Core) Decide(view View) []*blixardv1.Command {
-	ids := make([]string, 0, len(c.open))
-	for id := range c.open {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids) // the plan must not depend on the map's order
 	var out []*blixardv1.Command
 	plan := &blixardv1.PlaceCommand{}
 	c.fleet.Follow(view)
-	for _, id := range ids {
+	c.keepPromises(view)
+	claims := c.newClaims()
+	for _, id := range c.inOrder() {
 		if len(plan.Placements) >= planVMs || len(out) >= planVMs {
 			break
 		}
@@ -222,9 +280,9 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 				Name: id, ExpectedIndex: vm.GetModifyIndex(),
 			}}})
 		case needsPlace(vm):
-			if cmd := c.place(view, vm, plan); cmd != nil {
-				out = append(out, cmd)
-			}
+			claims.holdBefore(id)
+			out = append(out, c.place(view, vm, plan)...)
+			claims.holdAfter(id)
 		}
 	}
 	if steps := c.tasks.decide(view); len(steps) > 0 {
@@ -233,22 +291,55 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 	if cmd := c.lose(view); cmd != nil {
 		out = append(out, cmd)
 	}
-	if cmd := c.evict(view); cmd != nil {
-		out = append(out, cmd)
-	}
+	out = append(out, c.evict(view)...)
 	if len(plan.Placements) > 0 {
 		out = append(out, &blixardv1.Command{Change: &blixardv1.Command_Place{Place: plan}})
 	}
 	return out
 }
 
-func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) *blixardv1.Command {
+// inOrder gives the open VMs in the order in which they get a place. It must not depend
+// on the map's.
+func (c *Core) inOrder() []string {
+	type turn struct {
+		rank
+		id string
+	}
+	turns := make([]turn, 0, len(c.open))
+	for id := range c.open {
+		turns = append(turns, turn{c.ranks[id], id})
+	}
+	slices.SortFunc(turns, func(a, b turn) int {
+		return cmp.Or(cmp.Compare(b.priority, a.priority), cmp.Compare(a.since, b.since), cmp.Compare(a.id, b.id))
+	})
+	ids := make([]string, len(turns))
+	for i, t := range turns {
+		ids[i] = t.id
+	}
+	return ids
+}
+
+func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) []*blixardv1.Command {
 	d := c.fleet.Place(view, vm)
 	if d.Node != nil {
+		c.breakPromise(vm.GetId())
 		plan.Placements = append(plan.Placements, &blixardv1.Placement{
 			VmId: vm.GetId(), AllocationId: c.newID(), NodeId: d.Node.GetId(), VmModifyIndex: vm.GetModifyIndex(),
 		})
 		return nil
+	}
+	var out []*blixardv1.Command
+	if c.Preemption && d.Reason == scheduler.ReasonNoCapacity {
+		switch {
+		case c.promises[vm.GetId()] != nil:
+			d = scheduler.Decision{} // what it waits for was said
+		case !c.mayPreempt(view, vm):
+		case c.tries == 0:
+			c.open[vm.GetId()] = true
+			return nil
+		default:
+			out = c.preempt(view, vm, &d)
+		}
 	}
 	c.blocked[vm.GetId()] = &blocked{
 		need: view.Limits().Reservation(vm.GetSpec()), generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(),
@@ -256,40 +347,12 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 	if len(vm.GetSpec().GetScheduling().GetAffinities()) > 0 {
 		c.social[vm.GetId()] = true
 	}
-	if st := vm.GetStatus(); st.GetReason() == d.Reason && st.GetMessage() == d.Message {
-		return nil
+	if st := vm.GetStatus(); d.Reason == "" || st.GetReason() == d.Reason && st.GetMessage() == d.Message {
+		return out
 	}
-	return &blixardv1.Command{Change: &blixardv1.Command_SetVmReason{SetVmReason: &blixardv1.SetVMReasonCommand{
+	return append(out, &blixardv1.Command{Change: &blixardv1.Command_SetVmReason{SetVmReason: &blixardv1.SetVMReasonCommand{
 		VmId: vm.GetId(), Reason: d.Reason, Message: d.Message,
-	}}}
-}
-
-// evict empties draining nodes of what can go.
-func (c *Core) evict(view View) *blixardv1.Command {
-	var nodes []string
-	for id, draining := range c.draining {
-		if draining {
-			nodes = append(nodes, id)
-		}
-	}
-	slices.Sort(nodes)
-	var ids []string
-	for _, node := range nodes {
-		c.draining[node] = false
-		for _, a := range view.AllocationsOfNode(node) {
-			if len(ids) >= planVMs {
-				c.draining[node] = true // the rest comes in the next round
-				break
-			}
-			if a.GetDesired() != blixardv1.DesiredAllocation_remove && state.Stays(a) == "" {
-				ids = append(ids, a.GetId())
-			}
-		}
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	return &blixardv1.Command{Change: &blixardv1.Command_Evict{Evict: &blixardv1.EvictCommand{AllocationIds: ids, Reason: "drain"}}}
+	}}})
 }
 
 // Refused tells which parts of a plan were refused when it was applied, because the state
@@ -300,6 +363,7 @@ func (c *Core) Refused(parts []state.Refusal) {
 			c.tasks.refused(f.TaskID)
 			continue
 		}
+		c.breakPromise(f.VMID)
 		c.open[f.VMID] = true
 	}
 }

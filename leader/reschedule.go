@@ -53,6 +53,9 @@ func (c *Core) Reschedule(view View, now time.Time) []*blixardv1.Command {
 		}
 		if !followed {
 			c.fleet.Follow(view)
+			for _, p := range c.promises {
+				c.fleet.Hold(p.node, p.need)
+			}
 			followed = true
 		}
 		if !c.fleet.Elsewhere(view, vm, a.GetNodeId()) {

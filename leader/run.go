@@ -39,6 +39,8 @@ type Config struct {
 	StormPercent int
 	// Strategy of VMs that name none.
 	Strategy blixardv1.Strategy_Enum
+	// Preemption as in [Core].
+	Preemption bool
 	// Voters the cluster wants, 3 or 5, and how long one may be silent before a
 	// stand-by takes its place.
 	Voters       int
@@ -50,6 +52,7 @@ type Config struct {
 // error.
 func Run(ctx context.Context, cfg Config) error {
 	r := &runner{cfg: cfg, core: NewCore(NewAllocationID, cfg.StormPercent, cfg.Strategy), members: Members{Voters: cfg.Voters, ReplaceAfter: cfg.ReplaceAfter}}
+	r.core.Preemption = cfg.Preemption
 	for ctx.Err() == nil {
 		if term := cfg.Replica.LeadTerm(); term != 0 {
 			if err := r.lead(ctx, term); err != nil && ctx.Err() == nil {

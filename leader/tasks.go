@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// beginMax bounds the attempts that wait for a node at once: what waits further
-	// back is a task alone, which costs nothing when a node changes.
+	// beginMax bounds the attempts of each priority that wait for a node at once: what
+	// waits further back is a task alone, which costs nothing when a node changes.
 	beginMax = 256
 	// stepsMax of one command.
 	stepsMax = 256
@@ -24,13 +24,14 @@ const (
 
 // queuedTask is a task that may begin, in the order in which they do.
 type queuedTask struct {
-	index  uint64 // of its submission
-	number uint32 // in its array
-	id     string
+	priority uint32
+	index    uint64 // of its submission
+	number   uint32 // in its array
+	id       string
 }
 
 func (q queuedTask) less(o queuedTask) bool {
-	return cmp.Or(cmp.Compare(q.index, o.index), cmp.Compare(q.number, o.number), cmp.Compare(q.id, o.id)) < 0
+	return cmp.Or(cmp.Compare(o.priority, q.priority), cmp.Compare(q.index, o.index), cmp.Compare(q.number, o.number), cmp.Compare(q.id, o.id)) < 0
 }
 
 // dueTask is a task that time changes.
@@ -54,8 +55,10 @@ type tasks struct {
 	// queued and timed are where a task is in the trees.
 	queued map[string]queuedTask
 	timed  map[string]dueTask
-	// unplaced tasks have an attempt that waits for a node.
-	unplaced map[string]bool
+	// unplaced tasks have an attempt that waits for a node, by their priority, and
+	// crowds is how many of each priority do.
+	unplaced map[string]uint32
+	crowds   map[uint32]int
 	// after has the tasks that wait for a task or an array, by its id; look are those
 	// to be looked at.
 	after map[string]map[string]bool
@@ -74,7 +77,8 @@ func newTasks() *tasks {
 func (t *tasks) reset() {
 	t.queue, t.due = btree.NewG(taskDegree, queuedTask.less), btree.NewG(taskDegree, dueTask.less)
 	t.queued, t.timed = map[string]queuedTask{}, map[string]dueTask{}
-	t.unplaced, t.look, t.fresh = map[string]bool{}, map[string]bool{}, map[string]bool{}
+	t.look, t.fresh = map[string]bool{}, map[string]bool{}
+	t.unplaced, t.crowds = map[string]uint32{}, map[uint32]int{}
 	t.after = map[string]map[string]bool{}
 	t.open, t.counted = map[string]int{}, map[string]bool{}
 }
@@ -114,14 +118,14 @@ func (t *tasks) changed(task *blixardv1.Task, deleted bool) {
 		}
 	}
 	if st.GetVmId() == "" {
-		delete(t.unplaced, id)
+		t.placed(id)
 	}
 	delete(t.fresh, id)
 	if deleted {
 		return
 	}
 	if st.GetState() == blixardv1.TaskState_pending && st.GetVmId() == "" && st.GetNextTryAt() == nil {
-		q := queuedTask{task.GetCreateIndex(), task.GetNumber(), id}
+		q := queuedTask{state.Priority(task.GetSpec().GetVm()), task.GetCreateIndex(), task.GetNumber(), id}
 		t.queued[id] = q
 		t.queue.ReplaceOrInsert(q)
 	}
@@ -190,9 +194,29 @@ func (t *tasks) takeFresh(view View, now time.Time) {
 // attempt tells of one change of the VM of an attempt.
 func (t *tasks) attempt(vm *blixardv1.VM, deleted bool) {
 	if !deleted && needsPlace(vm) {
-		t.unplaced[vm.GetTask()] = true
+		t.wait(vm.GetTask(), state.Priority(vm.GetSpec()))
 	} else {
-		delete(t.unplaced, vm.GetTask())
+		t.placed(vm.GetTask())
+	}
+}
+
+// wait notes that a task's attempt waits for a node.
+func (t *tasks) wait(id string, priority uint32) {
+	if _, known := t.unplaced[id]; !known {
+		t.unplaced[id] = priority
+		t.crowds[priority]++
+	}
+}
+
+// placed notes that it does not.
+func (t *tasks) placed(id string) {
+	priority, known := t.unplaced[id]
+	if !known {
+		return
+	}
+	delete(t.unplaced, id)
+	if t.crowds[priority]--; t.crowds[priority] == 0 {
+		delete(t.crowds, priority)
 	}
 }
 
@@ -206,21 +230,42 @@ func (t *tasks) decide(view View) []*blixardv1.TaskStep {
 		delete(t.look, id)
 		if s := afterStep(view, view.Task(id)); s != nil {
 			steps = append(steps, s)
-			t.unplaced[id] = t.unplaced[id] || s.GetKind() == blixardv1.TaskStep_begin
+			if s.GetKind() == blixardv1.TaskStep_begin {
+				t.wait(id, state.Priority(view.Task(id).GetSpec().GetVm()))
+			}
 		}
 	}
-	for len(steps) < stepsMax && len(t.unplaced) < beginMax {
-		q, ok := t.queue.DeleteMin()
+	for len(steps) < stepsMax {
+		q, ok := t.next()
 		if !ok {
 			break
 		}
+		t.queue.Delete(q)
 		delete(t.queued, q.id)
 		if task := view.Task(q.id); task.GetStatus().GetState() == blixardv1.TaskState_pending && task.GetStatus().GetVmId() == "" {
-			t.unplaced[q.id] = true
+			t.wait(q.id, q.priority)
 			steps = append(steps, step(task, blixardv1.TaskStep_begin))
 		}
 	}
 	return steps
+}
+
+// next gives the task that begins next: the first of the highest priority of which not
+// too many wait for a node.
+func (t *tasks) next() (next queuedTask, ok bool) {
+	next, ok = t.queue.Min()
+	for ok && t.crowds[next.priority] >= beginMax {
+		if next.priority == 0 {
+			return next, false
+		}
+		below := queuedTask{priority: next.priority - 1}
+		ok = false
+		t.queue.AscendGreaterOrEqual(below, func(q queuedTask) bool {
+			next, ok = q, true
+			return false
+		})
+	}
+	return next, ok
 }
 
 // dueSteps gives the steps of which the time has come.
@@ -245,7 +290,7 @@ func (t *tasks) dueSteps(view View, now time.Time) []*blixardv1.TaskStep {
 		case st.GetVmId() != "":
 			kind = blixardv1.TaskStep_expire
 		default:
-			t.unplaced[d.id] = true
+			t.wait(d.id, state.Priority(task.GetSpec().GetVm()))
 		}
 		steps = append(steps, step(task, kind))
 	}
@@ -253,7 +298,7 @@ func (t *tasks) dueSteps(view View, now time.Time) []*blixardv1.TaskStep {
 }
 
 // refused tells that a step was not taken, because the task had changed.
-func (t *tasks) refused(id string) { delete(t.unplaced, id) }
+func (t *tasks) refused(id string) { t.placed(id) }
 
 func step(task *blixardv1.Task, kind blixardv1.TaskStep_Kind) *blixardv1.TaskStep {
 	return &blixardv1.TaskStep{Kind: kind, TaskId: task.GetId(), TaskModifyIndex: task.GetModifyIndex()}

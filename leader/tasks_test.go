@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -75,16 +76,21 @@ func TestTasksBeginInOrder(t *testing.T) {
 		t.Fatalf("%d attempts wait for a node, want %d", n, beginMax)
 	}
 	c.submit("late", 0, nil)
+	c.submit("urgent", 0, func(s *blixardv1.TaskSpec) { s.Vm.Scheduling = &blixardv1.Scheduling{Priority: proto.Uint32(60)} })
+	c.submit("idle", 0, func(s *blixardv1.TaskSpec) { s.Vm.Scheduling = &blixardv1.Scheduling{Priority: proto.Uint32(0)} })
 	for k := range beginMax {
 		c.wantTask(fmt.Sprint("part-", k), blixardv1.TaskState_pending, "no_nodes")
 	}
 	c.wantTask("late", blixardv1.TaskState_pending, "submitted")
+	// Of another priority they do not wait for those.
+	c.wantTask("urgent", blixardv1.TaskState_pending, "no_nodes")
+	c.wantTask("idle", blixardv1.TaskState_pending, "no_nodes")
 	// Another leader goes on where this one stopped.
 	c.core.Reset(c.state.View())
-	if c.settle(); len(c.state.View().VMs("", 0)) != beginMax {
+	if c.settle(); len(c.state.View().VMs("", 0)) != beginMax+2 {
 		t.Error("a new leader begins more")
 	}
-	c.node("a", 144*(beginMax+45))
+	c.node("a", 144*(beginMax+47))
 	c.settle()
 	for _, task := range c.state.View().Tasks("", 0) {
 		if task.GetStatus().GetNode() != "a" {

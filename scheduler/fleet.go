@@ -44,6 +44,10 @@ type Fleet struct {
 	order  []*slot          // by the node's name
 	vms    map[string]member
 	groups map[label]*group
+	// ranked are the VMs with a place whose priority is not the default, and ranks counts
+	// them by it.
+	ranked map[string]uint32
+	ranks  [state.PriorityMax + 1]int
 	// partitions of the nodes into classes, for the sets of keys that VMs ask for; asked
 	// counts the questions.
 	partitions []*partition
@@ -132,6 +136,7 @@ func (f *Fleet) Follow(view View) {
 	}
 	f.slots, f.names, f.order = map[string]*slot{}, map[string]*slot{}, nil
 	f.partitions, f.vms, f.groups = nil, map[string]member{}, map[label]*group{}
+	f.ranked, f.ranks = map[string]uint32{}, [state.PriorityMax + 1]int{}
 	f.largest = 0
 	for _, n := range view.Nodes() {
 		f.putNode(view, n)
@@ -216,6 +221,7 @@ func (f *Fleet) resized(before, after uint64) {
 func sameFacts(a, b *blixardv1.Node) bool {
 	return a.GetFingerprint() == b.GetFingerprint() && a.GetState() == b.GetState() && a.GetDraining() == b.GetDraining() &&
 		a.GetCordoned() == b.GetCordoned() && a.GetDamped() == b.GetDamped() && a.GetName() == b.GetName() && maps.Equal(a.GetLabels(), b.GetLabels()) &&
+		constraint.SameTaints(a.GetTaints(), b.GetTaints()) &&
 		a.GetAllocatable().GetMemoryMib() == b.GetAllocatable().GetMemoryMib()
 }
 
@@ -370,6 +376,9 @@ func classKey(s *slot, keys []string) string {
 	if s.node.GetDamped() {
 		put("damped")
 	}
+	for _, t := range s.node.GetTaints() {
+		put(t.GetKey(), t.GetValue(), t.GetEffect().String())
+	}
 	put(fp.GetImages()...)
 	put(fp.GetKernels()...)
 	put(fp.GetNetworkTypes()...)
@@ -378,6 +387,7 @@ func classKey(s *slot, keys []string) string {
 }
 
 func (f *Fleet) putVM(vm *blixardv1.VM, gone bool) {
+	f.rank(vm, gone)
 	next := member{}
 	if len(vm.GetLabels()) > 0 && !gone && vm.GetStatus().GetAllocationId() != "" {
 		if s := f.names[vm.GetStatus().GetNode()]; s != nil {

@@ -224,6 +224,9 @@ func TestFleetFollows(t *testing.T) {
 			for range rapid.IntRange(0, 1).Draw(t, "constraints") {
 				s.Constraints = append(s.Constraints, only(rapid.SampledFrom([]string{"zone=1", "zone!=1", "zone in 1,2", "!zone", "node.name!=a", "node.name in a,b"}).Draw(t, "constraint")).Constraints...)
 			}
+			for range rapid.IntRange(0, 1).Draw(t, "tolerations") {
+				s.Tolerations = append(s.Tolerations, &blixardv1.Toleration{Key: "t", Effect: blixardv1.TaintEffect_Enum(rapid.IntRange(0, 2).Draw(t, "tolerated"))})
+			}
 			for range rapid.IntRange(0, 1).Draw(t, "preferences") {
 				s.Preferences = append(s.Preferences, prefer(rapid.Int32Range(-100, 100).Draw(t, "weight"), rapid.SampledFrom([]string{"zone=1", "zone=2", "node.name=b"}).Draw(t, "preference")).Preferences...)
 			}
@@ -251,6 +254,12 @@ func TestFleetFollows(t *testing.T) {
 				c := &blixardv1.UpdateNodeCommand{Node: rapid.SampledFrom(names).Draw(t, "node"), Cordoned: proto.Bool(rapid.Bool().Draw(t, "cordoned"))}
 				if rapid.Bool().Draw(t, "label") {
 					c.SetLabels = map[string]string{"zone": rapid.SampledFrom([]string{"1", "2"}).Draw(t, "zone")}
+				}
+				switch rapid.IntRange(0, 3).Draw(t, "taint") {
+				case 0:
+					c.DropTaints = []string{"t"}
+				case 1:
+					c.SetTaints = []*blixardv1.Taint{{Key: "t", Effect: blixardv1.TaintEffect_Enum(rapid.IntRange(1, 2).Draw(t, "effect"))}}
 				}
 				h.apply(&blixardv1.Command{Change: &blixardv1.Command_UpdateNode{UpdateNode: c}})
 			},

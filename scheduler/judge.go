@@ -76,11 +76,25 @@ func rules(q *question, s *slot, tell bool) (reason, message string) {
 			return unmet(s, c, tell)
 		}
 	}
+	if taint := constraint.Untolerated(s.node.GetTaints(), q.spec.GetScheduling(), blixardv1.TaintEffect_unspecified); taint != nil {
+		if !tell {
+			return ReasonTaint, ""
+		}
+		return say(ReasonTaint, tell, "node %s has the taint %s, which the VM does not tolerate", name, constraint.TaintText(taint))
+	}
 	return social(q, s, false, tell)
 }
 
 // ownRules look at what may differ between nodes of a class.
 func ownRules(q *question, s *slot, tell bool) (reason, message string) {
+	if reason, message = personal(q, s, tell); reason != "" {
+		return reason, message
+	}
+	return room(q, s, tell)
+}
+
+// personal are the own rules but for the room.
+func personal(q *question, s *slot, tell bool) (reason, message string) {
 	if q.not != "" && q.not == s.node.GetId() {
 		return say(ReasonConstraint, tell, "node %s is not meant", s.node.GetName())
 	}
@@ -89,10 +103,7 @@ func ownRules(q *question, s *slot, tell bool) (reason, message string) {
 			return unmet(s, c, tell)
 		}
 	}
-	if reason, message = social(q, s, true, tell); reason != "" {
-		return reason, message
-	}
-	return room(q, s, tell)
+	return social(q, s, true, tell)
 }
 
 // place gives the value that makes the place that an affinity is about; itself says that

@@ -18,14 +18,17 @@ const (
 	ReasonVolumes    = "volume_elsewhere"
 	ReasonNoNetwork  = "network_impossible"
 	ReasonConstraint = "constraint"
+	ReasonTaint      = "taint"
 	ReasonAffinity   = "affinity"
 	ReasonNoCapacity = "no_capacity"
+	// ReasonPreempting is of a VM for which others are taken off a node.
+	ReasonPreempting = "preempting"
 )
 
 // nearness orders the reasons: what is said of all nodes together is what is missing
 // of the node that is nearest to being one.
 var nearness = []string{
-	ReasonNoNodes, ReasonNoImage, ReasonNoKernel, ReasonVolumes, ReasonNoNetwork, ReasonConstraint, ReasonAffinity, ReasonNoCapacity,
+	ReasonNoNodes, ReasonNoImage, ReasonNoKernel, ReasonVolumes, ReasonNoNetwork, ReasonConstraint, ReasonTaint, ReasonAffinity, ReasonNoCapacity,
 }
 
 // Limits of a decision.

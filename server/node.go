@@ -29,6 +29,7 @@ func (s nodeService) ListNodes(ctx context.Context, req *blixardv1.ListNodesRequ
 func (s nodeService) UpdateNode(ctx context.Context, req *blixardv1.UpdateNodeRequest) (*blixardv1.UpdateNodeResponse, error) {
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_UpdateNode{UpdateNode: &blixardv1.UpdateNodeCommand{
 		Node: req.GetNode(), SetLabels: req.GetSetLabels(), DropLabels: req.GetDropLabels(), Cordoned: req.Cordoned,
+		SetTaints: req.GetSetTaints(), DropTaints: req.GetDropTaints(),
 	}}})
 	if err != nil {
 		return nil, err

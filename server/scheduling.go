@@ -44,9 +44,26 @@ func (s vmService) ExplainVM(ctx context.Context, req *blixardv1.ExplainVMReques
 	}
 	fleet := s.fleet(view)
 	d, verdicts := fleet.Explain(view, vm)
-	return &blixardv1.ExplainVMResponse{
+	resp := &blixardv1.ExplainVMResponse{
 		Vm: vm, Node: d.Node.GetName(), Reason: d.Reason, Message: d.Message, Nodes: verdicts, Index: view.Index(),
-	}, nil
+	}
+	if s.cfg.Preemption && d.Reason == scheduler.ReasonNoCapacity {
+		resp.Preempts = preemption(fleet.Preempt(view, vm, func(string) bool { return false }))
+	}
+	return resp, nil
+}
+
+// preemption tells of one in the words of the API; nil stays nil.
+func preemption(p *scheduler.Preemption) *blixardv1.Preemption {
+	if p == nil {
+		return nil
+	}
+	told := &blixardv1.Preemption{Node: p.Node.GetName()}
+	for _, a := range p.Victims {
+		told.Vms = append(told.Vms, &blixardv1.PreemptedVM{Name: a.GetVmName(), Priority: state.Priority(a.GetSpec())})
+	}
+	slices.SortFunc(told.Vms, func(a, b *blixardv1.PreemptedVM) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return told
 }
 
 // MoveVM chooses or checks the node, and takes the VM off its own.
@@ -214,6 +231,9 @@ func checkScheduling(view *state.View, sched *blixardv1.Scheduling) error {
 	if err := contradiction(sched.GetConstraints()); err != nil {
 		return err
 	}
+	if err := checkTolerations(sched.GetTolerations()); err != nil {
+		return err
+	}
 	for i, a := range sched.GetAffinities() {
 		if err := checkFact(a.GetOver()); err != nil {
 			return err
@@ -223,6 +243,20 @@ func checkScheduling(view *state.View, sched *blixardv1.Scheduling) error {
 				a.GetWeight() == 0 && b.GetWeight() == 0 {
 				return problem.New(problem.Invalid, "affinity.contradiction", "the VM must be both near VMs with %s=%s and apart from them", a.GetKey(), a.GetValue()).
 					WithHint("leave one of both out, or give it a weight")
+			}
+		}
+	}
+	return nil
+}
+
+// checkTolerations refuses those of which one makes another needless: somebody meant
+// something else.
+func checkTolerations(all []*blixardv1.Toleration) error {
+	for i, a := range all {
+		for _, b := range all[:i] {
+			if a.GetKey() == b.GetKey() && a.GetEffect() == b.GetEffect() && (a.GetValue() == b.GetValue() || a.GetValue() == "" || b.GetValue() == "") {
+				return problem.New(problem.Invalid, "toleration.twice", "one of the tolerations %s and %s is needless", constraint.TolerationText(b), constraint.TolerationText(a)).
+					WithHint("leave one of both out: a toleration without a value is of any")
 			}
 		}
 	}

@@ -102,6 +102,8 @@ type Config struct {
 	BundledImages []string
 	// Strategy of VMs that name none, as this node would use it when it leads.
 	Strategy blixardv1.Strategy_Enum
+	// Preemption says whether this node would preempt when it leads.
+	Preemption bool
 	// DefaultNetwork is what VMs get that name no network: its name, or "none".
 	DefaultNetwork string
 	// Metrics are shown to those who may look; nil shows none.

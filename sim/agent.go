@@ -329,13 +329,27 @@ func (f *follower) look() {
 	}
 }
 
+// Memory of a host, in MiB: for two VMs, or for one where VMs preempt, so that there is
+// something to fight for.
+const (
+	memoryForTwo = 1400
+	memoryForOne = 700
+)
+
+func (w *world) memory() uint64 {
+	if w.faults.preemption {
+		return memoryForOne
+	}
+	return memoryForTwo
+}
+
 // register makes the start of the agent known, and then follows its allocations.
 func (k *keeper) register() {
 	k.watching = false
 	k.list = agent.Listing{}
 	cmd := &blixardv1.Command{Actor: "agent:" + k.h.nodeID, Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
 		NodeId: k.h.nodeID, Name: k.h.nodeID, Incarnation: k.incarnation, Fingerprint: &blixardv1.NodeFingerprint{
-			Capacity: &blixardv1.Resources{MemoryMib: 1400, Vcpus: 2}, Images: []string{""},
+			Capacity: &blixardv1.Resources{MemoryMib: k.h.w.memory(), Vcpus: 2}, Images: []string{""},
 		},
 	}}}
 	k.h.propose(registerTimeout, cmd, func(_ state.Result, err error) {

@@ -52,6 +52,10 @@ type checks struct {
 	commands map[string]string
 	// attempts of tasks when they were submitted or retried.
 	attempts map[string]uint32
+	// preempts are the preemptions in the log by index, and vms what was declared of the
+	// VMs that ever were.
+	preempts map[uint64]*blixardv1.PreemptCommand
+	vms      map[string]*blixardv1.VMSpec
 }
 
 func newChecks(w *world) *checks {
@@ -60,6 +64,7 @@ func newChecks(w *world) *checks {
 		epochs: map[string]uint64{}, lives: map[life]string{}, acked: map[uint64]bool{},
 		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{}, lost: map[string]bool{},
 		once: map[string]bool{}, commands: map[string]string{}, attempts: map[string]uint32{},
+		preempts: map[uint64]*blixardv1.PreemptCommand{}, vms: map[string]*blixardv1.VMSpec{},
 	}
 }
 
@@ -76,6 +81,8 @@ func (c *checks) applied(h *host, e *raftpb.Entry) {
 		c.newest = max(c.newest, index)
 		if e.GetType() != raftpb.EntryNormal {
 			c.members = index
+		} else if cmd := (&blixardv1.Command{}); c.w.faults.preemption && proto.Unmarshal(e.GetData(), cmd) == nil && cmd.GetPreempt() != nil {
+			c.preempts[index] = cmd.GetPreempt()
 		}
 		c.w.mix(index, one.term, one.sum)
 	} else if known != one {
@@ -216,13 +223,21 @@ func (c *checks) saw(view *state.View) {
 		for _, a := range view.Allocations() {
 			c.epoch(a)
 		}
+		for _, vm := range view.VMs("", 0) {
+			c.vms[vm.GetId()] = vm.GetSpec()
+		}
 	}
 	for _, ch := range changes {
 		switch ch.Kind {
+		case state.KindVM:
+			c.vms[ch.VM.GetId()] = ch.VM.GetSpec()
 		case state.KindNode:
 			c.node(ch.Node)
 		case state.KindAllocation:
 			c.epoch(ch.Allocation)
+			if p := c.preempts[ch.Index]; p != nil {
+				c.preempted(ch.Allocation, p)
+			}
 		case state.KindTask:
 			c.task(ch.Task)
 		}
@@ -299,6 +314,24 @@ func (c *checks) epoch(a *blixardv1.Allocation) {
 	}
 	c.lives[key], c.epochs[a.GetId()] = a.GetId(), a.GetEpoch()
 	c.top[a.GetVmId()] = max(c.top[a.GetVmId()], a.GetEpoch())
+}
+
+// preempted: room is made by VMs of lower priority alone, and by none that stays where it
+// is.
+func (c *checks) preempted(a *blixardv1.Allocation, p *blixardv1.PreemptCommand) {
+	c.w.count("VMs preempted")
+	priority := func(spec *blixardv1.VMSpec) uint32 {
+		if s := spec.GetScheduling(); s != nil && s.Priority != nil {
+			return s.GetPriority()
+		}
+		return 50
+	}
+	if own, other := priority(a.GetSpec()), priority(c.vms[p.GetVmId()]); own >= other {
+		c.w.fail("VM %s of priority %d makes room for %s of priority %d", a.GetVmName(), own, p.GetVmId(), other)
+	}
+	if a.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_keep || len(a.GetVolumes()) > 0 {
+		c.w.fail("VM %s makes room for %s and is to stay", a.GetVmName(), p.GetVmId())
+	}
 }
 
 // settled tells whether nodes, VMs and what the state says of them are what they

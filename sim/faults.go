@@ -40,6 +40,7 @@ type faults struct {
 	planned            time.Duration
 	stormPercent       int // of the nodes that may be down before VMs wait for them
 	strategy           blixardv1.Strategy_Enum
+	preemption         bool
 	action, boot, late time.Duration // means of what takes its time
 	readyTimeout       time.Duration
 	actionFails        float64
@@ -94,7 +95,7 @@ func (w *world) drawFaults() faults {
 	f.planned = some(0.4, 3*time.Second, 10*time.Second)
 	f.action, f.boot, f.late = w.between(time.Millisecond, 300*time.Millisecond), w.between(50*time.Millisecond, time.Second), w.between(0, 300*time.Millisecond)
 	f.rot = some(0.3, 5*time.Second, 20*time.Second)
-	if w.chance(0.3) {
+	if w.chance(0.4) {
 		f.flips = w.Float64() * 0.5
 	}
 	f.readyTimeout = w.between(3*time.Second, 20*time.Second)

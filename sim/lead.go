@@ -98,6 +98,7 @@ func (h *host) round() {
 
 func (h *host) beginLead(term uint64) {
 	l := &lead{term: term, core: leader.NewCore(h.w.newID, h.w.faults.stormPercent, h.w.faults.strategy), since: h.w.now}
+	l.core.Preemption = h.w.faults.preemption
 	l.members = leader.Members{Voters: h.w.faults.voters, ReplaceAfter: h.w.faults.replaceAfter}
 	l.members.Begin()
 	h.table.Begin(term, h.monotonic())

@@ -127,6 +127,7 @@ func Run(o Options) (result Result) {
 		w.hosts[n].machine = newMachine(w.hosts[n])
 	}
 	w.faults = w.drawFaults()
+	w.faults.preemption = o.Seed%2 == 0
 	w.note("%+v", w.faults)
 	w.live(o.Safety)
 	return Result{}

@@ -377,8 +377,18 @@ func (b *batch) drainNode(c *blixardv1.DrainNodeCommand) Result {
 	return Result{Index: b.index, Node: n}
 }
 
+// Reasons of evictions.
+const (
+	EvictDrain = "drain"
+	EvictTaint = "taint"
+)
+
 // evict takes VMs off their nodes. What is gone already is passed over.
 func (b *batch) evict(c *blixardv1.EvictCommand) Result {
+	why := "it leaves its node and is placed again"
+	if c.GetReason() == EvictTaint {
+		why = "it does not tolerate a taint of its node, leaves it and is placed again"
+	}
 	for _, id := range c.GetAllocationIds() {
 		a := b.allocation(id)
 		if a == nil {
@@ -386,7 +396,7 @@ func (b *batch) evict(c *blixardv1.EvictCommand) Result {
 		}
 		vm := b.vm(a.GetVmId())
 		if vm != nil && b.stopAllocation(a, vm, blixardv1.DesiredAllocation_remove, false, 0) {
-			b.vmEvent(vm, "vm.evicted", c.GetReason(), "it leaves its node and is placed again")
+			b.vmEvent(vm, "vm.evicted", c.GetReason(), why)
 		}
 	}
 	return Result{Index: b.index}

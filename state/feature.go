@@ -19,7 +19,8 @@ import (
 //	9  reports name the start of their agent
 //	10 tasks
 //	11 projects and quotas
-const FeatureLevel = 11
+//	12 taints of nodes, priorities of VMs, and preemption
+const FeatureLevel = 12
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -31,10 +32,14 @@ var levels = map[protoreflect.Name]uint32{
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
 	"submit_task": 10, "step_tasks": 10, "change_tasks": 10,
 	"set_quota": 11, "remove_quota": 11,
+	"preempt": 12,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.
 func levelOfSpec(spec *blixardv1.VMSpec) uint32 {
+	if s := spec.GetScheduling(); s != nil && s.Priority != nil || len(s.GetTolerations()) > 0 {
+		return 12
+	}
 	if spec != nil && spec.Reschedules != nil {
 		return 7
 	}
@@ -54,6 +59,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	if field == nil {
 		return 1
 	}
+	if u := cmd.GetUpdateNode(); len(u.GetSetTaints())+len(u.GetDropTaints()) > 0 {
+		return 12
+	}
 	if cmd.GetUpdateNode() != nil && cmd.GetUpdateNode().Damped != nil {
 		return 8
 	}
@@ -63,7 +71,7 @@ func Level(cmd *blixardv1.Command) uint32 {
 	if cmd.GetCreateVm().GetProject() != "" {
 		return 11
 	}
-	return max(levels[field.Name()], levelOfSpec(cmd.GetCreateVm().GetSpec()), levelOfSpec(cmd.GetUpdateVm().GetSpec()), 1)
+	return max(levels[field.Name()], levelOfSpec(cmd.GetSubmitTask().GetSpec().GetVm()), levelOfSpec(cmd.GetCreateVm().GetSpec()), levelOfSpec(cmd.GetUpdateVm().GetSpec()), 1)
 }
 
 // FeatureLevel is the oldest member's; without members it is this binary's.

@@ -82,7 +82,8 @@ const downsKept = 8
 // nodeLabelsMax of a node.
 const nodeLabelsMax = 64
 
-// updateNode changes the labels that people gave a node, and whether it takes VMs.
+// updateNode changes the labels and taints that people gave a node, and whether it takes
+// VMs.
 func (b *batch) updateNode(c *blixardv1.UpdateNodeCommand) Result {
 	old, why := b.presentNode(c.GetNode())
 	if why != nil {
@@ -116,13 +117,17 @@ func (b *batch) updateNode(c *blixardv1.UpdateNodeCommand) Result {
 		return refused(b.index, problem.New(problem.Invalid, "label.too_many", "node %q would have %d labels, at most %d are possible", old.GetName(), len(n.Labels), nodeLabelsMax).
 			WithHint("remove some: blixard node label %s KEY-", old.GetName()))
 	}
+	if why := retaint(n, c); why != nil {
+		return refused(b.index, why)
+	}
 	if c.Cordoned != nil {
 		n.Cordoned = c.GetCordoned()
 	}
 	if c.Damped != nil {
 		n.Damped = c.GetDamped()
 	}
-	if maps.Equal(n.Labels, old.GetLabels()) && n.Cordoned == old.GetCordoned() && n.Damped == old.GetDamped() {
+	tainted := !constraint.SameTaints(n.Taints, old.GetTaints())
+	if maps.Equal(n.Labels, old.GetLabels()) && n.Cordoned == old.GetCordoned() && n.Damped == old.GetDamped() && !tainted {
 		return Result{Index: b.index, Node: old}
 	}
 	b.putNode(n)
@@ -136,6 +141,8 @@ func (b *batch) updateNode(c *blixardv1.UpdateNodeCommand) Result {
 		kind, message = "node.cordoned", "no more VMs are placed on it"
 	case !n.Cordoned && old.GetCordoned():
 		kind, message = "node.uncordoned", "VMs are placed on it again"
+	case tainted:
+		kind, message = "node.tainted", "its taints are now "+taintsText(n.Taints)
 	}
 	b.event(&blixardv1.Event{
 		Kind: kind, ObjectKind: "node", ObjectId: n.GetId(), ObjectName: n.GetName(), Node: n.GetName(), Message: message,

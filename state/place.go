@@ -4,6 +4,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/constraint"
 	"github.com/blixard/blixard/internal/invariant"
 	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
@@ -104,6 +105,9 @@ func (b *batch) placeable(p *blixardv1.Placement) (*blixardv1.VM, *blixardv1.Nod
 	}
 	if node.GetCordoned() {
 		return nil, nil, problem.New(problem.Unavailable, "node.cordoned", "node %q is cordoned", node.GetName())
+	}
+	if taint := constraint.Untolerated(node.GetTaints(), vm.GetSpec().GetScheduling(), blixardv1.TaintEffect_unspecified); taint != nil {
+		return nil, nil, problem.New(problem.Unavailable, "node.tainted", "node %q has the taint %s, which VM %q does not tolerate", node.GetName(), constraint.TaintText(taint), vm.GetName())
 	}
 	if m := b.member(node.GetId()); m.GetRole() == blixardv1.MemberRole_witness {
 		return nil, nil, problem.New(problem.Unavailable, "node.witness", "node %q is a witness and runs no VMs", node.GetName())

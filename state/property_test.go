@@ -21,7 +21,7 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 	node := func() string { return pick("node", "n1", "n2") }
 	cmd := &blixardv1.Command{Key: pick("key", "", "", "", "k1", "k2"), Actor: pick("actor", "user:0", "user:1")}
 	states := rapid.Int32Range(0, int32(len(moves)))
-	switch rapid.IntRange(0, 11).Draw(t, "kind") {
+	switch rapid.IntRange(0, 13).Draw(t, "kind") {
 	case 0:
 		name := pick("name", "a", "b", "c")
 		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
@@ -29,6 +29,7 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 			Spec: &blixardv1.VMSpec{
 				Image: "busybox", Vcpus: 1, MemoryMib: uint32(rapid.IntRange(64, 200).Draw(t, "memory")), DiskBytes: 5,
 				OnNodeLoss: blixardv1.NodeLossPolicy_Enum(rapid.IntRange(0, 3).Draw(t, "policy")),
+				Scheduling: &blixardv1.Scheduling{Priority: rapid.SampledFrom([]*uint32{nil, proto.Uint32(0), proto.Uint32(70)}).Draw(t, "priority")},
 			},
 		}}
 	case 1:
@@ -84,6 +85,22 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 		cmd.Change = &blixardv1.Command_UpdateNode{UpdateNode: &blixardv1.UpdateNodeCommand{
 			Node: node(), Cordoned: proto.Bool(rapid.Bool().Draw(t, "cordoned")), SetLabels: map[string]string{"l": pick("value", "1", "2")},
 		}}
+	case 11:
+		preempt := &blixardv1.PreemptCommand{VmId: vm()}
+		for _, a := range v.Allocations() {
+			if rapid.Bool().Draw(t, "preempt") {
+				preempt.AllocationIds = append(preempt.AllocationIds, a.GetId())
+			}
+		}
+		cmd.Change = &blixardv1.Command_Preempt{Preempt: preempt}
+	case 12:
+		update := &blixardv1.UpdateNodeCommand{Node: node()}
+		if rapid.Bool().Draw(t, "drop") {
+			update.DropTaints = []string{"t"}
+		} else {
+			update.SetTaints = []*blixardv1.Taint{{Key: "t", Effect: blixardv1.TaintEffect_Enum(rapid.IntRange(0, 2).Draw(t, "effect"))}}
+		}
+		cmd.Change = &blixardv1.Command_UpdateNode{UpdateNode: update}
 	default:
 		cmd.Change = &blixardv1.Command_SetVmReason{SetVmReason: &blixardv1.SetVMReasonCommand{VmId: vm(), Reason: pick("reason", "x", "y")}}
 	}
@@ -125,6 +142,7 @@ func TestRandomLives(t *testing.T) {
 				t.Fatalf("%v was refused (%v) and changed\n%s\nto\n%s", cmd, r.Problem, before, content(one.s.View()))
 			}
 			hold(t, one.s.View(), epochs)
+			onlyLowerYield(t, cmd, r, one.s.View())
 			if rapid.IntRange(0, 9).Draw(t, "restart") == 0 {
 				restored = again(t, restored)
 			}
@@ -146,6 +164,23 @@ func TestRandomLives(t *testing.T) {
 			t.Fatal("the replicas have come to different states")
 		}
 	})
+}
+
+// onlyLowerYield checks what a preemption took: nothing of equal or higher priority, and
+// nothing that stays. Specs do not change here.
+func onlyLowerYield(t *rapid.T, cmd *blixardv1.Command, r Result, v *View) {
+	if cmd.GetPreempt() == nil || r.Problem != nil || r.Repeated {
+		return
+	}
+	for _, id := range cmd.GetPreempt().GetAllocationIds() {
+		a := v.Allocation(id)
+		if a.GetModifyIndex() == r.Index && (Priority(a.GetSpec()) >= Priority(r.VM.GetSpec()) || Stays(a) != "") {
+			t.Fatalf("%v makes room for %v", a, r.VM)
+		}
+		if !Going(a) {
+			t.Fatalf("%v was to make room and stays", a)
+		}
+	}
 }
 
 func outline(r Result) string {

@@ -149,6 +149,8 @@ func (b *batch) run(cmd *blixardv1.Command) Result {
 		return b.evict(c.Evict)
 	case *blixardv1.Command_Lose:
 		return b.lose(c.Lose)
+	case *blixardv1.Command_Preempt:
+		return b.preempt(c.Preempt)
 	}
 	return b.runGuests(cmd)
 }

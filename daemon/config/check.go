@@ -52,6 +52,19 @@ func checkFailureDomain(c *Config) (reason, hint string) {
 	return "it is not a failure domain's name", "use 1 to 63 lower-case letters, digits and dashes, such as rack-1, or leave it empty"
 }
 
+func checkPool(c *Config) (reason, hint string) {
+	if c.Node.Pool == "" {
+		return "", ""
+	}
+	if !nodeNamePattern.MatchString(c.Node.Pool) {
+		return "it is not a pool's name", "use 1 to 63 lower-case letters, digits and dashes, such as gpu, or leave it empty"
+	}
+	if strings.Contains(","+strings.ReplaceAll(c.Node.Labels, " ", ""), ","+constraint.PoolLabel+"=") {
+		return "node.labels has the label pool, too", "say it in one of both places"
+	}
+	return "", ""
+}
+
 // labelsMax of a node.
 const labelsMax = 64
 

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blixard/blixard/internal/constraint"
 	"github.com/blixard/blixard/internal/units"
 )
 
@@ -105,15 +106,21 @@ type Node struct {
 	Advertise string
 	// Labels is KEY=VALUE with commas between.
 	Labels string
+	// Pool is what the label pool says; empty means that there is none, or that Labels
+	// has it.
+	Pool string
 }
 
-// LabelMap is Labels by key.
+// LabelMap is Labels by key, with the pool.
 func (n Node) LabelMap() map[string]string {
 	labels := map[string]string{}
 	for one := range strings.SplitSeq(n.Labels, ",") {
 		if key, value, ok := strings.Cut(strings.TrimSpace(one), "="); ok {
 			labels[key] = value
 		}
+	}
+	if n.Pool != "" {
+		labels[constraint.PoolLabel] = n.Pool
 	}
 	return labels
 }
@@ -122,6 +129,8 @@ func (n Node) LabelMap() map[string]string {
 type Scheduler struct {
 	// Strategy is spread or pack.
 	Strategy string
+	// Preemption is off or on.
+	Preemption string
 }
 
 // Cluster is what the cluster keeps to. It counts on the node that leads.

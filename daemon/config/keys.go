@@ -111,6 +111,12 @@ var keys = []Key{
 		DefaultDoc: "none",
 	},
 	{
+		Name: "node.pool", field: func(c *Config) any { return &c.Node.Pool }, check: checkPool,
+		Doc:        "Pool that the node belongs to, such as gpu: the same as the label pool, which `blixard vm create --pool` asks for. Lower-case letters, digits and dashes, at most 63.",
+		Default:    fixed(""),
+		DefaultDoc: "none",
+	},
+	{
 		Name: "node.bind", field: func(c *Config) any { return &c.Node.Bind }, check: checkAddress("node.bind", func(c *Config) string { return c.Node.Bind }),
 		Doc:     "Address for gRPC and the cluster's traffic, HOST:PORT, always by TLS. An empty host means all addresses of the host; port 0 takes a free one and keeps it.",
 		Default: fixed(":7700"),
@@ -222,6 +228,12 @@ var keys = []Key{
 		Name: "scheduler.strategy", field: func(c *Config) any { return &c.Scheduler.Strategy }, check: checkStrategy,
 		Doc:     "How VMs that name no strategy fill the nodes: spread takes the node with the most free memory, pack the fullest one that has room. It counts on the node that leads.",
 		Default: fixed("spread"),
+	},
+	{
+		Name: "scheduler.preemption", field: func(c *Config) any { return &c.Scheduler.Preemption },
+		check:   oneOf(func(c *Config) string { return c.Scheduler.Preemption }, "off", "on"),
+		Doc:     "Whether a VM that finds no room takes it from VMs of lower priority: off or on. It counts on the node that leads.",
+		Default: fixed("off"),
 	},
 	{
 		Name: "console.log_size", field: func(c *Config) any { return &c.Console.LogSize }, check: checkLogSize,

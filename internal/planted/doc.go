@@ -39,7 +39,9 @@ const (
 	OnceIsReplaced    Bug = "a task to run at most once is begun again when its node is lost"
 	TaskEndIsLost     Bug = "the end of a task's attempt is not noted"
 	RetriesNotCounted Bug = "the attempts of a task are not counted"
-	QuotaNotChecked     Bug = "VMs are declared without looking at the quota"
+	QuotaNotChecked   Bug = "VMs are declared without looking at the quota"
+	EqualsPreempted   Bug = "a VM takes the room of one of equal priority"
+	KeptPreempted     Bug = "a VM that is kept on its node is preempted"
 	// Leases.
 	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
 	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"

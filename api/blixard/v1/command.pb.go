@@ -194,6 +194,7 @@ type Command struct {
 	//	*Command_ChangeTasks
 	//	*Command_SetQuota
 	//	*Command_RemoveQuota
+	//	*Command_Preempt
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -660,6 +661,15 @@ func (x *Command) GetRemoveQuota() *RemoveQuotaCommand {
 	return nil
 }
 
+func (x *Command) GetPreempt() *PreemptCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_Preempt); ok {
+			return x.Preempt
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -840,6 +850,10 @@ type Command_RemoveQuota struct {
 	RemoveQuota *RemoveQuotaCommand `protobuf:"bytes,55,opt,name=remove_quota,json=removeQuota,proto3,oneof"`
 }
 
+type Command_Preempt struct {
+	Preempt *PreemptCommand `protobuf:"bytes,56,opt,name=preempt,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -927,6 +941,8 @@ func (*Command_ChangeTasks) isCommand_Change() {}
 func (*Command_SetQuota) isCommand_Change() {}
 
 func (*Command_RemoveQuota) isCommand_Change() {}
+
+func (*Command_Preempt) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -3539,6 +3555,62 @@ func (x *EvictCommand) GetReason() string {
 	return ""
 }
 
+// PreemptCommand takes VMs off a node to make room for one that waits. It is refused as a
+// whole when that one waits no more, or when one of them stays or is not of lower
+// priority.
+type PreemptCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// vm_id of the VM that waits.
+	VmId          string   `protobuf:"bytes,1,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	AllocationIds []string `protobuf:"bytes,2,rep,name=allocation_ids,json=allocationIds,proto3" json:"allocation_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreemptCommand) Reset() {
+	*x = PreemptCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreemptCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreemptCommand) ProtoMessage() {}
+
+func (x *PreemptCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreemptCommand.ProtoReflect.Descriptor instead.
+func (*PreemptCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *PreemptCommand) GetVmId() string {
+	if x != nil {
+		return x.VmId
+	}
+	return ""
+}
+
+func (x *PreemptCommand) GetAllocationIds() []string {
+	if x != nil {
+		return x.AllocationIds
+	}
+	return nil
+}
+
 // LoseCommand gives up what is placed on nodes that are down, so that it is placed
 // again elsewhere. A placement that is on another node, or kept there, is refused by
 // itself. What is given up is removed by its node when that returns.
@@ -3553,7 +3625,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3565,7 +3637,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3578,7 +3650,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -3606,7 +3678,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3618,7 +3690,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3631,7 +3703,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -3658,14 +3730,17 @@ type UpdateNodeCommand struct {
 	// cordoned as in Node; unset leaves it.
 	Cordoned *bool `protobuf:"varint,4,opt,name=cordoned,proto3,oneof" json:"cordoned,omitempty"`
 	// damped as in Node, told by the leader; unset leaves it.
-	Damped        *bool `protobuf:"varint,5,opt,name=damped,proto3,oneof" json:"damped,omitempty"`
+	Damped *bool `protobuf:"varint,5,opt,name=damped,proto3,oneof" json:"damped,omitempty"`
+	// set and drop taints.
+	SetTaints     []*Taint `protobuf:"bytes,6,rep,name=set_taints,json=setTaints,proto3" json:"set_taints,omitempty"`
+	DropTaints    []string `protobuf:"bytes,7,rep,name=drop_taints,json=dropTaints,proto3" json:"drop_taints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3677,7 +3752,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3690,7 +3765,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -3728,6 +3803,20 @@ func (x *UpdateNodeCommand) GetDamped() bool {
 	return false
 }
 
+func (x *UpdateNodeCommand) GetSetTaints() []*Taint {
+	if x != nil {
+		return x.SetTaints
+	}
+	return nil
+}
+
+func (x *UpdateNodeCommand) GetDropTaints() []string {
+	if x != nil {
+		return x.DropTaints
+	}
+	return nil
+}
+
 // SetNodeStateCommand tells what the leader found out about a node's lease. An
 // incarnation other than the node's refuses it: the node was back before.
 type SetNodeStateCommand struct {
@@ -3744,7 +3833,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3756,7 +3845,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3769,7 +3858,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3836,7 +3925,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3848,7 +3937,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3861,7 +3950,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -4128,7 +4217,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4140,7 +4229,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4153,7 +4242,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -4183,7 +4272,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4195,7 +4284,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4208,7 +4297,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -4246,7 +4335,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4258,7 +4347,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4271,7 +4360,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -4342,7 +4431,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x18\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x18\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -4401,7 +4490,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"step_tasks\x182 \x01(\v2\x1c.blixard.v1.StepTasksCommandH\x00R\tstepTasks\x12C\n" +
 	"\fchange_tasks\x183 \x01(\v2\x1e.blixard.v1.ChangeTasksCommandH\x00R\vchangeTasks\x12:\n" +
 	"\tset_quota\x186 \x01(\v2\x1b.blixard.v1.SetQuotaCommandH\x00R\bsetQuota\x12C\n" +
-	"\fremove_quota\x187 \x01(\v2\x1e.blixard.v1.RemoveQuotaCommandH\x00R\vremoveQuotaB\b\n" +
+	"\fremove_quota\x187 \x01(\v2\x1e.blixard.v1.RemoveQuotaCommandH\x00R\vremoveQuota\x126\n" +
+	"\apreempt\x188 \x01(\v2\x1a.blixard.v1.PreemptCommandH\x00R\apreemptB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xf3\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -4618,13 +4708,16 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"M\n" +
 	"\fEvictCommand\x12%\n" +
 	"\x0eallocation_ids\x18\x01 \x03(\tR\rallocationIds\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"J\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"L\n" +
+	"\x0ePreemptCommand\x12\x13\n" +
+	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12%\n" +
+	"\x0eallocation_ids\x18\x02 \x03(\tR\rallocationIds\"J\n" +
 	"\vLoseCommand\x12%\n" +
 	"\x0eallocation_ids\x18\x01 \x03(\tR\rallocationIds\x12\x14\n" +
 	"\x05storm\x18\x02 \x01(\tR\x05storm\"<\n" +
 	"\x10DrainNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
-	"\x05drain\x18\x02 \x01(\bR\x05drain\"\xa9\x02\n" +
+	"\x05drain\x18\x02 \x01(\bR\x05drain\"\xfc\x02\n" +
 	"\x11UpdateNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12K\n" +
 	"\n" +
@@ -4632,7 +4725,11 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\vdrop_labels\x18\x03 \x03(\tR\n" +
 	"dropLabels\x12\x1f\n" +
 	"\bcordoned\x18\x04 \x01(\bH\x00R\bcordoned\x88\x01\x01\x12\x1b\n" +
-	"\x06damped\x18\x05 \x01(\bH\x01R\x06damped\x88\x01\x01\x1a<\n" +
+	"\x06damped\x18\x05 \x01(\bH\x01R\x06damped\x88\x01\x01\x120\n" +
+	"\n" +
+	"set_taints\x18\x06 \x03(\v2\x11.blixard.v1.TaintR\tsetTaints\x12\x1f\n" +
+	"\vdrop_taints\x18\a \x03(\tR\n" +
+	"dropTaints\x1a<\n" +
 	"\x0eSetLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
@@ -4697,7 +4794,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(TaskStep_Kind)(0),             // 0: blixard.v1.TaskStep.Kind
 	(ChangeTasksCommand_Change)(0), // 1: blixard.v1.ChangeTasksCommand.Change
@@ -4744,48 +4841,50 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*ChangeMemberCommand)(nil),    // 42: blixard.v1.ChangeMemberCommand
 	(*RemoveMemberCommand)(nil),    // 43: blixard.v1.RemoveMemberCommand
 	(*EvictCommand)(nil),           // 44: blixard.v1.EvictCommand
-	(*LoseCommand)(nil),            // 45: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),       // 46: blixard.v1.DrainNodeCommand
-	(*UpdateNodeCommand)(nil),      // 47: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 48: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 49: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 50: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 51: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 52: blixard.v1.IdempotencyRecord
-	nil,                            // 53: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 54: blixard.v1.SubmitTaskCommand.LabelsEntry
-	nil,                            // 55: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 56: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 57: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 58: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 59: blixard.v1.VMSpec
-	(*TaskSpec)(nil),               // 60: blixard.v1.TaskSpec
-	(*Image)(nil),                  // 61: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 62: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 63: blixard.v1.Network
-	(*NetworkRules)(nil),           // 64: blixard.v1.NetworkRules
-	(*QuotaLimits)(nil),            // 65: blixard.v1.QuotaLimits
-	(DesiredState_Enum)(0),         // 66: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 67: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 68: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 69: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 70: blixard.v1.MemberRole.Enum
-	(NodeState_Enum)(0),            // 71: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 72: google.protobuf.Duration
-	(*VM)(nil),                     // 73: blixard.v1.VM
-	(*Allocation)(nil),             // 74: blixard.v1.Allocation
-	(*Node)(nil),                   // 75: blixard.v1.Node
-	(*Event)(nil),                  // 76: blixard.v1.Event
-	(*Cluster)(nil),                // 77: blixard.v1.Cluster
-	(*Token)(nil),                  // 78: blixard.v1.Token
-	(*Volume)(nil),                 // 79: blixard.v1.Volume
-	(*Secret)(nil),                 // 80: blixard.v1.Secret
-	(*Task)(nil),                   // 81: blixard.v1.Task
-	(*Quota)(nil),                  // 82: blixard.v1.Quota
-	(*Problem)(nil),                // 83: blixard.v1.Problem
+	(*PreemptCommand)(nil),         // 45: blixard.v1.PreemptCommand
+	(*LoseCommand)(nil),            // 46: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),       // 47: blixard.v1.DrainNodeCommand
+	(*UpdateNodeCommand)(nil),      // 48: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 49: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 50: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 51: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 52: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 53: blixard.v1.IdempotencyRecord
+	nil,                            // 54: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 55: blixard.v1.SubmitTaskCommand.LabelsEntry
+	nil,                            // 56: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 57: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 58: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 59: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 60: blixard.v1.VMSpec
+	(*TaskSpec)(nil),               // 61: blixard.v1.TaskSpec
+	(*Image)(nil),                  // 62: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 63: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 64: blixard.v1.Network
+	(*NetworkRules)(nil),           // 65: blixard.v1.NetworkRules
+	(*QuotaLimits)(nil),            // 66: blixard.v1.QuotaLimits
+	(DesiredState_Enum)(0),         // 67: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 68: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 69: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 70: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 71: blixard.v1.MemberRole.Enum
+	(*Taint)(nil),                  // 72: blixard.v1.Taint
+	(NodeState_Enum)(0),            // 73: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 74: google.protobuf.Duration
+	(*VM)(nil),                     // 75: blixard.v1.VM
+	(*Allocation)(nil),             // 76: blixard.v1.Allocation
+	(*Node)(nil),                   // 77: blixard.v1.Node
+	(*Event)(nil),                  // 78: blixard.v1.Event
+	(*Cluster)(nil),                // 79: blixard.v1.Cluster
+	(*Token)(nil),                  // 80: blixard.v1.Token
+	(*Volume)(nil),                 // 81: blixard.v1.Volume
+	(*Secret)(nil),                 // 82: blixard.v1.Secret
+	(*Task)(nil),                   // 83: blixard.v1.Task
+	(*Quota)(nil),                  // 84: blixard.v1.Quota
+	(*Problem)(nil),                // 85: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	58, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	59, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
 	27, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
 	28, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
@@ -4800,8 +4899,8 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	41, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
 	42, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
 	43, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	48, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	46, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	49, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	47, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
 	44, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
 	36, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
 	37, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
@@ -4821,8 +4920,8 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	22, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
 	23, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
 	24, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	45, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	47, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	46, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	48, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
 	5,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
 	6,  // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
 	7,  // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
@@ -4830,56 +4929,58 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	10, // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
 	25, // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
 	26, // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
-	59, // 45: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	53, // 46: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	59, // 47: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	60, // 48: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
-	54, // 49: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
-	9,  // 50: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
-	0,  // 51: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
-	1,  // 52: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
-	61, // 53: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	55, // 54: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	62, // 55: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	63, // 56: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	64, // 57: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	65, // 58: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
-	66, // 59: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	56, // 60: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	30, // 61: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	67, // 62: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	68, // 63: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	69, // 64: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	70, // 65: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	58, // 66: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	69, // 67: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	70, // 68: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	57, // 69: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	71, // 70: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	72, // 71: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	50, // 72: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	73, // 73: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	74, // 74: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	75, // 75: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	76, // 76: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	52, // 77: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	51, // 78: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	77, // 79: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	69, // 80: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	78, // 81: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	61, // 82: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	79, // 83: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	63, // 84: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	80, // 85: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	81, // 86: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
-	82, // 87: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
-	58, // 88: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	83, // 89: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	90, // [90:90] is the sub-list for method output_type
-	90, // [90:90] is the sub-list for method input_type
-	90, // [90:90] is the sub-list for extension type_name
-	90, // [90:90] is the sub-list for extension extendee
-	0,  // [0:90] is the sub-list for field type_name
+	45, // 45: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
+	60, // 46: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	54, // 47: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	60, // 48: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	61, // 49: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
+	55, // 50: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
+	9,  // 51: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
+	0,  // 52: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
+	1,  // 53: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
+	62, // 54: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	56, // 55: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	63, // 56: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	64, // 57: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	65, // 58: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	66, // 59: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
+	67, // 60: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	57, // 61: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	30, // 62: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	68, // 63: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	69, // 64: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	70, // 65: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	71, // 66: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	59, // 67: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	70, // 68: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	71, // 69: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	58, // 70: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	72, // 71: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
+	73, // 72: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	74, // 73: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	51, // 74: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	75, // 75: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	76, // 76: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	77, // 77: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	78, // 78: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	53, // 79: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	52, // 80: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	79, // 81: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	70, // 82: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	80, // 83: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	62, // 84: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	81, // 85: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	64, // 86: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	82, // 87: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	83, // 88: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
+	84, // 89: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
+	59, // 90: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	85, // 91: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	92, // [92:92] is the sub-list for method output_type
+	92, // [92:92] is the sub-list for method input_type
+	92, // [92:92] is the sub-list for extension type_name
+	92, // [92:92] is the sub-list for extension extendee
+	0,  // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -4941,9 +5042,10 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_ChangeTasks)(nil),
 		(*Command_SetQuota)(nil),
 		(*Command_RemoveQuota)(nil),
+		(*Command_Preempt)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[45].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[47].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[46].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[48].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -4967,7 +5069,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   56,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

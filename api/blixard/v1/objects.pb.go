@@ -189,6 +189,57 @@ func (NodeLossPolicy_Enum) EnumDescriptor() ([]byte, []int) {
 	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{5, 0}
 }
 
+type TaintEffect_Enum int32
+
+const (
+	TaintEffect_unspecified TaintEffect_Enum = 0
+	// no_schedule: none is placed on the node; those that it has stay.
+	TaintEffect_no_schedule TaintEffect_Enum = 1
+	// evict: none is placed on the node, and those that it has go, as in a drain.
+	TaintEffect_evict TaintEffect_Enum = 2
+)
+
+// Enum value maps for TaintEffect_Enum.
+var (
+	TaintEffect_Enum_name = map[int32]string{
+		0: "unspecified",
+		1: "no_schedule",
+		2: "evict",
+	}
+	TaintEffect_Enum_value = map[string]int32{
+		"unspecified": 0,
+		"no_schedule": 1,
+		"evict":       2,
+	}
+)
+
+func (x TaintEffect_Enum) Enum() *TaintEffect_Enum {
+	p := new(TaintEffect_Enum)
+	*p = x
+	return p
+}
+
+func (x TaintEffect_Enum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TaintEffect_Enum) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_objects_proto_enumTypes[3].Descriptor()
+}
+
+func (TaintEffect_Enum) Type() protoreflect.EnumType {
+	return &file_blixard_v1_objects_proto_enumTypes[3]
+}
+
+func (x TaintEffect_Enum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TaintEffect_Enum.Descriptor instead.
+func (TaintEffect_Enum) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9, 0}
+}
+
 type Strategy_Enum int32
 
 const (
@@ -224,11 +275,11 @@ func (x Strategy_Enum) String() string {
 }
 
 func (Strategy_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[3].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[4].Descriptor()
 }
 
 func (Strategy_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[3]
+	return &file_blixard_v1_objects_proto_enumTypes[4]
 }
 
 func (x Strategy_Enum) Number() protoreflect.EnumNumber {
@@ -237,7 +288,7 @@ func (x Strategy_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Strategy_Enum.Descriptor instead.
 func (Strategy_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12, 0}
 }
 
 type Operator_Enum int32
@@ -297,11 +348,11 @@ func (x Operator_Enum) String() string {
 }
 
 func (Operator_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[4].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[5].Descriptor()
 }
 
 func (Operator_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[4]
+	return &file_blixard_v1_objects_proto_enumTypes[5]
 }
 
 func (x Operator_Enum) Number() protoreflect.EnumNumber {
@@ -310,7 +361,7 @@ func (x Operator_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Operator_Enum.Descriptor instead.
 func (Operator_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13, 0}
 }
 
 type InitMode_Enum int32
@@ -352,11 +403,11 @@ func (x InitMode_Enum) String() string {
 }
 
 func (InitMode_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[5].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[6].Descriptor()
 }
 
 func (InitMode_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[5]
+	return &file_blixard_v1_objects_proto_enumTypes[6]
 }
 
 func (x InitMode_Enum) Number() protoreflect.EnumNumber {
@@ -365,7 +416,7 @@ func (x InitMode_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InitMode_Enum.Descriptor instead.
 func (InitMode_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17, 0}
 }
 
 type Protocol_Enum int32
@@ -401,11 +452,11 @@ func (x Protocol_Enum) String() string {
 }
 
 func (Protocol_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[6].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[7].Descriptor()
 }
 
 func (Protocol_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[6]
+	return &file_blixard_v1_objects_proto_enumTypes[7]
 }
 
 func (x Protocol_Enum) Number() protoreflect.EnumNumber {
@@ -414,7 +465,7 @@ func (x Protocol_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Protocol_Enum.Descriptor instead.
 func (Protocol_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19, 0}
 }
 
 type Health_Enum int32
@@ -453,11 +504,11 @@ func (x Health_Enum) String() string {
 }
 
 func (Health_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[7].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[8].Descriptor()
 }
 
 func (Health_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[7]
+	return &file_blixard_v1_objects_proto_enumTypes[8]
 }
 
 func (x Health_Enum) Number() protoreflect.EnumNumber {
@@ -466,7 +517,7 @@ func (x Health_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health_Enum.Descriptor instead.
 func (Health_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27, 0}
 }
 
 type AllocationState_Enum int32
@@ -523,11 +574,11 @@ func (x AllocationState_Enum) String() string {
 }
 
 func (AllocationState_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[8].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[9].Descriptor()
 }
 
 func (AllocationState_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[8]
+	return &file_blixard_v1_objects_proto_enumTypes[9]
 }
 
 func (x AllocationState_Enum) Number() protoreflect.EnumNumber {
@@ -536,7 +587,7 @@ func (x AllocationState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AllocationState_Enum.Descriptor instead.
 func (AllocationState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28, 0}
 }
 
 type DesiredAllocation_Enum int32
@@ -576,11 +627,11 @@ func (x DesiredAllocation_Enum) String() string {
 }
 
 func (DesiredAllocation_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[9].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[10].Descriptor()
 }
 
 func (DesiredAllocation_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[9]
+	return &file_blixard_v1_objects_proto_enumTypes[10]
 }
 
 func (x DesiredAllocation_Enum) Number() protoreflect.EnumNumber {
@@ -589,7 +640,7 @@ func (x DesiredAllocation_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DesiredAllocation_Enum.Descriptor instead.
 func (DesiredAllocation_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30, 0}
 }
 
 type NodeState_Enum int32
@@ -634,11 +685,11 @@ func (x NodeState_Enum) String() string {
 }
 
 func (NodeState_Enum) Descriptor() protoreflect.EnumDescriptor {
-	return file_blixard_v1_objects_proto_enumTypes[10].Descriptor()
+	return file_blixard_v1_objects_proto_enumTypes[11].Descriptor()
 }
 
 func (NodeState_Enum) Type() protoreflect.EnumType {
-	return &file_blixard_v1_objects_proto_enumTypes[10]
+	return &file_blixard_v1_objects_proto_enumTypes[11]
 }
 
 func (x NodeState_Enum) Number() protoreflect.EnumNumber {
@@ -647,7 +698,7 @@ func (x NodeState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState_Enum.Descriptor instead.
 func (NodeState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33, 0}
 }
 
 // VM is what a person declares: a spec, and the status that the cluster reports.
@@ -1463,7 +1514,12 @@ type Scheduling struct {
 	// affinities to other VMs, or to be apart from them.
 	Affinities []*Affinity `protobuf:"bytes,3,rep,name=affinities,proto3" json:"affinities,omitempty"`
 	// strategy among the nodes that are left; unset means the cluster's.
-	Strategy      Strategy_Enum `protobuf:"varint,4,opt,name=strategy,proto3,enum=blixard.v1.Strategy_Enum" json:"strategy,omitempty"`
+	Strategy Strategy_Enum `protobuf:"varint,4,opt,name=strategy,proto3,enum=blixard.v1.Strategy_Enum" json:"strategy,omitempty"`
+	// priority from 0 to 100; unset means 50. Of VMs that wait, those of higher priority are
+	// placed first, and with preemption they may take the room of those of lower.
+	Priority *uint32 `protobuf:"varint,5,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
+	// tolerations of taints that nodes have; a node with another taint is none for the VM.
+	Tolerations   []*Toleration `protobuf:"bytes,6,rep,name=tolerations,proto3" json:"tolerations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1526,6 +1582,181 @@ func (x *Scheduling) GetStrategy() Strategy_Enum {
 	return Strategy_unspecified
 }
 
+func (x *Scheduling) GetPriority() uint32 {
+	if x != nil && x.Priority != nil {
+		return *x.Priority
+	}
+	return 0
+}
+
+func (x *Scheduling) GetTolerations() []*Toleration {
+	if x != nil {
+		return x.Tolerations
+	}
+	return nil
+}
+
+// TaintEffect is what a taint does to VMs that do not tolerate it.
+type TaintEffect struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaintEffect) Reset() {
+	*x = TaintEffect{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaintEffect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaintEffect) ProtoMessage() {}
+
+func (x *TaintEffect) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaintEffect.ProtoReflect.Descriptor instead.
+func (*TaintEffect) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
+}
+
+// Taint keeps VMs off a node that do not tolerate it. A node has one of each key.
+type Taint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Effect        TaintEffect_Enum       `protobuf:"varint,3,opt,name=effect,proto3,enum=blixard.v1.TaintEffect_Enum" json:"effect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Taint) Reset() {
+	*x = Taint{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Taint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Taint) ProtoMessage() {}
+
+func (x *Taint) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Taint.ProtoReflect.Descriptor instead.
+func (*Taint) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Taint) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Taint) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Taint) GetEffect() TaintEffect_Enum {
+	if x != nil {
+		return x.Effect
+	}
+	return TaintEffect_unspecified
+}
+
+// Toleration lets a VM onto nodes with a taint.
+type Toleration struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// value that the taint must have; empty means any.
+	Value string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// effect that the taint must have; unset means any.
+	Effect        TaintEffect_Enum `protobuf:"varint,3,opt,name=effect,proto3,enum=blixard.v1.TaintEffect_Enum" json:"effect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Toleration) Reset() {
+	*x = Toleration{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Toleration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Toleration) ProtoMessage() {}
+
+func (x *Toleration) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Toleration.ProtoReflect.Descriptor instead.
+func (*Toleration) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Toleration) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Toleration) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Toleration) GetEffect() TaintEffect_Enum {
+	if x != nil {
+		return x.Effect
+	}
+	return TaintEffect_unspecified
+}
+
 // Strategy says how VMs fill nodes.
 type Strategy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1535,7 +1766,7 @@ type Strategy struct {
 
 func (x *Strategy) Reset() {
 	*x = Strategy{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1778,7 @@ func (x *Strategy) String() string {
 func (*Strategy) ProtoMessage() {}
 
 func (x *Strategy) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1791,7 @@ func (x *Strategy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Strategy.ProtoReflect.Descriptor instead.
 func (*Strategy) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
 }
 
 // Operator of a constraint. The words of in and not_in are values; less and its
@@ -1573,7 +1804,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1816,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1829,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
 }
 
 // Constraint is a condition on a node.
@@ -1617,7 +1848,7 @@ type Constraint struct {
 
 func (x *Constraint) Reset() {
 	*x = Constraint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1860,7 @@ func (x *Constraint) String() string {
 func (*Constraint) ProtoMessage() {}
 
 func (x *Constraint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1873,7 @@ func (x *Constraint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Constraint.ProtoReflect.Descriptor instead.
 func (*Constraint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Constraint) GetKey() string {
@@ -1678,7 +1909,7 @@ type Preference struct {
 
 func (x *Preference) Reset() {
 	*x = Preference{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1690,7 +1921,7 @@ func (x *Preference) String() string {
 func (*Preference) ProtoMessage() {}
 
 func (x *Preference) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1703,7 +1934,7 @@ func (x *Preference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preference.ProtoReflect.Descriptor instead.
 func (*Preference) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Preference) GetConstraint() *Constraint {
@@ -1738,7 +1969,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1981,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1994,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Affinity) GetKey() string {
@@ -1810,7 +2041,7 @@ type InitMode struct {
 
 func (x *InitMode) Reset() {
 	*x = InitMode{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +2053,7 @@ func (x *InitMode) String() string {
 func (*InitMode) ProtoMessage() {}
 
 func (x *InitMode) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +2066,7 @@ func (x *InitMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitMode.ProtoReflect.Descriptor instead.
 func (*InitMode) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17}
 }
 
 // NetworkAttachment gives the VM a NIC in a network.
@@ -1851,7 +2082,7 @@ type NetworkAttachment struct {
 
 func (x *NetworkAttachment) Reset() {
 	*x = NetworkAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +2094,7 @@ func (x *NetworkAttachment) String() string {
 func (*NetworkAttachment) ProtoMessage() {}
 
 func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2107,7 @@ func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkAttachment.ProtoReflect.Descriptor instead.
 func (*NetworkAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NetworkAttachment) GetNetwork() string {
@@ -1902,7 +2133,7 @@ type Protocol struct {
 
 func (x *Protocol) Reset() {
 	*x = Protocol{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2145,7 @@ func (x *Protocol) String() string {
 func (*Protocol) ProtoMessage() {}
 
 func (x *Protocol) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2158,7 @@ func (x *Protocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Protocol.ProtoReflect.Descriptor instead.
 func (*Protocol) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19}
 }
 
 // PublishedPort makes a port of the VM reachable at every node of the cluster.
@@ -1944,7 +2175,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1956,7 +2187,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1969,7 +2200,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PublishedPort) GetHostPort() uint32 {
@@ -2008,7 +2239,7 @@ type VolumeAttachment struct {
 
 func (x *VolumeAttachment) Reset() {
 	*x = VolumeAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2251,7 @@ func (x *VolumeAttachment) String() string {
 func (*VolumeAttachment) ProtoMessage() {}
 
 func (x *VolumeAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2264,7 @@ func (x *VolumeAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeAttachment.ProtoReflect.Descriptor instead.
 func (*VolumeAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *VolumeAttachment) GetVolume() string {
@@ -2072,7 +2303,7 @@ type GuestFile struct {
 
 func (x *GuestFile) Reset() {
 	*x = GuestFile{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[19]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2315,7 @@ func (x *GuestFile) String() string {
 func (*GuestFile) ProtoMessage() {}
 
 func (x *GuestFile) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[19]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2328,7 @@ func (x *GuestFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestFile.ProtoReflect.Descriptor instead.
 func (*GuestFile) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GuestFile) GetPath() string {
@@ -2152,7 +2383,7 @@ type SecretAttachment struct {
 
 func (x *SecretAttachment) Reset() {
 	*x = SecretAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[20]
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2395,7 @@ func (x *SecretAttachment) String() string {
 func (*SecretAttachment) ProtoMessage() {}
 
 func (x *SecretAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[20]
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2408,7 @@ func (x *SecretAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretAttachment.ProtoReflect.Descriptor instead.
 func (*SecretAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SecretAttachment) GetSecret() string {
@@ -2241,7 +2472,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[21]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2484,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[21]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2497,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HealthCheck) GetProbe() isHealthCheck_Probe {
@@ -2388,7 +2619,7 @@ type HealthExec struct {
 
 func (x *HealthExec) Reset() {
 	*x = HealthExec{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[22]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2631,7 @@ func (x *HealthExec) String() string {
 func (*HealthExec) ProtoMessage() {}
 
 func (x *HealthExec) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[22]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2644,7 @@ func (x *HealthExec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthExec.ProtoReflect.Descriptor instead.
 func (*HealthExec) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HealthExec) GetCommand() []string {
@@ -2434,7 +2665,7 @@ type HealthHTTP struct {
 
 func (x *HealthHTTP) Reset() {
 	*x = HealthHTTP{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2446,7 +2677,7 @@ func (x *HealthHTTP) String() string {
 func (*HealthHTTP) ProtoMessage() {}
 
 func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2459,7 +2690,7 @@ func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthHTTP.ProtoReflect.Descriptor instead.
 func (*HealthHTTP) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HealthHTTP) GetPort() uint32 {
@@ -2485,7 +2716,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[24]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2728,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[24]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2741,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27}
 }
 
 // AllocationState is the observed state of an allocation. The legal moves are
@@ -2523,7 +2754,7 @@ type AllocationState struct {
 
 func (x *AllocationState) Reset() {
 	*x = AllocationState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[25]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2766,7 @@ func (x *AllocationState) String() string {
 func (*AllocationState) ProtoMessage() {}
 
 func (x *AllocationState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[25]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2779,7 @@ func (x *AllocationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationState.ProtoReflect.Descriptor instead.
 func (*AllocationState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28}
 }
 
 // VMStatus is what the cluster observes of a VM; it mirrors the status of its
@@ -2606,7 +2837,7 @@ type VMStatus struct {
 
 func (x *VMStatus) Reset() {
 	*x = VMStatus{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[26]
+	mi := &file_blixard_v1_objects_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2849,7 @@ func (x *VMStatus) String() string {
 func (*VMStatus) ProtoMessage() {}
 
 func (x *VMStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[26]
+	mi := &file_blixard_v1_objects_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2862,7 @@ func (x *VMStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStatus.ProtoReflect.Descriptor instead.
 func (*VMStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *VMStatus) GetState() AllocationState_Enum {
@@ -2818,7 +3049,7 @@ type DesiredAllocation struct {
 
 func (x *DesiredAllocation) Reset() {
 	*x = DesiredAllocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[27]
+	mi := &file_blixard_v1_objects_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +3061,7 @@ func (x *DesiredAllocation) String() string {
 func (*DesiredAllocation) ProtoMessage() {}
 
 func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[27]
+	mi := &file_blixard_v1_objects_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +3074,7 @@ func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DesiredAllocation.ProtoReflect.Descriptor instead.
 func (*DesiredAllocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30}
 }
 
 // Allocation is one placement of one VM on one node.
@@ -2884,7 +3115,7 @@ type Allocation struct {
 
 func (x *Allocation) Reset() {
 	*x = Allocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[28]
+	mi := &file_blixard_v1_objects_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3127,7 @@ func (x *Allocation) String() string {
 func (*Allocation) ProtoMessage() {}
 
 func (x *Allocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[28]
+	mi := &file_blixard_v1_objects_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3140,7 @@ func (x *Allocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
 func (*Allocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Allocation) GetId() string {
@@ -3055,7 +3286,7 @@ type AllocatedVolume struct {
 
 func (x *AllocatedVolume) Reset() {
 	*x = AllocatedVolume{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[29]
+	mi := &file_blixard_v1_objects_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3067,7 +3298,7 @@ func (x *AllocatedVolume) String() string {
 func (*AllocatedVolume) ProtoMessage() {}
 
 func (x *AllocatedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[29]
+	mi := &file_blixard_v1_objects_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3080,7 +3311,7 @@ func (x *AllocatedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocatedVolume.ProtoReflect.Descriptor instead.
 func (*AllocatedVolume) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AllocatedVolume) GetVolumeId() string {
@@ -3134,7 +3365,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[30]
+	mi := &file_blixard_v1_objects_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3146,7 +3377,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[30]
+	mi := &file_blixard_v1_objects_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3159,7 +3390,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33}
 }
 
 // Node is a host that runs VMs.
@@ -3189,14 +3420,16 @@ type Node struct {
 	// downs are the newest times at which it was given up for lost, at most eight.
 	Downs []*timestamppb.Timestamp `protobuf:"bytes,14,rep,name=downs,proto3" json:"downs,omitempty"`
 	// damped: it was lost again and again, so VMs are placed elsewhere where they can be.
-	Damped        bool `protobuf:"varint,15,opt,name=damped,proto3" json:"damped,omitempty"`
+	Damped bool `protobuf:"varint,15,opt,name=damped,proto3" json:"damped,omitempty"`
+	// taints that people gave it, by key.
+	Taints        []*Taint `protobuf:"bytes,16,rep,name=taints,proto3" json:"taints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[31]
+	mi := &file_blixard_v1_objects_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3208,7 +3441,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[31]
+	mi := &file_blixard_v1_objects_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3221,7 +3454,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Node) GetId() string {
@@ -3329,6 +3562,13 @@ func (x *Node) GetDamped() bool {
 	return false
 }
 
+func (x *Node) GetTaints() []*Taint {
+	if x != nil {
+		return x.Taints
+	}
+	return nil
+}
+
 // Resources of a node or a VM.
 type Resources struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3341,7 +3581,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[32]
+	mi := &file_blixard_v1_objects_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3353,7 +3593,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[32]
+	mi := &file_blixard_v1_objects_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3366,7 +3606,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Resources) GetVcpus() uint32 {
@@ -3427,7 +3667,7 @@ type NodeFingerprint struct {
 
 func (x *NodeFingerprint) Reset() {
 	*x = NodeFingerprint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[33]
+	mi := &file_blixard_v1_objects_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3439,7 +3679,7 @@ func (x *NodeFingerprint) String() string {
 func (*NodeFingerprint) ProtoMessage() {}
 
 func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[33]
+	mi := &file_blixard_v1_objects_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3452,7 +3692,7 @@ func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeFingerprint.ProtoReflect.Descriptor instead.
 func (*NodeFingerprint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NodeFingerprint) GetCapacity() *Resources {
@@ -3592,7 +3832,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[34]
+	mi := &file_blixard_v1_objects_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3604,7 +3844,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[34]
+	mi := &file_blixard_v1_objects_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3617,7 +3857,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Event) GetIndex() uint64 {
@@ -3807,7 +4047,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"scheduling\x18\x1e \x01(\v2\x16.blixard.v1.SchedulingR\n" +
 	"scheduling\x12.\n" +
 	"\vreschedules\x18\x1f \x01(\rB\a\xbaH\x04*\x02\x18\bH\x00R\vreschedules\x88\x01\x01B\x0e\n" +
-	"\f_reschedules\"\x95\x02\n" +
+	"\f_reschedules\"\x90\x03\n" +
 	"\n" +
 	"Scheduling\x12B\n" +
 	"\vconstraints\x18\x01 \x03(\v2\x16.blixard.v1.ConstraintB\b\xbaH\x05\x92\x01\x02\x10 R\vconstraints\x12B\n" +
@@ -3815,7 +4055,25 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"affinities\x18\x03 \x03(\v2\x14.blixard.v1.AffinityB\b\xbaH\x05\x92\x01\x02\x10 R\n" +
 	"affinities\x12?\n" +
-	"\bstrategy\x18\x04 \x01(\x0e2\x19.blixard.v1.Strategy.EnumB\b\xbaH\x05\x82\x01\x02\x10\x01R\bstrategy\"9\n" +
+	"\bstrategy\x18\x04 \x01(\x0e2\x19.blixard.v1.Strategy.EnumB\b\xbaH\x05\x82\x01\x02\x10\x01R\bstrategy\x12(\n" +
+	"\bpriority\x18\x05 \x01(\rB\a\xbaH\x04*\x02\x18dH\x00R\bpriority\x88\x01\x01\x12B\n" +
+	"\vtolerations\x18\x06 \x03(\v2\x16.blixard.v1.TolerationB\b\xbaH\x05\x92\x01\x02\x10 R\vtolerationsB\v\n" +
+	"\t_priority\"B\n" +
+	"\vTaintEffect\"3\n" +
+	"\x04Enum\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\x0f\n" +
+	"\vno_schedule\x10\x01\x12\t\n" +
+	"\x05evict\x10\x02\"\xd7\x01\n" +
+	"\x05Taint\x12I\n" +
+	"\x03key\x18\x01 \x01(\tB7\xbaH4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$R\x03key\x12A\n" +
+	"\x05value\x18\x02 \x01(\tB+\xbaH(r&2$^([A-Za-z0-9][-A-Za-z0-9_.]{0,62})?$R\x05value\x12@\n" +
+	"\x06effect\x18\x03 \x01(\x0e2\x1c.blixard.v1.TaintEffect.EnumB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x06effect\"\xda\x01\n" +
+	"\n" +
+	"Toleration\x12I\n" +
+	"\x03key\x18\x01 \x01(\tB7\xbaH4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$R\x03key\x12A\n" +
+	"\x05value\x18\x02 \x01(\tB+\xbaH(r&2$^([A-Za-z0-9][-A-Za-z0-9_.]{0,62})?$R\x05value\x12>\n" +
+	"\x06effect\x18\x03 \x01(\x0e2\x1c.blixard.v1.TaintEffect.EnumB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06effect\"9\n" +
 	"\bStrategy\"-\n" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\n" +
@@ -4017,7 +4275,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05ready\x10\x02\x12\v\n" +
 	"\asuspect\x10\x03\x12\b\n" +
 	"\x04down\x10\x04\x12\b\n" +
-	"\x04left\x10\x05\"\x9e\x05\n" +
+	"\x04left\x10\x05\"\xc9\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
@@ -4035,7 +4293,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x06labels\x18\f \x03(\v2\x1c.blixard.v1.Node.LabelsEntryR\x06labels\x12\x1a\n" +
 	"\bcordoned\x18\r \x01(\bR\bcordoned\x120\n" +
 	"\x05downs\x18\x0e \x03(\v2\x1a.google.protobuf.TimestampR\x05downs\x12\x16\n" +
-	"\x06damped\x18\x0f \x01(\bR\x06damped\x1a9\n" +
+	"\x06damped\x18\x0f \x01(\bR\x06damped\x12)\n" +
+	"\x06taints\x18\x10 \x03(\v2\x11.blixard.v1.TaintR\x06taints\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
@@ -4094,121 +4353,129 @@ func file_blixard_v1_objects_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_objects_proto_rawDescData
 }
 
-var file_blixard_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 11)
-var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_blixard_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
+var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_blixard_v1_objects_proto_goTypes = []any{
 	(DesiredState_Enum)(0),        // 0: blixard.v1.DesiredState.Enum
 	(RestartMode_Enum)(0),         // 1: blixard.v1.RestartMode.Enum
 	(NodeLossPolicy_Enum)(0),      // 2: blixard.v1.NodeLossPolicy.Enum
-	(Strategy_Enum)(0),            // 3: blixard.v1.Strategy.Enum
-	(Operator_Enum)(0),            // 4: blixard.v1.Operator.Enum
-	(InitMode_Enum)(0),            // 5: blixard.v1.InitMode.Enum
-	(Protocol_Enum)(0),            // 6: blixard.v1.Protocol.Enum
-	(Health_Enum)(0),              // 7: blixard.v1.Health.Enum
-	(AllocationState_Enum)(0),     // 8: blixard.v1.AllocationState.Enum
-	(DesiredAllocation_Enum)(0),   // 9: blixard.v1.DesiredAllocation.Enum
-	(NodeState_Enum)(0),           // 10: blixard.v1.NodeState.Enum
-	(*VM)(nil),                    // 11: blixard.v1.VM
-	(*Interface)(nil),             // 12: blixard.v1.Interface
-	(*DesiredState)(nil),          // 13: blixard.v1.DesiredState
-	(*RestartMode)(nil),           // 14: blixard.v1.RestartMode
-	(*RestartPolicy)(nil),         // 15: blixard.v1.RestartPolicy
-	(*NodeLossPolicy)(nil),        // 16: blixard.v1.NodeLossPolicy
-	(*EnvVar)(nil),                // 17: blixard.v1.EnvVar
-	(*VMSpec)(nil),                // 18: blixard.v1.VMSpec
-	(*Scheduling)(nil),            // 19: blixard.v1.Scheduling
-	(*Strategy)(nil),              // 20: blixard.v1.Strategy
-	(*Operator)(nil),              // 21: blixard.v1.Operator
-	(*Constraint)(nil),            // 22: blixard.v1.Constraint
-	(*Preference)(nil),            // 23: blixard.v1.Preference
-	(*Affinity)(nil),              // 24: blixard.v1.Affinity
-	(*InitMode)(nil),              // 25: blixard.v1.InitMode
-	(*NetworkAttachment)(nil),     // 26: blixard.v1.NetworkAttachment
-	(*Protocol)(nil),              // 27: blixard.v1.Protocol
-	(*PublishedPort)(nil),         // 28: blixard.v1.PublishedPort
-	(*VolumeAttachment)(nil),      // 29: blixard.v1.VolumeAttachment
-	(*GuestFile)(nil),             // 30: blixard.v1.GuestFile
-	(*SecretAttachment)(nil),      // 31: blixard.v1.SecretAttachment
-	(*HealthCheck)(nil),           // 32: blixard.v1.HealthCheck
-	(*HealthExec)(nil),            // 33: blixard.v1.HealthExec
-	(*HealthHTTP)(nil),            // 34: blixard.v1.HealthHTTP
-	(*Health)(nil),                // 35: blixard.v1.Health
-	(*AllocationState)(nil),       // 36: blixard.v1.AllocationState
-	(*VMStatus)(nil),              // 37: blixard.v1.VMStatus
-	(*DesiredAllocation)(nil),     // 38: blixard.v1.DesiredAllocation
-	(*Allocation)(nil),            // 39: blixard.v1.Allocation
-	(*AllocatedVolume)(nil),       // 40: blixard.v1.AllocatedVolume
-	(*NodeState)(nil),             // 41: blixard.v1.NodeState
-	(*Node)(nil),                  // 42: blixard.v1.Node
-	(*Resources)(nil),             // 43: blixard.v1.Resources
-	(*NodeFingerprint)(nil),       // 44: blixard.v1.NodeFingerprint
-	(*Event)(nil),                 // 45: blixard.v1.Event
-	nil,                           // 46: blixard.v1.VM.LabelsEntry
-	nil,                           // 47: blixard.v1.Node.LabelsEntry
-	nil,                           // 48: blixard.v1.NodeFingerprint.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 50: google.protobuf.Duration
+	(TaintEffect_Enum)(0),         // 3: blixard.v1.TaintEffect.Enum
+	(Strategy_Enum)(0),            // 4: blixard.v1.Strategy.Enum
+	(Operator_Enum)(0),            // 5: blixard.v1.Operator.Enum
+	(InitMode_Enum)(0),            // 6: blixard.v1.InitMode.Enum
+	(Protocol_Enum)(0),            // 7: blixard.v1.Protocol.Enum
+	(Health_Enum)(0),              // 8: blixard.v1.Health.Enum
+	(AllocationState_Enum)(0),     // 9: blixard.v1.AllocationState.Enum
+	(DesiredAllocation_Enum)(0),   // 10: blixard.v1.DesiredAllocation.Enum
+	(NodeState_Enum)(0),           // 11: blixard.v1.NodeState.Enum
+	(*VM)(nil),                    // 12: blixard.v1.VM
+	(*Interface)(nil),             // 13: blixard.v1.Interface
+	(*DesiredState)(nil),          // 14: blixard.v1.DesiredState
+	(*RestartMode)(nil),           // 15: blixard.v1.RestartMode
+	(*RestartPolicy)(nil),         // 16: blixard.v1.RestartPolicy
+	(*NodeLossPolicy)(nil),        // 17: blixard.v1.NodeLossPolicy
+	(*EnvVar)(nil),                // 18: blixard.v1.EnvVar
+	(*VMSpec)(nil),                // 19: blixard.v1.VMSpec
+	(*Scheduling)(nil),            // 20: blixard.v1.Scheduling
+	(*TaintEffect)(nil),           // 21: blixard.v1.TaintEffect
+	(*Taint)(nil),                 // 22: blixard.v1.Taint
+	(*Toleration)(nil),            // 23: blixard.v1.Toleration
+	(*Strategy)(nil),              // 24: blixard.v1.Strategy
+	(*Operator)(nil),              // 25: blixard.v1.Operator
+	(*Constraint)(nil),            // 26: blixard.v1.Constraint
+	(*Preference)(nil),            // 27: blixard.v1.Preference
+	(*Affinity)(nil),              // 28: blixard.v1.Affinity
+	(*InitMode)(nil),              // 29: blixard.v1.InitMode
+	(*NetworkAttachment)(nil),     // 30: blixard.v1.NetworkAttachment
+	(*Protocol)(nil),              // 31: blixard.v1.Protocol
+	(*PublishedPort)(nil),         // 32: blixard.v1.PublishedPort
+	(*VolumeAttachment)(nil),      // 33: blixard.v1.VolumeAttachment
+	(*GuestFile)(nil),             // 34: blixard.v1.GuestFile
+	(*SecretAttachment)(nil),      // 35: blixard.v1.SecretAttachment
+	(*HealthCheck)(nil),           // 36: blixard.v1.HealthCheck
+	(*HealthExec)(nil),            // 37: blixard.v1.HealthExec
+	(*HealthHTTP)(nil),            // 38: blixard.v1.HealthHTTP
+	(*Health)(nil),                // 39: blixard.v1.Health
+	(*AllocationState)(nil),       // 40: blixard.v1.AllocationState
+	(*VMStatus)(nil),              // 41: blixard.v1.VMStatus
+	(*DesiredAllocation)(nil),     // 42: blixard.v1.DesiredAllocation
+	(*Allocation)(nil),            // 43: blixard.v1.Allocation
+	(*AllocatedVolume)(nil),       // 44: blixard.v1.AllocatedVolume
+	(*NodeState)(nil),             // 45: blixard.v1.NodeState
+	(*Node)(nil),                  // 46: blixard.v1.Node
+	(*Resources)(nil),             // 47: blixard.v1.Resources
+	(*NodeFingerprint)(nil),       // 48: blixard.v1.NodeFingerprint
+	(*Event)(nil),                 // 49: blixard.v1.Event
+	nil,                           // 50: blixard.v1.VM.LabelsEntry
+	nil,                           // 51: blixard.v1.Node.LabelsEntry
+	nil,                           // 52: blixard.v1.NodeFingerprint.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 54: google.protobuf.Duration
 }
 var file_blixard_v1_objects_proto_depIdxs = []int32{
-	18, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
-	37, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
-	49, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	46, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
-	12, // 4: blixard.v1.VM.interfaces:type_name -> blixard.v1.Interface
+	19, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
+	41, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
+	53, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	50, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
+	13, // 4: blixard.v1.VM.interfaces:type_name -> blixard.v1.Interface
 	1,  // 5: blixard.v1.RestartPolicy.mode:type_name -> blixard.v1.RestartMode.Enum
-	50, // 6: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
-	17, // 7: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
+	54, // 6: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
+	18, // 7: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
 	0,  // 8: blixard.v1.VMSpec.desired:type_name -> blixard.v1.DesiredState.Enum
-	15, // 9: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
+	16, // 9: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
 	2,  // 10: blixard.v1.VMSpec.on_node_loss:type_name -> blixard.v1.NodeLossPolicy.Enum
-	26, // 11: blixard.v1.VMSpec.networks:type_name -> blixard.v1.NetworkAttachment
-	28, // 12: blixard.v1.VMSpec.ports:type_name -> blixard.v1.PublishedPort
-	29, // 13: blixard.v1.VMSpec.volumes:type_name -> blixard.v1.VolumeAttachment
-	30, // 14: blixard.v1.VMSpec.files:type_name -> blixard.v1.GuestFile
-	31, // 15: blixard.v1.VMSpec.secrets:type_name -> blixard.v1.SecretAttachment
-	32, // 16: blixard.v1.VMSpec.health:type_name -> blixard.v1.HealthCheck
-	5,  // 17: blixard.v1.VMSpec.init:type_name -> blixard.v1.InitMode.Enum
-	19, // 18: blixard.v1.VMSpec.scheduling:type_name -> blixard.v1.Scheduling
-	22, // 19: blixard.v1.Scheduling.constraints:type_name -> blixard.v1.Constraint
-	23, // 20: blixard.v1.Scheduling.preferences:type_name -> blixard.v1.Preference
-	24, // 21: blixard.v1.Scheduling.affinities:type_name -> blixard.v1.Affinity
-	3,  // 22: blixard.v1.Scheduling.strategy:type_name -> blixard.v1.Strategy.Enum
-	4,  // 23: blixard.v1.Constraint.operator:type_name -> blixard.v1.Operator.Enum
-	22, // 24: blixard.v1.Preference.constraint:type_name -> blixard.v1.Constraint
-	6,  // 25: blixard.v1.PublishedPort.protocol:type_name -> blixard.v1.Protocol.Enum
-	33, // 26: blixard.v1.HealthCheck.exec:type_name -> blixard.v1.HealthExec
-	34, // 27: blixard.v1.HealthCheck.http:type_name -> blixard.v1.HealthHTTP
-	50, // 28: blixard.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	50, // 29: blixard.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	50, // 30: blixard.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
-	8,  // 31: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
-	49, // 32: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
-	49, // 33: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
-	49, // 34: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
-	49, // 35: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
-	7,  // 36: blixard.v1.VMStatus.health:type_name -> blixard.v1.Health.Enum
-	9,  // 37: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
-	18, // 38: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
-	37, // 39: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
-	50, // 40: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
-	12, // 41: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
-	40, // 42: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
-	50, // 43: blixard.v1.Allocation.keep_output:type_name -> google.protobuf.Duration
-	10, // 44: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
-	44, // 45: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	43, // 46: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
-	43, // 47: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
-	50, // 48: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
-	47, // 49: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
-	49, // 50: blixard.v1.Node.downs:type_name -> google.protobuf.Timestamp
-	43, // 51: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
-	48, // 52: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
-	49, // 53: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
-	54, // [54:54] is the sub-list for method output_type
-	54, // [54:54] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	30, // 11: blixard.v1.VMSpec.networks:type_name -> blixard.v1.NetworkAttachment
+	32, // 12: blixard.v1.VMSpec.ports:type_name -> blixard.v1.PublishedPort
+	33, // 13: blixard.v1.VMSpec.volumes:type_name -> blixard.v1.VolumeAttachment
+	34, // 14: blixard.v1.VMSpec.files:type_name -> blixard.v1.GuestFile
+	35, // 15: blixard.v1.VMSpec.secrets:type_name -> blixard.v1.SecretAttachment
+	36, // 16: blixard.v1.VMSpec.health:type_name -> blixard.v1.HealthCheck
+	6,  // 17: blixard.v1.VMSpec.init:type_name -> blixard.v1.InitMode.Enum
+	20, // 18: blixard.v1.VMSpec.scheduling:type_name -> blixard.v1.Scheduling
+	26, // 19: blixard.v1.Scheduling.constraints:type_name -> blixard.v1.Constraint
+	27, // 20: blixard.v1.Scheduling.preferences:type_name -> blixard.v1.Preference
+	28, // 21: blixard.v1.Scheduling.affinities:type_name -> blixard.v1.Affinity
+	4,  // 22: blixard.v1.Scheduling.strategy:type_name -> blixard.v1.Strategy.Enum
+	23, // 23: blixard.v1.Scheduling.tolerations:type_name -> blixard.v1.Toleration
+	3,  // 24: blixard.v1.Taint.effect:type_name -> blixard.v1.TaintEffect.Enum
+	3,  // 25: blixard.v1.Toleration.effect:type_name -> blixard.v1.TaintEffect.Enum
+	5,  // 26: blixard.v1.Constraint.operator:type_name -> blixard.v1.Operator.Enum
+	26, // 27: blixard.v1.Preference.constraint:type_name -> blixard.v1.Constraint
+	7,  // 28: blixard.v1.PublishedPort.protocol:type_name -> blixard.v1.Protocol.Enum
+	37, // 29: blixard.v1.HealthCheck.exec:type_name -> blixard.v1.HealthExec
+	38, // 30: blixard.v1.HealthCheck.http:type_name -> blixard.v1.HealthHTTP
+	54, // 31: blixard.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	54, // 32: blixard.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	54, // 33: blixard.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	9,  // 34: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
+	53, // 35: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
+	53, // 36: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
+	53, // 37: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
+	53, // 38: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
+	8,  // 39: blixard.v1.VMStatus.health:type_name -> blixard.v1.Health.Enum
+	10, // 40: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
+	19, // 41: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
+	41, // 42: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
+	54, // 43: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
+	13, // 44: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
+	44, // 45: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
+	54, // 46: blixard.v1.Allocation.keep_output:type_name -> google.protobuf.Duration
+	11, // 47: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
+	48, // 48: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	47, // 49: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
+	47, // 50: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
+	54, // 51: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
+	51, // 52: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
+	53, // 53: blixard.v1.Node.downs:type_name -> google.protobuf.Timestamp
+	22, // 54: blixard.v1.Node.taints:type_name -> blixard.v1.Taint
+	47, // 55: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
+	52, // 56: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
+	53, // 57: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
+	58, // [58:58] is the sub-list for method output_type
+	58, // [58:58] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_objects_proto_init() }
@@ -4217,20 +4484,21 @@ func file_blixard_v1_objects_proto_init() {
 		return
 	}
 	file_blixard_v1_objects_proto_msgTypes[7].OneofWrappers = []any{}
-	file_blixard_v1_objects_proto_msgTypes[21].OneofWrappers = []any{
+	file_blixard_v1_objects_proto_msgTypes[8].OneofWrappers = []any{}
+	file_blixard_v1_objects_proto_msgTypes[24].OneofWrappers = []any{
 		(*HealthCheck_Exec)(nil),
 		(*HealthCheck_Http)(nil),
 		(*HealthCheck_TcpPort)(nil),
 		(*HealthCheck_Agent)(nil),
 	}
-	file_blixard_v1_objects_proto_msgTypes[26].OneofWrappers = []any{}
+	file_blixard_v1_objects_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_objects_proto_rawDesc), len(file_blixard_v1_objects_proto_rawDesc)),
-			NumEnums:      11,
-			NumMessages:   38,
+			NumEnums:      12,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -3303,7 +3303,10 @@ type UpdateNodeRequest struct {
 	SetLabels  map[string]string `protobuf:"bytes,3,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	DropLabels []string          `protobuf:"bytes,4,rep,name=drop_labels,json=dropLabels,proto3" json:"drop_labels,omitempty"`
 	// cordoned as in Node; unset leaves it.
-	Cordoned      *bool `protobuf:"varint,5,opt,name=cordoned,proto3,oneof" json:"cordoned,omitempty"`
+	Cordoned *bool `protobuf:"varint,5,opt,name=cordoned,proto3,oneof" json:"cordoned,omitempty"`
+	// set_taints and drop_taints, by key, change those and leave the others.
+	SetTaints     []*Taint `protobuf:"bytes,6,rep,name=set_taints,json=setTaints,proto3" json:"set_taints,omitempty"`
+	DropTaints    []string `protobuf:"bytes,7,rep,name=drop_taints,json=dropTaints,proto3" json:"drop_taints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3371,6 +3374,20 @@ func (x *UpdateNodeRequest) GetCordoned() bool {
 		return *x.Cordoned
 	}
 	return false
+}
+
+func (x *UpdateNodeRequest) GetSetTaints() []*Taint {
+	if x != nil {
+		return x.SetTaints
+	}
+	return nil
+}
+
+func (x *UpdateNodeRequest) GetDropTaints() []string {
+	if x != nil {
+		return x.DropTaints
+	}
+	return nil
 }
 
 type UpdateNodeResponse struct {
@@ -3923,8 +3940,11 @@ type ExplainVMResponse struct {
 	Reason  string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// nodes in the order in which they would be chosen, then those that can't be.
-	Nodes         []*NodeVerdict `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Index         uint64         `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`
+	Nodes []*NodeVerdict `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Index uint64         `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`
+	// preempts is what would be done to make room for it; unset when it has room, when there
+	// is no way, or when the node that answers would not preempt if it led.
+	Preempts      *Preemption `protobuf:"bytes,7,opt,name=preempts,proto3" json:"preempts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4001,6 +4021,120 @@ func (x *ExplainVMResponse) GetIndex() uint64 {
 	return 0
 }
 
+func (x *ExplainVMResponse) GetPreempts() *Preemption {
+	if x != nil {
+		return x.Preempts
+	}
+	return nil
+}
+
+// Preemption makes room for a VM by taking others off a node.
+type Preemption struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// vms that would be taken off it, by name; none when what is going already is enough.
+	Vms           []*PreemptedVM `protobuf:"bytes,2,rep,name=vms,proto3" json:"vms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Preemption) Reset() {
+	*x = Preemption{}
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Preemption) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Preemption) ProtoMessage() {}
+
+func (x *Preemption) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Preemption.ProtoReflect.Descriptor instead.
+func (*Preemption) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *Preemption) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Preemption) GetVms() []*PreemptedVM {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+// PreemptedVM is one that would make room.
+type PreemptedVM struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Priority      uint32                 `protobuf:"varint,2,opt,name=priority,proto3" json:"priority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreemptedVM) Reset() {
+	*x = PreemptedVM{}
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreemptedVM) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreemptedVM) ProtoMessage() {}
+
+func (x *PreemptedVM) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreemptedVM.ProtoReflect.Descriptor instead.
+func (*PreemptedVM) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *PreemptedVM) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PreemptedVM) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
 // NodeVerdict says whether a VM can be placed on a node, and how well.
 type NodeVerdict struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -4018,7 +4152,7 @@ type NodeVerdict struct {
 
 func (x *NodeVerdict) Reset() {
 	*x = NodeVerdict{}
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4030,7 +4164,7 @@ func (x *NodeVerdict) String() string {
 func (*NodeVerdict) ProtoMessage() {}
 
 func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[59]
+	mi := &file_blixard_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4043,7 +4177,7 @@ func (x *NodeVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeVerdict.ProtoReflect.Descriptor instead.
 func (*NodeVerdict) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *NodeVerdict) GetNode() string {
@@ -4098,7 +4232,7 @@ type NodePoints struct {
 
 func (x *NodePoints) Reset() {
 	*x = NodePoints{}
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4110,7 +4244,7 @@ func (x *NodePoints) String() string {
 func (*NodePoints) ProtoMessage() {}
 
 func (x *NodePoints) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[60]
+	mi := &file_blixard_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4123,7 +4257,7 @@ func (x *NodePoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePoints.ProtoReflect.Descriptor instead.
 func (*NodePoints) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *NodePoints) GetWhat() string {
@@ -4148,7 +4282,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4160,7 +4294,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[61]
+	mi := &file_blixard_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4173,7 +4307,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 type GetStatusResponse struct {
@@ -4200,7 +4334,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[62]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4212,7 +4346,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[62]
+	mi := &file_blixard_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4225,7 +4359,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetStatusResponse) GetNode() *Node {
@@ -4333,7 +4467,7 @@ type SupervisorStatus struct {
 
 func (x *SupervisorStatus) Reset() {
 	*x = SupervisorStatus{}
-	mi := &file_blixard_v1_services_proto_msgTypes[63]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4345,7 +4479,7 @@ func (x *SupervisorStatus) String() string {
 func (*SupervisorStatus) ProtoMessage() {}
 
 func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[63]
+	mi := &file_blixard_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4358,7 +4492,7 @@ func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatus.ProtoReflect.Descriptor instead.
 func (*SupervisorStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SupervisorStatus) GetLane() string {
@@ -4408,7 +4542,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[64]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4420,7 +4554,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[64]
+	mi := &file_blixard_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4433,7 +4567,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RegisterRequest) GetNodeId() string {
@@ -4473,7 +4607,7 @@ type RegisterResponse struct {
 
 func (x *RegisterResponse) Reset() {
 	*x = RegisterResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[65]
+	mi := &file_blixard_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +4619,7 @@ func (x *RegisterResponse) String() string {
 func (*RegisterResponse) ProtoMessage() {}
 
 func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[65]
+	mi := &file_blixard_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,7 +4632,7 @@ func (x *RegisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterResponse.ProtoReflect.Descriptor instead.
 func (*RegisterResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RegisterResponse) GetNode() *Node {
@@ -4517,7 +4651,7 @@ type WatchAllocationsRequest struct {
 
 func (x *WatchAllocationsRequest) Reset() {
 	*x = WatchAllocationsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[66]
+	mi := &file_blixard_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4529,7 +4663,7 @@ func (x *WatchAllocationsRequest) String() string {
 func (*WatchAllocationsRequest) ProtoMessage() {}
 
 func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[66]
+	mi := &file_blixard_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4542,7 +4676,7 @@ func (x *WatchAllocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsRequest.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *WatchAllocationsRequest) GetNodeId() string {
@@ -4564,7 +4698,7 @@ type WatchAllocationsResponse struct {
 
 func (x *WatchAllocationsResponse) Reset() {
 	*x = WatchAllocationsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[67]
+	mi := &file_blixard_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4576,7 +4710,7 @@ func (x *WatchAllocationsResponse) String() string {
 func (*WatchAllocationsResponse) ProtoMessage() {}
 
 func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[67]
+	mi := &file_blixard_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4589,7 +4723,7 @@ func (x *WatchAllocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAllocationsResponse.ProtoReflect.Descriptor instead.
 func (*WatchAllocationsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *WatchAllocationsResponse) GetIndex() uint64 {
@@ -4634,7 +4768,7 @@ type AllocationReport struct {
 
 func (x *AllocationReport) Reset() {
 	*x = AllocationReport{}
-	mi := &file_blixard_v1_services_proto_msgTypes[68]
+	mi := &file_blixard_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4646,7 +4780,7 @@ func (x *AllocationReport) String() string {
 func (*AllocationReport) ProtoMessage() {}
 
 func (x *AllocationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[68]
+	mi := &file_blixard_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4659,7 +4793,7 @@ func (x *AllocationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationReport.ProtoReflect.Descriptor instead.
 func (*AllocationReport) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *AllocationReport) GetAllocationId() string {
@@ -4704,7 +4838,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[69]
+	mi := &file_blixard_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4716,7 +4850,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[69]
+	mi := &file_blixard_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4729,7 +4863,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ReportRequest) GetNodeId() string {
@@ -4769,7 +4903,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[70]
+	mi := &file_blixard_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4781,7 +4915,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[70]
+	mi := &file_blixard_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4794,7 +4928,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ReportResponse) GetIndex() uint64 {
@@ -4822,7 +4956,7 @@ type RenewLeaseRequest struct {
 
 func (x *RenewLeaseRequest) Reset() {
 	*x = RenewLeaseRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[71]
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4834,7 +4968,7 @@ func (x *RenewLeaseRequest) String() string {
 func (*RenewLeaseRequest) ProtoMessage() {}
 
 func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[71]
+	mi := &file_blixard_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4847,7 +4981,7 @@ func (x *RenewLeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseRequest.ProtoReflect.Descriptor instead.
 func (*RenewLeaseRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RenewLeaseRequest) GetNodeId() string {
@@ -4888,7 +5022,7 @@ type RenewLeaseResponse struct {
 
 func (x *RenewLeaseResponse) Reset() {
 	*x = RenewLeaseResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[72]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4900,7 +5034,7 @@ func (x *RenewLeaseResponse) String() string {
 func (*RenewLeaseResponse) ProtoMessage() {}
 
 func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[72]
+	mi := &file_blixard_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4913,7 +5047,7 @@ func (x *RenewLeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewLeaseResponse.ProtoReflect.Descriptor instead.
 func (*RenewLeaseResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RenewLeaseResponse) GetTtl() *durationpb.Duration {
@@ -4933,7 +5067,7 @@ type RevealSecretsRequest struct {
 
 func (x *RevealSecretsRequest) Reset() {
 	*x = RevealSecretsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4945,7 +5079,7 @@ func (x *RevealSecretsRequest) String() string {
 func (*RevealSecretsRequest) ProtoMessage() {}
 
 func (x *RevealSecretsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[73]
+	mi := &file_blixard_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4958,7 +5092,7 @@ func (x *RevealSecretsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevealSecretsRequest.ProtoReflect.Descriptor instead.
 func (*RevealSecretsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RevealSecretsRequest) GetNodeId() string {
@@ -4985,7 +5119,7 @@ type RevealSecretsResponse struct {
 
 func (x *RevealSecretsResponse) Reset() {
 	*x = RevealSecretsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[74]
+	mi := &file_blixard_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4997,7 +5131,7 @@ func (x *RevealSecretsResponse) String() string {
 func (*RevealSecretsResponse) ProtoMessage() {}
 
 func (x *RevealSecretsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[74]
+	mi := &file_blixard_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5010,7 +5144,7 @@ func (x *RevealSecretsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevealSecretsResponse.ProtoReflect.Descriptor instead.
 func (*RevealSecretsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RevealSecretsResponse) GetValues() map[string][]byte {
@@ -5039,7 +5173,7 @@ type EventFilter struct {
 
 func (x *EventFilter) Reset() {
 	*x = EventFilter{}
-	mi := &file_blixard_v1_services_proto_msgTypes[75]
+	mi := &file_blixard_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5051,7 +5185,7 @@ func (x *EventFilter) String() string {
 func (*EventFilter) ProtoMessage() {}
 
 func (x *EventFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[75]
+	mi := &file_blixard_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5064,7 +5198,7 @@ func (x *EventFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventFilter.ProtoReflect.Descriptor instead.
 func (*EventFilter) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *EventFilter) GetObject() string {
@@ -5115,7 +5249,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[76]
+	mi := &file_blixard_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5127,7 +5261,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[76]
+	mi := &file_blixard_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5140,7 +5274,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListEventsRequest) GetObject() string {
@@ -5174,7 +5308,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[77]
+	mi := &file_blixard_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5186,7 +5320,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[77]
+	mi := &file_blixard_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5199,7 +5333,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -5229,7 +5363,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_blixard_v1_services_proto_msgTypes[78]
+	mi := &file_blixard_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5241,7 +5375,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[78]
+	mi := &file_blixard_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5254,7 +5388,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *WatchEventsRequest) GetObject() string {
@@ -5288,7 +5422,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_blixard_v1_services_proto_msgTypes[79]
+	mi := &file_blixard_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5300,7 +5434,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[79]
+	mi := &file_blixard_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5313,7 +5447,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -5347,7 +5481,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_blixard_v1_services_proto_msgTypes[80]
+	mi := &file_blixard_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5359,7 +5493,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_services_proto_msgTypes[80]
+	mi := &file_blixard_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5372,7 +5506,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *Problem) GetKind() string {
@@ -5627,7 +5761,7 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x11ListNodesResponse\x12&\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x10.blixard.v1.NodeR\x05nodes\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12+\n" +
-	"\x03age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\xba\x03\n" +
+	"\x03age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\xa7\x04\n" +
 	"\x11UpdateNodeRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
 	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\x12\xb6\x01\n" +
@@ -5635,7 +5769,11 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"set_labels\x18\x03 \x03(\v2,.blixard.v1.UpdateNodeRequest.SetLabelsEntryBi\xbaHf\x9a\x01c\x10@\"4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$*)r'\x18\xfd\x012\"^([A-Za-z0-9][-A-Za-z0-9_.+:/]*)?$R\tsetLabels\x12/\n" +
 	"\vdrop_labels\x18\x04 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x18@R\n" +
 	"dropLabels\x12\x1f\n" +
-	"\bcordoned\x18\x05 \x01(\bH\x00R\bcordoned\x88\x01\x01\x1a<\n" +
+	"\bcordoned\x18\x05 \x01(\bH\x00R\bcordoned\x88\x01\x01\x12:\n" +
+	"\n" +
+	"set_taints\x18\x06 \x03(\v2\x11.blixard.v1.TaintB\b\xbaH\x05\x92\x01\x02\x10\x10R\tsetTaints\x12/\n" +
+	"\vdrop_taints\x18\a \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18@R\n" +
+	"dropTaints\x1a<\n" +
 	"\x0eSetLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\v\n" +
@@ -5677,14 +5815,22 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x06labels\x18\x03 \x03(\v2(.blixard.v1.ExplainVMRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbe\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf2\x01\n" +
 	"\x11ExplainVMResponse\x12\x1e\n" +
 	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12-\n" +
 	"\x05nodes\x18\x05 \x03(\v2\x17.blixard.v1.NodeVerdictR\x05nodes\x12\x14\n" +
-	"\x05index\x18\x06 \x01(\x04R\x05index\"\xb5\x01\n" +
+	"\x05index\x18\x06 \x01(\x04R\x05index\x122\n" +
+	"\bpreempts\x18\a \x01(\v2\x16.blixard.v1.PreemptionR\bpreempts\"K\n" +
+	"\n" +
+	"Preemption\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12)\n" +
+	"\x03vms\x18\x02 \x03(\v2\x17.blixard.v1.PreemptedVMR\x03vms\"=\n" +
+	"\vPreemptedVM\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bpriority\x18\x02 \x01(\rR\bpriority\"\xb5\x01\n" +
 	"\vNodeVerdict\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
 	"\bpossible\x18\x02 \x01(\bR\bpossible\x12\x16\n" +
@@ -5849,7 +5995,7 @@ func file_blixard_v1_services_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_services_proto_rawDescData
 }
 
-var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
+var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 89)
 var file_blixard_v1_services_proto_goTypes = []any{
 	(*CreateVMRequest)(nil),          // 0: blixard.v1.CreateVMRequest
 	(*CreateVMResponse)(nil),         // 1: blixard.v1.CreateVMResponse
@@ -5910,67 +6056,70 @@ var file_blixard_v1_services_proto_goTypes = []any{
 	(*MoveVMResponse)(nil),           // 56: blixard.v1.MoveVMResponse
 	(*ExplainVMRequest)(nil),         // 57: blixard.v1.ExplainVMRequest
 	(*ExplainVMResponse)(nil),        // 58: blixard.v1.ExplainVMResponse
-	(*NodeVerdict)(nil),              // 59: blixard.v1.NodeVerdict
-	(*NodePoints)(nil),               // 60: blixard.v1.NodePoints
-	(*GetStatusRequest)(nil),         // 61: blixard.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 62: blixard.v1.GetStatusResponse
-	(*SupervisorStatus)(nil),         // 63: blixard.v1.SupervisorStatus
-	(*RegisterRequest)(nil),          // 64: blixard.v1.RegisterRequest
-	(*RegisterResponse)(nil),         // 65: blixard.v1.RegisterResponse
-	(*WatchAllocationsRequest)(nil),  // 66: blixard.v1.WatchAllocationsRequest
-	(*WatchAllocationsResponse)(nil), // 67: blixard.v1.WatchAllocationsResponse
-	(*AllocationReport)(nil),         // 68: blixard.v1.AllocationReport
-	(*ReportRequest)(nil),            // 69: blixard.v1.ReportRequest
-	(*ReportResponse)(nil),           // 70: blixard.v1.ReportResponse
-	(*RenewLeaseRequest)(nil),        // 71: blixard.v1.RenewLeaseRequest
-	(*RenewLeaseResponse)(nil),       // 72: blixard.v1.RenewLeaseResponse
-	(*RevealSecretsRequest)(nil),     // 73: blixard.v1.RevealSecretsRequest
-	(*RevealSecretsResponse)(nil),    // 74: blixard.v1.RevealSecretsResponse
-	(*EventFilter)(nil),              // 75: blixard.v1.EventFilter
-	(*ListEventsRequest)(nil),        // 76: blixard.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),       // 77: blixard.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),       // 78: blixard.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 79: blixard.v1.WatchEventsResponse
-	(*Problem)(nil),                  // 80: blixard.v1.Problem
-	nil,                              // 81: blixard.v1.CreateVMRequest.LabelsEntry
-	nil,                              // 82: blixard.v1.LabelVMRequest.LabelsEntry
-	nil,                              // 83: blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 84: blixard.v1.ExplainVMRequest.LabelsEntry
-	nil,                              // 85: blixard.v1.GetStatusResponse.VmsByStateEntry
-	nil,                              // 86: blixard.v1.RevealSecretsResponse.ValuesEntry
-	(*VMSpec)(nil),                   // 87: blixard.v1.VMSpec
-	(*VM)(nil),                       // 88: blixard.v1.VM
-	(*durationpb.Duration)(nil),      // 89: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 90: google.protobuf.Timestamp
-	(*EnvVar)(nil),                   // 91: blixard.v1.EnvVar
-	(*Node)(nil),                     // 92: blixard.v1.Node
-	(*NodeFingerprint)(nil),          // 93: blixard.v1.NodeFingerprint
-	(*Allocation)(nil),               // 94: blixard.v1.Allocation
-	(*VMStatus)(nil),                 // 95: blixard.v1.VMStatus
-	(*Event)(nil),                    // 96: blixard.v1.Event
+	(*Preemption)(nil),               // 59: blixard.v1.Preemption
+	(*PreemptedVM)(nil),              // 60: blixard.v1.PreemptedVM
+	(*NodeVerdict)(nil),              // 61: blixard.v1.NodeVerdict
+	(*NodePoints)(nil),               // 62: blixard.v1.NodePoints
+	(*GetStatusRequest)(nil),         // 63: blixard.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 64: blixard.v1.GetStatusResponse
+	(*SupervisorStatus)(nil),         // 65: blixard.v1.SupervisorStatus
+	(*RegisterRequest)(nil),          // 66: blixard.v1.RegisterRequest
+	(*RegisterResponse)(nil),         // 67: blixard.v1.RegisterResponse
+	(*WatchAllocationsRequest)(nil),  // 68: blixard.v1.WatchAllocationsRequest
+	(*WatchAllocationsResponse)(nil), // 69: blixard.v1.WatchAllocationsResponse
+	(*AllocationReport)(nil),         // 70: blixard.v1.AllocationReport
+	(*ReportRequest)(nil),            // 71: blixard.v1.ReportRequest
+	(*ReportResponse)(nil),           // 72: blixard.v1.ReportResponse
+	(*RenewLeaseRequest)(nil),        // 73: blixard.v1.RenewLeaseRequest
+	(*RenewLeaseResponse)(nil),       // 74: blixard.v1.RenewLeaseResponse
+	(*RevealSecretsRequest)(nil),     // 75: blixard.v1.RevealSecretsRequest
+	(*RevealSecretsResponse)(nil),    // 76: blixard.v1.RevealSecretsResponse
+	(*EventFilter)(nil),              // 77: blixard.v1.EventFilter
+	(*ListEventsRequest)(nil),        // 78: blixard.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 79: blixard.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),       // 80: blixard.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 81: blixard.v1.WatchEventsResponse
+	(*Problem)(nil),                  // 82: blixard.v1.Problem
+	nil,                              // 83: blixard.v1.CreateVMRequest.LabelsEntry
+	nil,                              // 84: blixard.v1.LabelVMRequest.LabelsEntry
+	nil,                              // 85: blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 86: blixard.v1.ExplainVMRequest.LabelsEntry
+	nil,                              // 87: blixard.v1.GetStatusResponse.VmsByStateEntry
+	nil,                              // 88: blixard.v1.RevealSecretsResponse.ValuesEntry
+	(*VMSpec)(nil),                   // 89: blixard.v1.VMSpec
+	(*VM)(nil),                       // 90: blixard.v1.VM
+	(*durationpb.Duration)(nil),      // 91: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 92: google.protobuf.Timestamp
+	(*EnvVar)(nil),                   // 93: blixard.v1.EnvVar
+	(*Node)(nil),                     // 94: blixard.v1.Node
+	(*Taint)(nil),                    // 95: blixard.v1.Taint
+	(*NodeFingerprint)(nil),          // 96: blixard.v1.NodeFingerprint
+	(*Allocation)(nil),               // 97: blixard.v1.Allocation
+	(*VMStatus)(nil),                 // 98: blixard.v1.VMStatus
+	(*Event)(nil),                    // 99: blixard.v1.Event
 }
 var file_blixard_v1_services_proto_depIdxs = []int32{
-	87,  // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	81,  // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
-	88,  // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
-	88,  // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
-	89,  // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
-	88,  // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
-	89,  // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
-	88,  // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
-	89,  // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	88,  // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
-	89,  // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
-	88,  // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
-	89,  // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
-	88,  // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
-	82,  // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
+	89,  // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	83,  // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
+	90,  // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
+	90,  // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
+	91,  // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
+	90,  // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
+	91,  // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
+	90,  // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
+	91,  // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	90,  // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
+	91,  // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
+	90,  // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
+	91,  // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
+	90,  // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
+	84,  // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
 	14,  // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
-	80,  // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
-	88,  // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
-	90,  // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	82,  // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
+	90,  // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
+	92,  // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
 	22,  // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	91,  // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
+	93,  // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
 	22,  // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
 	25,  // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
 	22,  // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
@@ -5978,121 +6127,124 @@ var file_blixard_v1_services_proto_depIdxs = []int32{
 	28,  // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
 	22,  // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
 	33,  // 27: blixard.v1.TopResponse.processes:type_name -> blixard.v1.GuestProcess
-	89,  // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
-	87,  // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	88,  // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
-	88,  // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
+	91,  // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
+	89,  // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	90,  // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
+	90,  // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
 	38,  // 32: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
 	41,  // 33: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
-	89,  // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
-	92,  // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	89,  // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
-	83,  // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	92,  // 38: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
-	92,  // 39: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
-	54,  // 40: blixard.v1.PlanDrainResponse.steps:type_name -> blixard.v1.PlannedVM
-	0,   // 41: blixard.v1.SimulateRequest.vms:type_name -> blixard.v1.CreateVMRequest
-	54,  // 42: blixard.v1.SimulateResponse.vms:type_name -> blixard.v1.PlannedVM
-	88,  // 43: blixard.v1.PlannedVM.vm:type_name -> blixard.v1.VM
-	89,  // 44: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
-	88,  // 45: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
-	87,  // 46: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
-	84,  // 47: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
-	88,  // 48: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
-	59,  // 49: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
-	60,  // 50: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
-	92,  // 51: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	90,  // 52: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	63,  // 53: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	85,  // 54: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	90,  // 55: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	89,  // 56: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	93,  // 57: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	92,  // 58: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	94,  // 59: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	95,  // 60: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
-	68,  // 61: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	89,  // 62: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	89,  // 63: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	86,  // 64: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
-	90,  // 65: blixard.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	75,  // 66: blixard.v1.ListEventsRequest.filter:type_name -> blixard.v1.EventFilter
-	96,  // 67: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
-	75,  // 68: blixard.v1.WatchEventsRequest.filter:type_name -> blixard.v1.EventFilter
-	96,  // 69: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,   // 70: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,   // 71: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,   // 72: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,   // 73: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,   // 74: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10,  // 75: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12,  // 76: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14,  // 77: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16,  // 78: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18,  // 79: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20,  // 80: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23,  // 81: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26,  // 82: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29,  // 83: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	44,  // 84: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	34,  // 85: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
-	36,  // 86: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
-	39,  // 87: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
-	42,  // 88: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
-	31,  // 89: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
-	57,  // 90: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
-	55,  // 91: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
-	46,  // 92: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	61,  // 93: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	48,  // 94: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
-	50,  // 95: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
-	52,  // 96: blixard.v1.NodeService.Simulate:input_type -> blixard.v1.SimulateRequest
-	64,  // 97: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	66,  // 98: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	69,  // 99: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	71,  // 100: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	73,  // 101: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
-	76,  // 102: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	78,  // 103: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,   // 104: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,   // 105: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,   // 106: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,   // 107: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,   // 108: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11,  // 109: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13,  // 110: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15,  // 111: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17,  // 112: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19,  // 113: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21,  // 114: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24,  // 115: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27,  // 116: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30,  // 117: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	45,  // 118: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	35,  // 119: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
-	37,  // 120: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
-	40,  // 121: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
-	43,  // 122: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
-	32,  // 123: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
-	58,  // 124: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
-	56,  // 125: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
-	47,  // 126: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	62,  // 127: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	49,  // 128: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
-	51,  // 129: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
-	53,  // 130: blixard.v1.NodeService.Simulate:output_type -> blixard.v1.SimulateResponse
-	65,  // 131: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	67,  // 132: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	70,  // 133: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	72,  // 134: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	74,  // 135: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
-	77,  // 136: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	79,  // 137: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	104, // [104:138] is the sub-list for method output_type
-	70,  // [70:104] is the sub-list for method input_type
-	70,  // [70:70] is the sub-list for extension type_name
-	70,  // [70:70] is the sub-list for extension extendee
-	0,   // [0:70] is the sub-list for field type_name
+	91,  // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
+	94,  // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
+	91,  // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
+	85,  // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	95,  // 38: blixard.v1.UpdateNodeRequest.set_taints:type_name -> blixard.v1.Taint
+	94,  // 39: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
+	94,  // 40: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
+	54,  // 41: blixard.v1.PlanDrainResponse.steps:type_name -> blixard.v1.PlannedVM
+	0,   // 42: blixard.v1.SimulateRequest.vms:type_name -> blixard.v1.CreateVMRequest
+	54,  // 43: blixard.v1.SimulateResponse.vms:type_name -> blixard.v1.PlannedVM
+	90,  // 44: blixard.v1.PlannedVM.vm:type_name -> blixard.v1.VM
+	91,  // 45: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
+	90,  // 46: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
+	89,  // 47: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
+	86,  // 48: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
+	90,  // 49: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
+	61,  // 50: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
+	59,  // 51: blixard.v1.ExplainVMResponse.preempts:type_name -> blixard.v1.Preemption
+	60,  // 52: blixard.v1.Preemption.vms:type_name -> blixard.v1.PreemptedVM
+	62,  // 53: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
+	94,  // 54: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	92,  // 55: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	65,  // 56: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
+	87,  // 57: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	92,  // 58: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	91,  // 59: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	96,  // 60: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	94,  // 61: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	97,  // 62: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	98,  // 63: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	70,  // 64: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
+	91,  // 65: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	91,  // 66: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	88,  // 67: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
+	92,  // 68: blixard.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	77,  // 69: blixard.v1.ListEventsRequest.filter:type_name -> blixard.v1.EventFilter
+	99,  // 70: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	77,  // 71: blixard.v1.WatchEventsRequest.filter:type_name -> blixard.v1.EventFilter
+	99,  // 72: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	0,   // 73: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,   // 74: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,   // 75: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,   // 76: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,   // 77: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10,  // 78: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12,  // 79: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14,  // 80: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16,  // 81: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18,  // 82: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20,  // 83: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23,  // 84: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26,  // 85: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29,  // 86: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	44,  // 87: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	34,  // 88: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
+	36,  // 89: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
+	39,  // 90: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
+	42,  // 91: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
+	31,  // 92: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
+	57,  // 93: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
+	55,  // 94: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
+	46,  // 95: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	63,  // 96: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	48,  // 97: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
+	50,  // 98: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
+	52,  // 99: blixard.v1.NodeService.Simulate:input_type -> blixard.v1.SimulateRequest
+	66,  // 100: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	68,  // 101: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	71,  // 102: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	73,  // 103: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	75,  // 104: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
+	78,  // 105: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	80,  // 106: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,   // 107: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,   // 108: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,   // 109: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,   // 110: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,   // 111: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11,  // 112: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13,  // 113: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15,  // 114: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17,  // 115: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19,  // 116: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21,  // 117: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24,  // 118: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27,  // 119: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30,  // 120: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	45,  // 121: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	35,  // 122: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
+	37,  // 123: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
+	40,  // 124: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
+	43,  // 125: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
+	32,  // 126: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
+	58,  // 127: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
+	56,  // 128: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
+	47,  // 129: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	64,  // 130: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	49,  // 131: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
+	51,  // 132: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
+	53,  // 133: blixard.v1.NodeService.Simulate:output_type -> blixard.v1.SimulateResponse
+	67,  // 134: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	69,  // 135: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	72,  // 136: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	74,  // 137: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	76,  // 138: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
+	79,  // 139: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	81,  // 140: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	107, // [107:141] is the sub-list for method output_type
+	73,  // [73:107] is the sub-list for method input_type
+	73,  // [73:73] is the sub-list for extension type_name
+	73,  // [73:73] is the sub-list for extension extendee
+	0,   // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }
@@ -6155,7 +6307,7 @@ func file_blixard_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_services_proto_rawDesc), len(file_blixard_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   87,
+			NumMessages:   89,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
