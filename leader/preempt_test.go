@@ -400,7 +400,9 @@ func TestPreemptionComesToRest(t *testing.T) {
 		leave := func() {
 			for _, a := range c.state.View().Allocations() {
 				if state.Going(a) && rapid.Bool().Draw(rt, "gone") {
-					c.told(a, blixardv1.AllocationState_stopped, true)
+					if why := c.told(a, blixardv1.AllocationState_stopped, true); why != nil {
+						rt.Fatal(why)
+					}
 				}
 			}
 		}
@@ -458,7 +460,9 @@ func TestPreemptionComesToRest(t *testing.T) {
 			decide() // those for whom there was no time before
 			for _, a := range c.state.View().Allocations() {
 				if state.Going(a) {
-					c.told(a, blixardv1.AllocationState_stopped, true)
+					if why := c.told(a, blixardv1.AllocationState_stopped, true); why != nil {
+						rt.Fatal(why)
+					}
 					break
 				}
 			}

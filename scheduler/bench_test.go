@@ -139,3 +139,34 @@ func BenchmarkPlace(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkPreempt measures the search for VMs that make room, on nodes that are full of
+// 50 VMs each.
+func BenchmarkPreempt(b *testing.B) {
+	for _, nodes := range []int{10, 1000} {
+		b.Run(fmt.Sprint("nodes=", nodes), func(b *testing.B) {
+			var v occupied
+			for k := range nodes {
+				name := fmt.Sprintf("n%05d", k)
+				n := node(name, 50*400, 0)
+				n.Allocatable.Vcpus, n.Allocatable.DiskBytes = 1<<20, 1<<60
+				v.nodes = append(v.nodes, n)
+			}
+			for _, n := range v.nodes {
+				one := occupied{view: view{nodes: []*blixardv1.Node{n}}, allocations: v.allocations}
+				for k := range 50 {
+					one.put(n.GetName(), fmt.Sprint(n.GetName(), "-", k), uint32(k), 400, nil)
+				}
+				v.allocations = one.allocations
+			}
+			f := NewFleet(blixardv1.Strategy_unspecified)
+			f.Follow(v)
+			vm := waiting(60, 4000, nil)
+			for b.Loop() {
+				if f.Preempt(v, vm, none) == nil {
+					b.Fatal("nobody makes room")
+				}
+			}
+		})
+	}
+}
