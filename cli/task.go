@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -17,7 +16,6 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
-	"github.com/blixard/blixard/internal/escapes"
 	"github.com/blixard/blixard/internal/nearest"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/units"
@@ -419,29 +417,10 @@ func (a *app) taskLogs(ctx context.Context, c *client.Client, req *blixardv1.Tas
 	if err != nil {
 		return err
 	}
-	var strip *escapes.Stripper
-	if _, terminal := terminalOf(a.stdout); terminal {
-		strip = &escapes.Stripper{}
-	}
-	for {
+	return a.copyLog(func() ([]byte, error) {
 		m, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			if lostConnection(err) {
-				return problem.From(err).WithHint("the task goes on; repeat the command when the node is back")
-			}
-			return err
-		}
-		data := m.GetData()
-		if strip != nil {
-			data = strip.Strip(data)
-		}
-		if _, err := a.stdout.Write(data); err != nil {
-			return err
-		}
-	}
+		return m.GetData(), err
+	}, false, "the task goes on; repeat the command when the node is back")
 }
 
 func (a *app) taskWaitCommand() *cobra.Command {

@@ -77,19 +77,30 @@ func (a *app) logs(ctx context.Context, c *client.Client, req *blixardv1.LogsReq
 	if err != nil {
 		return err
 	}
+	return a.copyLog(func() ([]byte, error) {
+		m, err := stream.Recv()
+		return m.GetData(), err
+	}, raw, "the VM goes on; repeat the command with --since when the node is back")
+}
+
+// copyLog writes what comes until it ends. On a terminal control sequences are left out
+// unless raw is set; hint is the way on when the connection is lost.
+func (a *app) copyLog(recv func() ([]byte, error), raw bool, hint string) error {
 	var strip *escapes.Stripper
 	if _, terminal := terminalOf(a.stdout); terminal && !raw {
 		strip = &escapes.Stripper{}
 	}
 	for {
-		m, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
+		data, err := recv()
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
 			return nil
+		case lostConnection(err):
+			return problem.From(err).WithHint("%s", hint)
+		default:
+			return err
 		}
-		if err != nil {
-			return logsError(err)
-		}
-		data := m.GetData()
 		if strip != nil {
 			data = strip.Strip(data)
 		}
@@ -97,12 +108,4 @@ func (a *app) logs(ctx context.Context, c *client.Client, req *blixardv1.LogsReq
 			return err
 		}
 	}
-}
-
-// logsError adds the way on to an end of the connection.
-func logsError(err error) error {
-	if lostConnection(err) {
-		return problem.From(err).WithHint("the VM goes on; repeat the command with --since when the node is back")
-	}
-	return err
 }
