@@ -199,6 +199,7 @@ func TestKilledInTheMiddle(t *testing.T) {
 		cmd := exec.Command(self, "-test.run", "^$")
 		cmd.Env = append(os.Environ(), roleEnv+"=victim", "BLIXARD_TEST_STATE="+state, fmt.Sprint("BLIXARD_TEST_SEED=", round))
 		cmd.Stderr = os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -206,6 +207,12 @@ func TestKilledInTheMiddle(t *testing.T) {
 		_ = cmd.Process.Signal(syscall.SIGKILL)
 		if cmd.Wait() != nil {
 			killed++
+		}
+		// What it had started goes on for a moment, with what it inherited.
+		for begin := time.Now(); syscall.Kill(-cmd.Process.Pid, 0) == nil; <-time.After(time.Millisecond) {
+			if time.Since(begin) > patience {
+				t.Fatal("what the victim started does not end")
+			}
 		}
 		f, err := Open(Config{StateDir: state, Owner: "node-1", ResolvConf: os.DevNull})
 		if err != nil {
