@@ -27,7 +27,7 @@ type View interface {
 	FeatureLevel() uint32
 	Task(ref string) *blixardv1.Task
 	Tasks(after string, limit int) []*blixardv1.Task
-	TasksOfArray(id string) []*blixardv1.Task
+	TasksNamed(ref string) []*blixardv1.Task
 }
 
 // Core decides what the leader proposes. It is not safe for concurrent use.

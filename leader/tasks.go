@@ -311,10 +311,7 @@ func afterStep(view View, task *blixardv1.Task) *blixardv1.TaskStep {
 	}
 	wait := false
 	for _, ref := range task.GetSpec().GetAfter() {
-		others := view.TasksOfArray(ref)
-		if o := view.Task(ref); o != nil {
-			others = append(others, o)
-		}
+		others := view.TasksNamed(ref)
 		name := ref
 		failed := len(others) == 0 // it was forgotten: nobody knows any more
 		for _, o := range others {

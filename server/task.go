@@ -139,10 +139,8 @@ func (s taskService) WatchTasks(req *blixardv1.WatchTasksRequest, stream blixard
 	}
 	if index == 0 {
 		index = view.Index()
-		there := view.TasksOfArray(array)
-		if id != "" {
-			there = append(there, view.Task(id))
-		} else if req.GetName() == "" {
+		there := view.TasksNamed(req.GetName())
+		if req.GetName() == "" {
 			there = view.Tasks("", 0)
 		}
 		for _, t := range there {

@@ -121,11 +121,7 @@ func (w *world) unsettledTask(view *state.View, t *blixardv1.Task) string {
 		return ""
 	case st.GetState() == blixardv1.TaskState_waiting:
 		for _, ref := range t.GetSpec().GetAfter() {
-			others := view.TasksOfArray(ref)
-			if o := view.Task(ref); o != nil {
-				others = append(others, o)
-			}
-			for _, o := range others {
+			for _, o := range view.TasksNamed(ref) {
 				if !state.Finished(o.GetStatus().GetState()) {
 					return ""
 				}

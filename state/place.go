@@ -58,7 +58,8 @@ func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
 		Desired: blixardv1.DesiredAllocation_run, Spec: vm.GetSpec(), Generation: vm.GetGeneration(),
 		StartCount: 1, Status: status, CreateIndex: b.index, Interfaces: vm.GetInterfaces(), Volumes: volumes,
 	}
-	if t := b.task(vm.GetTask()); t != nil {
+	if vm.GetTask() != "" {
+		t := b.task(vm.GetTask())
 		a.KeepOutput, a.Once = durationpb.New(TaskKeep(t.GetSpec())), atMostOnce(t)
 	}
 	b.putAllocation(a)

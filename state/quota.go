@@ -253,8 +253,13 @@ func (v *View) ProjectUsage(project string) *blixardv1.ProjectUsage {
 // less means all.
 func (v *View) ProjectUsages(after string, limit int) []*blixardv1.ProjectUsage {
 	txn := v.db.Txn(false)
-	names := named[*blixardv1.ProjectUsage](txn, tableUsage, after, limit)
-	names = append(names, named[*blixardv1.Quota](txn, tableQuota, after, limit)...)
+	var names []string
+	for _, u := range listAfter(txn, tableUsage, indexID, after, limit, (*blixardv1.ProjectUsage).GetProject) {
+		names = append(names, u.GetProject())
+	}
+	for _, q := range listAfter(txn, tableQuota, indexID, after, limit, (*blixardv1.Quota).GetProject) {
+		names = append(names, q.GetProject())
+	}
 	slices.Sort(names)
 	names = slices.Compact(names)
 	if limit > 0 && len(names) > limit {
@@ -265,19 +270,4 @@ func (v *View) ProjectUsages(after string, limit int) []*blixardv1.ProjectUsage 
 		usages = append(usages, v.ProjectUsage(name))
 	}
 	return usages
-}
-
-// named gives the names of projects in a table.
-func named[T interface{ GetProject() string }](txn *memdb.Txn, table, after string, limit int) []string {
-	it, err := txn.LowerBound(table, indexID, after)
-	if err != nil {
-		panic(err)
-	}
-	var names []string
-	for raw := it.Next(); raw != nil && (limit <= 0 || len(names) < limit); raw = it.Next() {
-		if name := raw.(T).GetProject(); name != after {
-			names = append(names, name)
-		}
-	}
-	return names
 }

@@ -174,6 +174,25 @@ func arrayNamed(txn *memdb.Txn, ref string) string {
 	return ""
 }
 
+// taskNamed finds a task by its id or name.
+func taskNamed(txn *memdb.Txn, ref string) *blixardv1.Task {
+	if t := first[blixardv1.Task](txn, tableTask, indexID, ref); t != nil {
+		return t
+	}
+	return first[blixardv1.Task](txn, tableTask, indexName, ref)
+}
+
+// tasksNamed gives the task, or the tasks of the array, with that name or id.
+func tasksNamed(txn *memdb.Txn, ref string) []*blixardv1.Task {
+	if t := taskNamed(txn, ref); t != nil {
+		return []*blixardv1.Task{t}
+	}
+	if array := arrayNamed(txn, ref); array != "" {
+		return all[blixardv1.Task](txn, tableTask, indexArray, array)
+	}
+	return nil
+}
+
 // each gives every object of a table to f, ordered by id.
 func each[T any](txn *memdb.Txn, table string, f func(*T)) {
 	it, err := txn.Get(table, indexID)

@@ -51,12 +51,7 @@ func TaskKeep(spec *blixardv1.TaskSpec) time.Duration {
 }
 
 // task finds a task by id or name.
-func (b *batch) task(ref string) *blixardv1.Task {
-	if t := first[blixardv1.Task](b.txn, tableTask, indexID, ref); t != nil {
-		return t
-	}
-	return first[blixardv1.Task](b.txn, tableTask, indexName, ref)
-}
+func (b *batch) task(ref string) *blixardv1.Task { return taskNamed(b.txn, ref) }
 
 func (b *batch) putTask(t *blixardv1.Task) {
 	t.ModifyIndex = b.index
@@ -191,21 +186,12 @@ func (b *batch) resolveAfter(c *blixardv1.SubmitTaskCommand) ([]string, *problem
 
 // unfinished reports whether a task or an array, by its id, will still come to its end.
 func (b *batch) unfinished(id string) bool {
-	tasks := all[blixardv1.Task](b.txn, tableTask, indexArray, id)
-	if t := b.task(id); t != nil {
-		tasks = append(tasks, t)
-	}
-	return slices.ContainsFunc(tasks, func(t *blixardv1.Task) bool { return !Finished(t.GetStatus().GetState()) })
+	return slices.ContainsFunc(tasksNamed(b.txn, id), func(t *blixardv1.Task) bool { return !Finished(t.GetStatus().GetState()) })
 }
 
 // changeTasks carries out a person's wish. It is refused when it fits none of the tasks.
 func (b *batch) changeTasks(c *blixardv1.ChangeTasksCommand) Result {
-	var tasks []*blixardv1.Task
-	if t := b.task(c.GetName()); t != nil {
-		tasks = append(tasks, t)
-	} else if array := b.arrayNamed(c.GetName()); array != "" {
-		tasks = all[blixardv1.Task](b.txn, tableTask, indexArray, array)
-	}
+	tasks := tasksNamed(b.txn, c.GetName())
 	if len(tasks) == 0 {
 		return refused(b.index, taskNotFound(c.GetName()))
 	}

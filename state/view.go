@@ -44,11 +44,12 @@ func (v *View) VM(ref string) *blixardv1.VM {
 // of names; a limit of 0 or less means all. The name of the last one continues
 // the list.
 func (v *View) VMs(after string, limit int) []*blixardv1.VM {
-	return listAfter(v.db.Txn(false), tableVM, after, limit, (*blixardv1.VM).GetName)
+	return listAfter(v.db.Txn(false), tableVM, indexName, after, limit, (*blixardv1.VM).GetName)
 }
 
-func listAfter[T any](txn *memdb.Txn, table, after string, limit int, name func(*T) string) []*T {
-	it, err := txn.LowerBound(table, indexName, after)
+// listAfter gives at most limit objects whose key in an index comes after the given one.
+func listAfter[T any](txn *memdb.Txn, table, index, after string, limit int, name func(*T) string) []*T {
+	it, err := txn.LowerBound(table, index, after)
 	if err != nil {
 		panic(err)
 	}
@@ -179,24 +180,19 @@ func EventFits(e *blixardv1.Event, filter *blixardv1.EventFilter) bool {
 
 // Task finds a task by its id or name; nil when there is none.
 func (v *View) Task(ref string) *blixardv1.Task {
-	txn := v.db.Txn(false)
-	if t := first[blixardv1.Task](txn, tableTask, indexID, ref); t != nil {
-		return t
-	}
-	return first[blixardv1.Task](txn, tableTask, indexName, ref)
+	return taskNamed(v.db.Txn(false), ref)
 }
 
 // Array gives the id of the array of tasks with that name or id, "" when there is none.
 func (v *View) Array(ref string) string { return arrayNamed(v.db.Txn(false), ref) }
 
-// TasksOfArray gives the tasks of an array, by its id, ordered by their ids.
-func (v *View) TasksOfArray(id string) []*blixardv1.Task {
-	return all[blixardv1.Task](v.db.Txn(false), tableTask, indexArray, id)
-}
+// TasksNamed gives the task, or the tasks of the array, with that name or id, ordered by
+// their ids.
+func (v *View) TasksNamed(ref string) []*blixardv1.Task { return tasksNamed(v.db.Txn(false), ref) }
 
 // Tasks gives at most limit tasks whose name comes after the given one, as VMs does.
 func (v *View) Tasks(after string, limit int) []*blixardv1.Task {
-	return listAfter(v.db.Txn(false), tableTask, after, limit, (*blixardv1.Task).GetName)
+	return listAfter(v.db.Txn(false), tableTask, indexName, after, limit, (*blixardv1.Task).GetName)
 }
 
 // ChangesAfter gives every change after index, in the order of the log. When
