@@ -60,8 +60,16 @@ func (o *outputs) keep(id, from string, until time.Time) error {
 	if err := renameio.WriteFile(filepath.Join(dir, untilFile), []byte(until.UTC().Format(time.RFC3339)), 0o600); err != nil {
 		return fmt.Errorf("agent: keep the output of %s: %w", id, err)
 	}
+	// Whole before anything goes from where it was, the newest part last: a log that
+	// is found in either place is complete there.
+	slices.Reverse(logs)
 	for _, path := range logs {
-		if err := os.Rename(path, filepath.Join(dir, filepath.Base(path))); err != nil {
+		if err := os.Link(path, filepath.Join(dir, filepath.Base(path))); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("agent: keep the output of %s: %w", id, err)
+		}
+	}
+	for _, path := range logs {
+		if err := os.Remove(path); err != nil {
 			return fmt.Errorf("agent: keep the output of %s: %w", id, err)
 		}
 	}
@@ -127,18 +135,24 @@ func (a *Agent) sweepOutputs(ctx context.Context) {
 	}
 }
 
-// Output gives the path of the log of an allocation, whether it is here or was and its
-// output is kept. A problem of kind NotFound says that there is none.
-func (a *Agent) Output(allocID string) (string, error) {
+// Output gives the path of the log of an allocation, and whether it is the kept one of a
+// VM that is gone, to which nothing is added any more. A problem of kind NotFound says
+// that there is none. It may be called concurrently with everything.
+func (a *Agent) Output(allocID string) (path string, kept bool, err error) {
 	dir, err := a.journal.path(allocID)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	for _, dir := range []string{dir, filepath.Join(a.outputs.dir, allocID)} {
-		path := filepath.Join(dir, consoleLog)
-		if _, err := os.Lstat(path); err == nil {
-			return path, nil
-		}
+	if path := filepath.Join(a.outputs.dir, allocID, consoleLog); exists(path) {
+		return path, true, nil
 	}
-	return "", problem.New(problem.NotFound, "output.none", "there is no output of allocation %s on this node", allocID)
+	if path := filepath.Join(dir, consoleLog); exists(path) {
+		return path, false, nil
+	}
+	return "", false, problem.New(problem.NotFound, "output.none", "there is no output of allocation %s on this node", allocID)
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }

@@ -35,8 +35,8 @@ func TestOutputsAreKeptForTheirTime(t *testing.T) {
 	for _, name := range []string{consoleLog, consoleLog + ".1", consoleLog + ".vmm", rootDisk} {
 		write(filepath.Join(from, name), name)
 	}
-	if path, err := a.Output("alloc-1"); err != nil || path != filepath.Join(from, consoleLog) {
-		t.Errorf("before: %s, %v", path, err)
+	if path, kept, err := a.Output("alloc-1"); err != nil || kept || path != filepath.Join(from, consoleLog) {
+		t.Errorf("before: %s, %v, %v", path, kept, err)
 	}
 	now := time.Unix(1_800_000_000, 0)
 	for range 2 { // the second time as after a crash
@@ -48,8 +48,8 @@ func TestOutputsAreKeptForTheirTime(t *testing.T) {
 	if err != nil || len(kept) != 3 {
 		t.Errorf("kept: %v, %v", kept, err)
 	}
-	if path, err := a.Output("alloc-1"); err != nil || path != filepath.Join(o.dir, "alloc-1", consoleLog) {
-		t.Errorf("after: %s, %v", path, err)
+	if path, kept, err := a.Output("alloc-1"); err != nil || !kept || path != filepath.Join(o.dir, "alloc-1", consoleLog) {
+		t.Errorf("after: %s, %v, %v", path, kept, err)
 	}
 	if err := o.keep("alloc-2", filepath.Join(j.dir, "alloc-2"), now); err != nil {
 		t.Errorf("a VM without output: %v", err)
@@ -67,10 +67,10 @@ func TestOutputsAreKeptForTheirTime(t *testing.T) {
 			t.Errorf("after %v: %v", tc.after, left)
 		}
 	}
-	if _, err := a.Output("alloc-1"); !problem.Is(err, problem.NotFound) {
+	if _, _, err := a.Output("alloc-1"); !problem.Is(err, problem.NotFound) {
 		t.Errorf("gone: %v", err)
 	}
-	if _, err := a.Output("../x"); !problem.HasCode(err, "allocation.bad_id") {
+	if _, _, err := a.Output("../x"); !problem.HasCode(err, "allocation.bad_id") {
 		t.Errorf("a name that leads out: %v", err)
 	}
 }

@@ -58,7 +58,7 @@ type Local interface {
 	Session(ctx context.Context, allocID string, wait bool) (*guest.Session, error)
 	Locate(allocID string) (agent.Place, error)
 	// Output gives the path of the log of an allocation that is here or was.
-	Output(allocID string) (path string, err error)
+	Output(allocID string) (path string, kept bool, err error)
 	Drained(allocID string)
 	LeaseLeft() time.Duration
 }

@@ -242,11 +242,12 @@ func (s taskService) TaskLogs(req *blixardv1.TaskLogsRequest, stream blixardv1.T
 	if err != nil {
 		return err
 	}
-	opts := supervisor.LogOptions{Follow: req.GetFollow(), TailLines: req.TailLines}
 	// The log may be taken to where it is kept between the look and the reading.
 	for range 2 {
 		var path string
-		if path, err = local.Output(st.GetAllocationId()); err == nil {
+		var kept bool
+		if path, kept, err = local.Output(st.GetAllocationId()); err == nil {
+			opts := supervisor.LogOptions{Follow: req.GetFollow() && !kept, TailLines: req.TailLines}
 			err = supervisor.ReadLogs(ctx, path, opts, func(p []byte) error { return stream.Send(&blixardv1.TaskLogsResponse{Data: p}) })
 		}
 		if !problem.Is(err, problem.NotFound) {
