@@ -2,15 +2,12 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/driver"
@@ -361,30 +358,5 @@ func (k *networkKeeper) Check(ctx context.Context, mend bool) ([]string, error) 
 
 // HostSubnets implements server.Networks.
 func (k *networkKeeper) HostSubnets() ([]netip.Prefix, error) {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return nil, err
-	}
-	ours := map[int]bool{}
-	for _, l := range links {
-		ours[l.Attrs().Index] = vmnet.OwnerOf(l.Attrs().Alias) == k.nodeID
-	}
-	var subnets []netip.Prefix
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteList(nil, family)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return nil, err
-		}
-		for _, r := range routes {
-			if r.Dst == nil || ours[r.LinkIndex] {
-				continue
-			}
-			a, ok := netip.AddrFromSlice(r.Dst.IP)
-			bits, _ := r.Dst.Mask.Size()
-			if p := netip.PrefixFrom(a.Unmap(), bits); ok && bits > 0 && !a.IsLinkLocalUnicast() && !a.IsMulticast() {
-				subnets = append(subnets, p)
-			}
-		}
-	}
-	return subnets, nil
+	return vmnet.HostSubnets(k.nodeID)
 }

@@ -1,9 +1,12 @@
 package vmnet
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/vishvananda/netlink"
 )
 
 // TestStrangersBridgeGoesOn: what another's bridge on a host that does not forward
@@ -81,4 +84,45 @@ func strangersBridge(t *testing.T) {
 	asks("s2", "198.51.100.3:80", "")
 	asks("s2", "[2001:db8:1::3]:80", "")
 	asking.Wait()
+}
+
+// TestInterfacesComeAndGo: that others make and remove interfaces all the time is no
+// reason for a network not to be read and set up.
+func TestInterfacesComeAndGo(t *testing.T) {
+	newOutside(t)
+	f := newFabric(t)
+	stop := make(chan struct{})
+	var strangers sync.WaitGroup
+	for i := range 2 {
+		strangers.Go(func() {
+			link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("stranger", i)}, PeerName: fmt.Sprint("peer", i)}
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := netlink.LinkAdd(link); err != nil {
+					t.Error(err)
+					return
+				}
+				if err := netlink.LinkDel(link); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for n := range 100 {
+		apply(t, f, Desired{Networks: []Network{{Spec: newNetwork(1), Local: []Endpoint{nic(1, 2+n%2)}}}})
+		noDrift(t, f)
+		if _, err := HostSubnets("node-1"); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	close(stop)
+	strangers.Wait()
 }

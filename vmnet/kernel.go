@@ -30,7 +30,7 @@ type kernel struct {
 func readKernel(n names, underlay netip.Addr, changed map[string]string) (*kernel, error) {
 	k := &kernel{objects: newObjects(), index: map[string]int{}, taps: map[string]TapOptions{}}
 	k.facts = hostFacts{links: map[string]string{}, ours: map[string]bool{}}
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("read links: %w", err)
 	}
@@ -97,10 +97,12 @@ func (k *kernel) addLink(n names, l netlink.Link, names map[int]string, ports ma
 
 // readPorts gives how bridges treat their ports, by the index of the link.
 func readPorts() (map[int]portFlags, error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
-	req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+	msgs, err := whole(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(unix.AF_BRIDGE))
+		return req.Execute(unix.NETLINK_ROUTE, 0)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("read bridge ports: %w", err)
 	}
 	ports := map[int]portFlags{}
@@ -143,8 +145,24 @@ func (f *portFlags) fields() map[int]*bool {
 	}
 }
 
+// dumpTriesMax of reading a list that changes while it is read.
+const dumpTriesMax = 100
+
+// whole reads a list of the kernel's until nothing changed meanwhile: what is read in
+// the middle of a change may lack entries that were there all the time. On a host whose
+// interfaces come and go that happens, with nobody at fault. It gives the last error
+// after dumpTriesMax.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range dumpTriesMax {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return nil, err
+}
+
 func (k *kernel) readAddresses(names map[int]string, mtus map[int]int, underlay netip.Addr) error {
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	list, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("read addresses: %w", err)
 	}
@@ -175,7 +193,9 @@ func (k *kernel) readAddresses(names map[int]string, mtus map[int]int, underlay 
 
 func (k *kernel) readRoutes(names map[int]string, mtus map[int]int) error {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		list, err := whole(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return fmt.Errorf("read routes: %w", err)
 		}
@@ -200,7 +220,7 @@ func (k *kernel) readRoutes(names map[int]string, mtus map[int]int) error {
 
 func (k *kernel) readNeighbours(names map[int]string) error {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.NeighList(0, family)
+		list, err := whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
 		if err != nil {
 			return fmt.Errorf("read neighbours: %w", err)
 		}
@@ -212,7 +232,7 @@ func (k *kernel) readNeighbours(names map[int]string) error {
 			}
 		}
 	}
-	list, err := netlink.NeighList(0, unix.AF_BRIDGE)
+	list, err := whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, unix.AF_BRIDGE) })
 	if err != nil {
 		return fmt.Errorf("read forwarding entries: %w", err)
 	}
@@ -259,4 +279,36 @@ func readSysctl(path string) string {
 
 func writeSysctl(path, value string) error {
 	return os.WriteFile(filepath.Join("/proc/sys", path), []byte(value+"\n"), 0o644)
+}
+
+// HostSubnets gives what the host reaches by other ways than a default route and an
+// owner's networks. It may be called concurrently with everything.
+func HostSubnets(owner string) ([]netip.Prefix, error) {
+	links, err := whole(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("read links: %w", err)
+	}
+	ours := map[int]bool{}
+	for _, l := range links {
+		m, _ := parseMark(l.Attrs().Alias)
+		ours[l.Attrs().Index] = m.owner == owner
+	}
+	var subnets []netip.Prefix
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family) })
+		if err != nil {
+			return nil, fmt.Errorf("read routes: %w", err)
+		}
+		for _, r := range routes {
+			if r.Dst == nil || ours[r.LinkIndex] {
+				continue
+			}
+			a, ok := netip.AddrFromSlice(r.Dst.IP)
+			bits, _ := r.Dst.Mask.Size()
+			if p := netip.PrefixFrom(a.Unmap(), bits); ok && bits > 0 && !a.IsLinkLocalUnicast() && !a.IsMulticast() {
+				subnets = append(subnets, p)
+			}
+		}
+	}
+	return subnets, nil
 }

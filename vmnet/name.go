@@ -62,12 +62,6 @@ func (m mark) String() string {
 	return s
 }
 
-// OwnerOf gives the owner that an interface's alias names; "" for what no blixard made.
-func OwnerOf(alias string) string {
-	m, _ := parseMark(alias)
-	return m.owner
-}
-
 // parseMark reads an alias; ok is false for what no blixard made.
 func parseMark(alias string) (m mark, ok bool) {
 	rest, ok := strings.CutPrefix(alias, "blixard owner=")
