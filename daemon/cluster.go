@@ -423,14 +423,12 @@ func (m membership) untilEmpty(ctx context.Context) error {
 		if len(left) == 0 {
 			return nil
 		}
-		sub := m.replica.Subscribe(view.Index())
-		_, _, err := sub.Next(ctx)
-		sub.Close()
+		err := m.replica.WaitApplied(ctx, view.Index()+1)
 		if ctx.Err() != nil {
 			return problem.New(problem.Unavailable, "node.not_empty", "%d VMs are still on the node, such as %q", len(left), left[0].GetVmName()).
 				WithHint("the node stays a member; delete or stop those VMs, and try again")
 		}
-		if err != nil && problem.HasCode(err, "replica.stopped") {
+		if err != nil {
 			return err
 		}
 	}

@@ -264,10 +264,7 @@ func (n *node) awaitRegistered(ctx context.Context) {
 		if known := view.Node(n.data.id.NodeID); known.GetIncarnation() >= n.data.id.Incarnation {
 			return
 		}
-		sub := n.replica.Subscribe(view.Index())
-		_, _, err := sub.Next(ctx)
-		sub.Close()
-		if err != nil {
+		if n.replica.WaitApplied(ctx, view.Index()+1) != nil {
 			return
 		}
 	}

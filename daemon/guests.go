@@ -59,29 +59,13 @@ func (n *node) openGuests(ctx context.Context, b *bundle.Bundle) (*guests, error
 	g := &guests{store: volumes, spawner: n.super}
 	g.images = &imageKeeper{
 		nodeID: n.data.id.NodeID, store: images, bundle: b, view: n.replica.View, client: n.client, nodes: n.nodes, log: n.log,
-		applied: n.applied,
+		applied: n.replica.WaitApplied,
 	}
 	g.volumes = newVolumeKeeper(n.data.id.NodeID, n.data.join(volumesDir), volumes, n.replica.View, n.client, n.nodes, n.log)
 	g.networks = &networkKeeper{
 		nodeID: n.data.id.NodeID, node: n.cfg.Node.Name, underlay: n.underlay(), view: n.replica.View, log: n.log, mtus: map[string][]int{},
 	}
 	return g, n.openFabric(ctx, g)
-}
-
-// applied waits until the node's own state has that index.
-func (n *node) applied(ctx context.Context, index uint64) error {
-	for {
-		view := n.replica.View()
-		if view.Index() >= index {
-			return nil
-		}
-		sub := n.replica.Subscribe(view.Index())
-		_, _, err := sub.Next(ctx)
-		sub.Close()
-		if err != nil && !problem.HasCode(err, "watch.compacted") {
-			return err
-		}
-	}
 }
 
 // openFabric opens networks of type nat, where the node may have them.

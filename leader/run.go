@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/replica"
 	"github.com/blixard/blixard/state"
@@ -82,6 +83,7 @@ type runner struct {
 	// term in which this node leads: what is decided in it is proposed in it alone,
 	// since another leader may have granted leases in between.
 	term uint64
+	sub  *replica.Subscription
 }
 
 // lead follows the state from a fresh view until something fails or the term ends.
@@ -92,13 +94,13 @@ func (r *runner) lead(ctx context.Context, term uint64) error {
 	if err != nil {
 		return err
 	}
-	r.core.Reset(view)
 	r.members.Begin()
-	sub := r.cfg.Replica.Subscribe(view.Index())
-	defer sub.Close()
+	r.list(view)
+	defer func() { r.sub.Close() }()
 	next := time.Now()
 	for r.cfg.Replica.LeadTerm() == term {
-		if err := r.drain(ctx); err != nil {
+		cmds := r.core.Decide(r.cfg.Replica.View())
+		if err := r.proposeAll(ctx, cmds); err != nil {
 			return err
 		}
 		if now := time.Now(); !now.Before(next) {
@@ -107,17 +109,44 @@ func (r *runner) lead(ctx context.Context, term uint64) error {
 				return err
 			}
 		}
-		wait, cancel := context.WithDeadline(ctx, next)
-		changes, _, err := sub.Next(wait)
-		cancel()
-		if err != nil && (ctx.Err() != nil || wait.Err() == nil) {
-			return err
+		until := next
+		if len(cmds) > 0 {
+			until = time.Now() // there may be more to decide
 		}
-		for _, c := range changes {
-			r.core.Changed(c)
+		if err := r.follow(ctx, until); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// list begins anew from a view.
+func (r *runner) list(view *state.View) {
+	r.core.Reset(view)
+	r.sub = r.cfg.Replica.Subscribe(view.Index())
+}
+
+// follow tells the core what changed, and waits for it until then. One who decided for
+// longer than the state keeps changes looks at everything again.
+func (r *runner) follow(ctx context.Context, until time.Time) error {
+	wait, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	changes, _, err := r.sub.Next(wait)
+	switch {
+	case err == nil:
+		for _, c := range changes {
+			r.core.Changed(c)
+		}
+		return nil
+	case problem.HasCode(err, "watch.compacted"):
+		r.sub.Close()
+		r.list(r.cfg.Replica.View())
+		return nil
+	case ctx.Err() == nil && wait.Err() != nil:
+		return nil
+	default:
+		return err
+	}
 }
 
 // round looks at what moves with time: leases and members.
@@ -181,19 +210,6 @@ func (r *runner) proposeAll(ctx context.Context, cmds []*blixardv1.Command) erro
 		}
 	}
 	return nil
-}
-
-// drain proposes until there is nothing to decide.
-func (r *runner) drain(ctx context.Context) error {
-	for {
-		cmds := r.core.Decide(r.cfg.Replica.View())
-		if len(cmds) == 0 {
-			return nil
-		}
-		if err := r.proposeAll(ctx, cmds); err != nil {
-			return err
-		}
-	}
 }
 
 func (r *runner) propose(ctx context.Context, cmd *blixardv1.Command) error {

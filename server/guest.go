@@ -220,10 +220,7 @@ func (s *Server) waitPlaced(ctx context.Context, name string) (*blixardv1.Alloca
 		if vm.GetDeleting() || vm.GetSpec().GetDesired() != blixardv1.DesiredState_run {
 			return nil, err
 		}
-		sub := s.cfg.Replica.Subscribe(view.Index())
-		_, _, err = sub.Next(ctx)
-		sub.Close()
-		if err != nil {
+		if err := s.cfg.Replica.WaitApplied(ctx, view.Index()+1); err != nil {
 			return nil, err
 		}
 		view = s.cfg.Replica.View()
@@ -292,9 +289,7 @@ func (s *Server) untilEnded(ctx context.Context, allocID string) error {
 			p := problem.New(problem.Unavailable, "vm.ended", "VM %q does not run: %s", a.GetVmName(), st.GetMessage())
 			return p.WithHint("see `blixard vm logs %s`; start it with `blixard vm start %s`", a.GetVmName(), a.GetVmName())
 		}
-		sub := s.cfg.Replica.Subscribe(view.Index())
-		_, _, err := sub.Next(ctx)
-		sub.Close()
+		err := s.cfg.Replica.WaitApplied(ctx, view.Index()+1)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // the caller has found a guest and waits no longer
 		}
