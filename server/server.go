@@ -125,6 +125,7 @@ type Server struct {
 	// relays this node's streams to others.
 	forwardables map[string]forwardable
 	relays       *relays
+	dispatcher   *dispatcher
 	// quit is closed when the server stops, so that streams end.
 	quit     chan struct{}
 	quitOnce sync.Once
@@ -132,6 +133,9 @@ type Server struct {
 	// fresh: the state holds all that was acknowledged before that time, in
 	// nanoseconds since the start; 0 when that is not known.
 	fresh atomic.Int64
+
+	// known is what the nodes had at some time.
+	known atomic.Pointer[known]
 
 	mu     sync.Mutex
 	local  Local
@@ -149,7 +153,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, started: time.Now(), check: check, metrics: newCallMetrics(),
-		forwardables: map[string]forwardable{}, relays: newRelays(),
+		forwardables: map[string]forwardable{}, relays: newRelays(), dispatcher: newDispatcher(cfg.Replica),
 		quit: make(chan struct{}), streams: map[uint64]context.CancelFunc{},
 	}
 	peerCreds := auth.Credentials{}
@@ -242,6 +246,11 @@ func (s *Server) Serve(l Listeners) error {
 	if l.HTTPS != nil {
 		parts = append(parts, func() error { return s.https.ServeTLS(newCrowd(l.HTTPS), "", "") })
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var given sync.WaitGroup
+	given.Go(func() { s.dispatcher.run(ctx) })
+	defer given.Wait()
+	defer cancel()
 	errs := make(chan error, len(parts))
 	for _, part := range parts {
 		go func() { errs <- part() }()

@@ -46,14 +46,14 @@ func (noConsoles) Info(context.Context, driver.Lane) (*blixardv1.GetInfoResponse
 
 // world is a server on a real replica behind a real socket.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	client  *client.Client
 	server  *server.Server
 	replica *replica.Replica
 	socket  string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -85,11 +86,14 @@ func (s vmService) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest)
 func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 	fillDefaults(spec)
 	view := s.cfg.Replica.View()
-	// Before a node is known, this one's bundle says which names are its own.
-	bundle := slices.Clone(s.cfg.BundledImages)
-	for _, i := range bundled(view) {
-		bundle = append(bundle, i.GetName())
+	known := s.known.Load()
+	if known == nil || checkPossible(*known, view, spec) != nil || !slices.Contains((*known).images, spec.GetImage()) {
+		fresh := knownOf(view)
+		known = &fresh
+		s.known.Store(known)
 	}
+	// Before a node is known, this one's bundle says which names are its own.
+	bundle := append(slices.Clone(s.cfg.BundledImages), known.images...)
 	if !slices.Contains(bundle, spec.GetImage()) {
 		if near := nearest.Of(spec.GetImage(), bundle); near != "" && !strings.ContainsAny(spec.GetImage(), "/:@") {
 			return problem.New(problem.NotFound, "image.unknown", "no node has an image %q of its own", spec.GetImage()).
@@ -101,7 +105,7 @@ func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 		}
 		spec.Image = name
 	}
-	if err := checkPossible(view, spec); err != nil {
+	if err := checkPossible(*known, view, spec); err != nil {
 		return err
 	}
 	if err := checkScheduling(view, spec.GetScheduling()); err != nil {
@@ -193,31 +197,59 @@ func fillDefaults(s *blixardv1.VMSpec) {
 	}
 }
 
+// known is what the nodes have, as far as it says whether a VM could ever run. It is
+// gathered anew when it does not allow a VM, not for each of them: one that is old errs
+// only by letting a VM wait.
+type known struct {
+	images, kernels []string
+	// allocatable of the nodes, each once.
+	allocatable []*blixardv1.Resources
+}
+
+func knownOf(view *state.View) known {
+	var k known
+	images, kernels := map[string]bool{}, map[string]bool{}
+	type size struct{ vcpus, memory, disk uint64 }
+	sizes := map[size]bool{}
+	for _, n := range view.Nodes() {
+		for _, name := range n.GetFingerprint().GetImages() {
+			images[name] = true
+		}
+		for _, name := range n.GetFingerprint().GetKernels() {
+			kernels[name] = true
+		}
+		a := n.GetAllocatable()
+		if s := (size{uint64(a.GetVcpus()), a.GetMemoryMib(), a.GetDiskBytes()}); !sizes[s] {
+			sizes[s] = true
+			k.allocatable = append(k.allocatable, a)
+		}
+	}
+	k.images, k.kernels = slices.Sorted(maps.Keys(images)), slices.Sorted(maps.Keys(kernels))
+	return k
+}
+
 // checkPossible refuses what no known node could ever run, so that a typing
 // mistake is an error at once and not a VM that waits. With no node known yet
 // nothing can be said.
-func checkPossible(view *state.View, spec *blixardv1.VMSpec) error {
-	nodes := view.Nodes()
-	if len(nodes) == 0 {
+func checkPossible(k known, view *state.View, spec *blixardv1.VMSpec) error {
+	if len(k.allocatable) == 0 {
 		return nil
 	}
 	more := view.Limits().Reservation(spec)
-	var kernels []string
 	fits, most := false, uint64(0)
 	short := ""
-	for _, n := range nodes {
-		kernels = append(kernels, n.GetFingerprint().GetKernels()...)
-		most = max(most, n.GetAllocatable().GetMemoryMib())
-		s, ok := state.Fits(n.GetAllocatable(), &blixardv1.Resources{}, more)
+	for _, a := range k.allocatable {
+		most = max(most, a.GetMemoryMib())
+		s, ok := state.Fits(a, &blixardv1.Resources{}, more)
 		if ok {
 			fits = true
 		} else {
 			short = s
 		}
 	}
-	if k := spec.GetKernel(); k != "" && !slices.Contains(kernels, k) {
-		return problem.New(problem.NotFound, "kernel.unknown", "no node has a kernel %q", k).
-			WithHint("kernels there are: %s; leave it out for the node's preferred one", sortedList(kernels))
+	if kernel := spec.GetKernel(); kernel != "" && !slices.Contains(k.kernels, kernel) {
+		return problem.New(problem.NotFound, "kernel.unknown", "no node has a kernel %q", kernel).
+			WithHint("kernels there are: %s; leave it out for the node's preferred one", strings.Join(k.kernels, ", "))
 	}
 	if !fits {
 		p := problem.New(problem.NoCapacity, "vm.too_large", "no node is large enough for the VM: %s is short", short)
@@ -227,12 +259,6 @@ func checkPossible(view *state.View, spec *blixardv1.VMSpec) error {
 		return p.WithHint("give the VM less, or add a larger node")
 	}
 	return nil
-}
-
-func sortedList(s []string) string {
-	s = slices.Clone(s)
-	slices.Sort(s)
-	return strings.Join(slices.Compact(s), ", ")
 }
 
 func notFound(name string) error {

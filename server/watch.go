@@ -200,6 +200,8 @@ func (s agentService) WatchAllocations(req *blixardv1.WatchAllocationsRequest, s
 	if err := s.speaksFor(ctx, req.GetNodeId()); err != nil {
 		return err
 	}
+	watch := s.dispatcher.watch(req.GetNodeId()) // before the list, so that nothing is between them
+	defer s.dispatcher.leave(watch)
 	view, err := s.read(ctx)
 	if err != nil {
 		return err
@@ -212,17 +214,20 @@ func (s agentService) WatchAllocations(req *blixardv1.WatchAllocationsRequest, s
 	if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: view.Index(), Synced: true}); err != nil {
 		return err
 	}
-	return s.changes(ctx, view.Index(), func(list []state.Change, _ uint64) error {
+	for {
+		list, err := s.dispatcher.next(ctx, watch)
+		if err != nil {
+			return err
+		}
 		for _, c := range list {
-			if c.Kind != state.KindAllocation || c.Allocation.GetNodeId() != req.GetNodeId() {
+			if c.Index <= view.Index() {
 				continue
 			}
 			if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: c.Index, Allocation: c.Allocation, Removed: c.Deleted}); err != nil {
 				return err
 			}
 		}
-		return nil
-	})
+	}
 }
 
 func (s agentService) Report(ctx context.Context, req *blixardv1.ReportRequest) (*blixardv1.ReportResponse, error) {
