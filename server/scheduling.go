@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -143,7 +144,11 @@ func (s nodeService) PlanDrain(ctx context.Context, req *blixardv1.PlanDrainRequ
 	}
 	fleet := s.fleet(view)
 	fleet.Bar(node.GetId(), "is being emptied")
-	return &blixardv1.PlanDrainResponse{Node: node, Steps: placedAnew(fleet, view, node)}, nil
+	steps := s.placedAnew(fleet, view, node)
+	slices.SortStableFunc(steps, func(a, b *blixardv1.PlannedVM) int {
+		return cmp.Compare(state.Priority(a.GetVm().GetSpec()), state.Priority(b.GetVm().GetSpec()))
+	})
+	return &blixardv1.PlanDrainResponse{Node: node, Steps: steps}, nil
 }
 
 // Simulate places the VMs of nodes that are left out, and then those of the request.
@@ -164,7 +169,7 @@ func (s nodeService) Simulate(ctx context.Context, req *blixardv1.SimulateReques
 	}
 	resp := &blixardv1.SimulateResponse{Index: view.Index()}
 	for _, node := range without {
-		resp.Vms = append(resp.Vms, placedAnew(fleet, view, node)...)
+		resp.Vms = append(resp.Vms, s.placedAnew(fleet, view, node)...)
 	}
 	for i, one := range req.GetVms() {
 		spec := proto.CloneOf(one.GetSpec())
@@ -187,8 +192,10 @@ func nodeOf(view *state.View, name string) (*blixardv1.Node, error) {
 	return node, nil
 }
 
-// placedAnew says where the VMs of a node would go that is barred.
-func placedAnew(fleet *scheduler.Fleet, view *state.View, node *blixardv1.Node) []*blixardv1.PlannedVM {
+// placedAnew says where the VMs of a node would go that is barred: those of the highest
+// priority get their places first, as the leader gives them. They are in the order of their
+// names.
+func (s *Server) placedAnew(fleet *scheduler.Fleet, view *state.View, node *blixardv1.Node) []*blixardv1.PlannedVM {
 	var vms []*blixardv1.PlannedVM
 	for _, a := range view.AllocationsOfNode(node.GetId()) {
 		vm := view.VM(a.GetVmId())
@@ -198,13 +205,19 @@ func placedAnew(fleet *scheduler.Fleet, view *state.View, node *blixardv1.Node) 
 		one := &blixardv1.PlannedVM{Vm: vm}
 		if why := state.Stays(a); why != "" {
 			one.Stays, one.Message = true, why
-		} else if vm.GetSpec().GetDesired() == blixardv1.DesiredState_run {
-			d := fleet.Place(view, vm)
-			one.To, one.Reason, one.Message = d.Node.GetName(), d.Reason, d.Message
-		} else {
+		} else if !state.Runs(vm) {
 			one.Message = "it is stopped, and gets its place when it is started"
 		}
 		vms = append(vms, one)
+	}
+	slices.SortFunc(vms, func(a, b *blixardv1.PlannedVM) int {
+		return cmp.Or(cmp.Compare(state.Priority(b.GetVm().GetSpec()), state.Priority(a.GetVm().GetSpec())), strings.Compare(a.GetVm().GetName(), b.GetVm().GetName()))
+	})
+	for _, one := range vms {
+		if !one.GetStays() && state.Runs(one.GetVm()) {
+			d := fleet.Place(view, one.GetVm())
+			one.To, one.Reason, one.Message = d.Node.GetName(), d.Reason, d.Message
+		}
 	}
 	slices.SortFunc(vms, func(a, b *blixardv1.PlannedVM) int { return strings.Compare(a.GetVm().GetName(), b.GetVm().GetName()) })
 	return vms
