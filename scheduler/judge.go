@@ -163,7 +163,7 @@ func others(q *question, a affinity, s *slot, value string, itself bool) int {
 	if itself {
 		n = a.group.nodes[s]
 	} else {
-		n = a.group.in(a.GetOver(), value)
+		n = a.counts[value]
 	}
 	if n == 0 || !a.self {
 		return n
