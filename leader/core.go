@@ -352,7 +352,7 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 	c.blocked[vm.GetId()] = &blocked{
 		need: view.Limits().Reservation(vm.GetSpec()), generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(),
 	}
-	if len(vm.GetSpec().GetScheduling().GetAffinities()) > 0 {
+	if s := vm.GetSpec().GetScheduling(); len(s.GetAffinities())+len(s.GetSpreads()) > 0 {
 		c.social[vm.GetId()] = true
 	}
 	if st := vm.GetStatus(); d.Reason == "" || st.GetReason() == d.Reason && st.GetMessage() == d.Message {

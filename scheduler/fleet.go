@@ -56,6 +56,8 @@ type Fleet struct {
 	question question
 	// pivot is no node, and what nodes are compared with.
 	pivot slot
+	// values that nodes have, by keys that were asked for.
+	values map[string]map[string]bool
 	// largest memory that a node may give.
 	largest uint64
 
@@ -142,6 +144,7 @@ func (f *Fleet) Follow(view View) {
 		}
 	}
 	f.slots, f.names, f.order = map[string]*slot{}, map[string]*slot{}, nil
+	clear(f.values)
 	f.partitions, f.vms, f.groups = nil, map[string]member{}, map[label]*group{}
 	f.ranked, f.ranks = map[string]uint32{}, [state.PriorityMax + 1]int{}
 	f.largest = 0
@@ -205,9 +208,7 @@ func (f *Fleet) putNode(view View, n *blixardv1.Node) {
 		f.reserve(s, n.GetAllocated())
 		return
 	}
-	for _, g := range f.groups {
-		clear(g.over)
-	}
+	f.relabeled()
 	s.labels = constraint.Labels(n)
 	f.place(view, s)
 	f.resized(old.GetAllocatable().GetMemoryMib(), n.GetAllocatable().GetMemoryMib())
@@ -247,6 +248,12 @@ func (f *Fleet) dropNode(s *slot) {
 	delete(f.names, s.node.GetName())
 	f.order = slices.DeleteFunc(f.order, func(o *slot) bool { return o == s })
 	f.resized(s.node.GetAllocatable().GetMemoryMib(), 0)
+	f.relabeled()
+}
+
+// relabeled forgets what is counted by labels and facts of nodes.
+func (f *Fleet) relabeled() {
+	clear(f.values)
 	for _, g := range f.groups {
 		clear(g.over)
 	}

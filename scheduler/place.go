@@ -20,6 +20,7 @@ const (
 	ReasonConstraint = "constraint"
 	ReasonTaint      = "taint"
 	ReasonAffinity   = "affinity"
+	ReasonSpread     = "spread"
 	ReasonNoCapacity = "no_capacity"
 	// ReasonPreempting is of a VM for which others are taken off a node.
 	ReasonPreempting = "preempting"
@@ -28,7 +29,7 @@ const (
 // nearness orders the reasons: what is said of all nodes together is what is missing
 // of the node that is nearest to being one.
 var nearness = []string{
-	ReasonNoNodes, ReasonNoImage, ReasonNoKernel, ReasonVolumes, ReasonNoNetwork, ReasonConstraint, ReasonTaint, ReasonAffinity, ReasonNoCapacity,
+	ReasonNoNodes, ReasonNoImage, ReasonNoKernel, ReasonVolumes, ReasonNoNetwork, ReasonConstraint, ReasonTaint, ReasonAffinity, ReasonSpread, ReasonNoCapacity,
 }
 
 // Limits of a decision.
@@ -89,6 +90,7 @@ type question struct {
 	holderIDs []string
 	// must and should are its affinities.
 	must, should []affinity
+	spreads      []spread
 	// keys that its rules look at, sorted, but for the name.
 	keys []string
 }
@@ -110,7 +112,7 @@ func (f *Fleet) ask(view View, vm *blixardv1.VM) *question {
 	q := &f.question
 	*q = question{
 		vm: vm, spec: spec, need: view.Limits().Reservation(spec), own: f.vms[vm.GetId()],
-		networks: q.networks[:0], must: q.must[:0], should: q.should[:0], keys: q.keys[:0],
+		networks: q.networks[:0], must: q.must[:0], should: q.should[:0], keys: q.keys[:0], spreads: q.spreads[:0],
 	}
 	strategy := spec.GetScheduling().GetStrategy()
 	if strategy == blixardv1.Strategy_unspecified {
@@ -159,6 +161,10 @@ func (f *Fleet) ask(view View, vm *blixardv1.VM) *question {
 		} else {
 			q.should = append(q.should, one)
 		}
+	}
+	for _, one := range spec.GetScheduling().GetSpreads() {
+		key(one.GetOver())
+		q.spreads = append(q.spreads, f.spread(one, f.groups[label{one.GetKey(), one.GetValue()}], q.own))
 	}
 	for _, c := range spec.GetScheduling().GetConstraints() {
 		key(c.GetKey())

@@ -247,6 +247,9 @@ func checkScheduling(view *state.View, sched *blixardv1.Scheduling) error {
 	if err := checkTolerations(sched.GetTolerations()); err != nil {
 		return err
 	}
+	if err := checkSpreads(sched.GetSpreads()); err != nil {
+		return err
+	}
 	for i, a := range sched.GetAffinities() {
 		if err := checkFact(a.GetOver()); err != nil {
 			return err
