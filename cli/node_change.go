@@ -129,7 +129,14 @@ func (a *app) plannedTable(vms []*blixardv1.PlannedVM) error {
 		if one.GetVm().GetStatus() != nil {
 			word = stateWord(one.GetVm())
 		}
-		t.add(one.GetVm().GetName(), word, to, one.GetMessage())
+		why := one.GetMessage()
+		if p := one.GetPreempts(); p != nil {
+			why = "once " + p.GetNode() + " is rid of what leaves it"
+			if names := victims(p); len(names) > 0 {
+				why = "once room is made by " + strings.Join(names, ", ")
+			}
+		}
+		t.add(one.GetVm().GetName(), word, to, why)
 	}
 	return a.writeTable(t)
 }

@@ -331,14 +331,20 @@ func preemptsText(p *blixardv1.Preemption) string {
 	if p == nil {
 		return ""
 	}
-	var names []string
-	for _, vm := range p.GetVms() {
-		names = append(names, fmt.Sprintf("%s (priority %d)", vm.GetName(), vm.GetPriority()))
-	}
+	names := victims(p)
 	if len(names) == 0 {
 		return ", until " + p.GetNode() + " has removed what is going"
 	}
 	return ", until " + p.GetNode() + " is without " + strings.Join(names, ", ") + ", to make room"
+}
+
+// victims are the names of VMs that make room, with their priorities.
+func victims(p *blixardv1.Preemption) []string {
+	var names []string
+	for _, vm := range p.GetVms() {
+		names = append(names, fmt.Sprintf("%s (priority %d)", vm.GetName(), vm.GetPriority()))
+	}
+	return names
 }
 
 func points(n float64) string { return strconv.FormatFloat(n, 'f', 1, 64) }

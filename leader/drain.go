@@ -12,6 +12,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/planted"
+	"github.com/blixard/blixard/scheduler"
 	"github.com/blixard/blixard/state"
 )
 
@@ -217,6 +218,8 @@ func (c *Core) able(view View, r *rest) (able []*blixardv1.Allocation, homeless,
 		c.fleet.Place(view, vm)
 	}
 	var without []string
+	// One at a time may count on others to make room: the next would count on the same.
+	preempts := c.Preemption && r.going == 0
 	goes := map[string]bool{}
 	for _, a := range slices.Backward(r.left) {
 		vm := view.VM(a.GetVmId())
@@ -224,9 +227,12 @@ func (c *Core) able(view View, r *rest) (able []*blixardv1.Allocation, homeless,
 			goes[a.GetId()] = true // it gets its place when it is started
 			continue
 		}
-		if d := c.fleet.Place(view, vm); d.Node != nil {
+		switch d := c.fleet.Place(view, vm); {
+		case d.Node != nil:
 			goes[a.GetId()] = true
-		} else {
+		case preempts && d.Reason == scheduler.ReasonNoCapacity && c.mayPreempt(view, vm) && c.fleet.Preempt(view, vm, c.awaited) != nil:
+			preempts, goes[a.GetId()] = false, true
+		default:
 			without, why = append(without, a.GetVmName()), d.Message
 		}
 	}

@@ -173,6 +173,31 @@ func TestDrainGoesOn(t *testing.T) {
 	}
 }
 
+// With preemption a VM leaves also when others of lower priority make room for it.
+func TestDrainPreempts(t *testing.T) {
+	c := newPreemptive(t)
+	c.node("a", 1000)
+	c.create("high", priority(90, 800))
+	c.settle()
+	c.running("high")
+	c.node("b", 900)
+	c.create("low", priority(10, 600))
+	c.settle()
+	c.running("low")
+	c.drain("a", 0)
+	if got := c.carryOn(start); !slices.Equal(got, []string{"high"}) {
+		t.Fatalf("%v leave", got)
+	}
+	c.emptied(start)
+	c.gone("high")
+	c.wantNode("high", "", "preempting")
+	c.wantGoing("low")
+	c.gone("low")
+	c.wantNode("high", "b", "placed")
+	c.carryOn(start)
+	c.wantDrain("a", blixardv1.DrainState_done, "all VMs have left")
+}
+
 // What is left of a deadline is in the state: leaders that change, whose clocks show any
 // time, prolong a drain by a sixteenth each at most, and never end it early.
 func TestDrainDeadlineSurvivesLeaders(t *testing.T) {

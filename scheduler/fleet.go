@@ -72,8 +72,8 @@ type slot struct {
 	name string // of the node
 	// used is what is reserved, by the state and by placements since Follow, and free
 	// the memory that is left.
-	used   *blixardv1.Resources
-	free   uint64
+	used *blixardv1.Resources
+	free uint64
 	// taken is used once placements took something; it is the slot's own.
 	taken  *blixardv1.Resources
 	labels map[string]string

@@ -142,9 +142,9 @@ func (s nodeService) PlanDrain(ctx context.Context, req *blixardv1.PlanDrainRequ
 	if err != nil {
 		return nil, err
 	}
-	fleet := s.fleet(view)
-	fleet.Bar(node.GetId(), "is being emptied")
-	steps := s.placedAnew(fleet, view, node)
+	plan := s.newPlan(view)
+	plan.fleet.Bar(node.GetId(), "is being emptied")
+	steps := plan.placedAnew(node)
 	slices.SortStableFunc(steps, func(a, b *blixardv1.PlannedVM) int {
 		return cmp.Compare(state.Priority(a.GetVm().GetSpec()), state.Priority(b.GetVm().GetSpec()))
 	})
@@ -157,19 +157,19 @@ func (s nodeService) Simulate(ctx context.Context, req *blixardv1.SimulateReques
 	if err != nil {
 		return nil, err
 	}
-	fleet := s.fleet(view)
+	plan := s.newPlan(view)
 	var without []*blixardv1.Node
 	for _, name := range req.GetWithoutNodes() {
 		node, err := nodeOf(view, name)
 		if err != nil {
 			return nil, err
 		}
-		fleet.Bar(node.GetId(), "is left out")
+		plan.fleet.Bar(node.GetId(), "is left out")
 		without = append(without, node)
 	}
 	resp := &blixardv1.SimulateResponse{Index: view.Index()}
 	for _, node := range without {
-		resp.Vms = append(resp.Vms, s.placedAnew(fleet, view, node)...)
+		resp.Vms = append(resp.Vms, plan.placedAnew(node)...)
 	}
 	for i, one := range req.GetVms() {
 		spec := proto.CloneOf(one.GetSpec())
@@ -178,8 +178,9 @@ func (s nodeService) Simulate(ctx context.Context, req *blixardv1.SimulateReques
 		}
 		// An id of its own, since VMs with labels are counted by it.
 		vm := &blixardv1.VM{Id: fmt.Sprintf("simulated-%d", i), Name: one.GetName(), Spec: spec, Labels: one.GetLabels()}
-		d := fleet.Place(view, vm)
-		resp.Vms = append(resp.Vms, &blixardv1.PlannedVM{Vm: vm, To: d.Node.GetName(), Reason: d.Reason, Message: d.Message})
+		planned := &blixardv1.PlannedVM{Vm: vm}
+		plan.place(planned)
+		resp.Vms = append(resp.Vms, planned)
 	}
 	return resp, nil
 }
@@ -190,37 +191,6 @@ func nodeOf(view *state.View, name string) (*blixardv1.Node, error) {
 		return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", name).WithHint("`blixard node list` shows the nodes")
 	}
 	return node, nil
-}
-
-// placedAnew says where the VMs of a node would go that is barred: those of the highest
-// priority get their places first, as the leader gives them. They are in the order of their
-// names.
-func (s *Server) placedAnew(fleet *scheduler.Fleet, view *state.View, node *blixardv1.Node) []*blixardv1.PlannedVM {
-	var vms []*blixardv1.PlannedVM
-	for _, a := range view.AllocationsOfNode(node.GetId()) {
-		vm := view.VM(a.GetVmId())
-		if vm.GetStatus().GetAllocationId() != a.GetId() || a.GetDesired() == blixardv1.DesiredAllocation_remove {
-			continue
-		}
-		one := &blixardv1.PlannedVM{Vm: vm}
-		if why := state.Stays(a); why != "" {
-			one.Stays, one.Message = true, why
-		} else if !state.Runs(vm) {
-			one.Message = "it is stopped, and gets its place when it is started"
-		}
-		vms = append(vms, one)
-	}
-	slices.SortFunc(vms, func(a, b *blixardv1.PlannedVM) int {
-		return cmp.Or(cmp.Compare(state.Priority(b.GetVm().GetSpec()), state.Priority(a.GetVm().GetSpec())), strings.Compare(a.GetVm().GetName(), b.GetVm().GetName()))
-	})
-	for _, one := range vms {
-		if !one.GetStays() && state.Runs(one.GetVm()) {
-			d := fleet.Place(view, one.GetVm())
-			one.To, one.Reason, one.Message = d.Node.GetName(), d.Reason, d.Message
-		}
-	}
-	slices.SortFunc(vms, func(a, b *blixardv1.PlannedVM) int { return strings.Compare(a.GetVm().GetName(), b.GetVm().GetName()) })
-	return vms
 }
 
 // checkScheduling refuses rules that no node could ever meet, and keys that nothing has.

@@ -3482,7 +3482,8 @@ func (x *PlanDrainRequest) GetNode() string {
 type PlanDrainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// steps, a VM each, by name.
+	// steps, a VM each, in the order in which they leave: those of the lowest priority first,
+	// equal ones by name.
 	Steps         []*PlannedVM `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
