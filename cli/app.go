@@ -97,7 +97,12 @@ func (a *app) withClient(ctx context.Context, f func(context.Context, *client.Cl
 
 // waiting gives the context of a wait.
 func (a *app) waiting(ctx context.Context) (context.Context, context.CancelFunc) {
-	d := waitMax
+	return a.waitingBeyond(ctx, 0)
+}
+
+// waitingBeyond bounds a wait for what takes that long before it is late.
+func (a *app) waitingBeyond(ctx context.Context, usual time.Duration) (context.Context, context.CancelFunc) {
+	d := usual + waitMax
 	if a.timeout > 0 {
 		d = time.Duration(a.timeout)
 	}

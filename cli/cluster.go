@@ -17,7 +17,7 @@ func (a *app) clusterCommand() *cobra.Command {
 		a.clusterInitCommand(), a.clusterJoinCommand(), a.clusterLeaveCommand(), a.clusterStatusCommand(), a.clusterMembersCommand(),
 		a.clusterTokenCommand(), a.clusterRoleCommand("promote", blixardv1.MemberRole_voter), a.clusterRoleCommand("demote", blixardv1.MemberRole_standby),
 		a.clusterRemoveCommand(), a.clusterTransferCommand(), a.clusterCompactCommand(), a.clusterCredentialsCommand(),
-		a.clusterCACommand(), a.clusterRecoverCommand())
+		a.clusterCACommand(), a.clusterRecoverCommand(), a.clusterSettingsCommand(), a.clusterSetCommand())
 }
 
 func (a *app) clusterStatusCommand() *cobra.Command {

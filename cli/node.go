@@ -74,7 +74,12 @@ func nodeStateWords(n *blixardv1.Node) string {
 	if n.GetCordoned() {
 		words += ", cordoned"
 	}
-	if n.GetDraining() {
+	switch {
+	case n.GetDrain().GetState() == blixardv1.DrainState_blocked:
+		words += ", drain blocked"
+	case n.GetDrain().GetState() == blixardv1.DrainState_done:
+		words += ", drained"
+	case n.GetDraining():
 		words += ", draining"
 	}
 	if n.GetDamped() {
@@ -137,6 +142,7 @@ func nodeFacts(st *blixardv1.GetStatusResponse) [][2]string {
 		{"Labels", labelsText(constraint.Labels(n))},
 		{"Pool", constraint.Labels(n)[constraint.PoolLabel]},
 		{"Taints", taintsText(n.GetTaints())},
+		{"Drain", drainFact(n)},
 		{"Version", st.GetVersion()},
 		{"Process", fmt.Sprintf("%d, up %s", st.GetPid(), since(st.GetStartedAt()))},
 		{"Data", st.GetDataDir()},
@@ -224,4 +230,15 @@ func (a *app) stopNode(ctx context.Context, c *client.Client) error {
 func notHere(err error) error {
 	return problem.New(problem.Unavailable, "node.not_here", "the node's process is not on this host").WithCause(err).
 		WithHint("run the command on the node itself")
+}
+
+// drainFact is empty without a drain.
+func drainFact(n *blixardv1.Node) string {
+	switch {
+	case n.GetDrain() != nil:
+		return drainText(n.GetDrain())
+	case n.GetDraining():
+		return "moving: all VMs leave at once that may leave"
+	}
+	return ""
 }

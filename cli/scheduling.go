@@ -24,6 +24,7 @@ const (
 // schedulingFlags are the flags that say where a VM may and should run.
 type schedulingFlags struct {
 	constraints, prefer, near, apart []string
+	spread                           []string
 	strategy, pool                   string
 	tolerate                         []string
 	priority                         uint32
@@ -36,6 +37,7 @@ func (s *schedulingFlags) register(cmd *cobra.Command) {
 	f.StringArrayVar(&s.prefer, "prefer", nil, "rather on nodes with such a label or fact: disk=ssd, or 'disk=ssd weight 80' (-100 to 100, default: 50); may be repeated")
 	f.StringArrayVar(&s.near, "near", nil, "only where a VM with that label is: app=db, 'app=db over rack' for the same rack, 'app=db weight 50' for rather; may be repeated")
 	f.StringArrayVar(&s.apart, "apart", nil, "only where no VM with that label is, as --near; may be repeated")
+	f.StringArrayVar(&s.spread, "spread", nil, "spread VMs with that label by shares in percent, the rest evenly: 'app=web over zone a=50,b=30', or 'app=web over zone a=50 weight 50' for rather; may be repeated")
 	f.StringVar(&s.strategy, "strategy", "", "among the nodes that are left: spread or pack (default: the cluster's)")
 	f.StringVar(&s.pool, "pool", "", "only on nodes of that pool, as --constraint pool=NAME")
 	f.StringArrayVar(&s.tolerate, "tolerate", nil, "also on nodes with a taint of that key, or key and value: gpu, gpu=yes, or gpu:evict for that effect alone; may be repeated")
@@ -48,7 +50,7 @@ func (s *schedulingFlags) apply(spec *blixardv1.VMSpec, given func(string) bool)
 	next := &blixardv1.Scheduling{
 		Constraints: spec.GetScheduling().GetConstraints(), Preferences: spec.GetScheduling().GetPreferences(),
 		Affinities: spec.GetScheduling().GetAffinities(), Strategy: spec.GetScheduling().GetStrategy(),
-		Tolerations: spec.GetScheduling().GetTolerations(),
+		Tolerations: spec.GetScheduling().GetTolerations(), Spreads: spec.GetScheduling().GetSpreads(),
 	}
 	if spec.GetScheduling() != nil {
 		next.Priority = spec.GetScheduling().Priority
@@ -78,6 +80,16 @@ func (s *schedulingFlags) apply(spec *blixardv1.VMSpec, given func(string) bool)
 	}
 	if err := s.applyAffinities(next, given); err != nil {
 		return err
+	}
+	if given("spread") {
+		next.Spreads = nil
+		for _, text := range s.spread {
+			one, err := parseSpread(text)
+			if err != nil {
+				return err
+			}
+			next.Spreads = append(next.Spreads, one)
+		}
 	}
 	if given("strategy") && s.strategy != "" {
 		n, known := blixardv1.Strategy_Enum_value[s.strategy]
@@ -242,6 +254,7 @@ func schedulingFacts(s *blixardv1.Scheduling) [][2]string {
 		{"Prefers", strings.Join(prefer, "; ")},
 		{"Near", strings.Join(near, "; ")},
 		{"Apart", strings.Join(apart, "; ")},
+		{"Spread", spreadsText(s.GetSpreads())},
 	}
 	if s != nil && s.Priority != nil {
 		rows = append(rows, [2]string{"Priority", strconv.FormatUint(uint64(s.GetPriority()), 10)})
@@ -318,14 +331,20 @@ func preemptsText(p *blixardv1.Preemption) string {
 	if p == nil {
 		return ""
 	}
-	var names []string
-	for _, vm := range p.GetVms() {
-		names = append(names, fmt.Sprintf("%s (priority %d)", vm.GetName(), vm.GetPriority()))
-	}
+	names := victims(p)
 	if len(names) == 0 {
 		return ", until " + p.GetNode() + " has removed what is going"
 	}
 	return ", until " + p.GetNode() + " is without " + strings.Join(names, ", ") + ", to make room"
+}
+
+// victims are the names of VMs that make room, with their priorities.
+func victims(p *blixardv1.Preemption) []string {
+	var names []string
+	for _, vm := range p.GetVms() {
+		names = append(names, fmt.Sprintf("%s (priority %d)", vm.GetName(), vm.GetPriority()))
+	}
+	return names
 }
 
 func points(n float64) string { return strconv.FormatFloat(n, 'f', 1, 64) }

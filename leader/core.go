@@ -58,6 +58,8 @@ type Core struct {
 	// VMs off them.
 	draining map[string]bool
 	tainted  map[string]bool
+	// drains are those that go in steps, by their nodes; nil before they were looked at.
+	drains map[string]*drainWatch
 	// stranded VMs have a place on a node that is not heard of, and are to be looked
 	// at; those that wait are looked at again only when a node changes.
 	stranded map[string]bool
@@ -99,7 +101,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{}, social: map[string]bool{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
 		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(),
-		ranks: map[string]rank{}, promises: map[string]*promise{}, tainted: map[string]bool{}, tries: preemptTries,
+		ranks: map[string]rank{}, promises: map[string]*promise{}, tainted: map[string]bool{}, drains: map[string]*drainWatch{}, tries: preemptTries,
 	}
 }
 
@@ -116,6 +118,7 @@ func (c *Core) Reset(view View) {
 	clear(c.ranks)
 	clear(c.promises)
 	clear(c.tainted)
+	clear(c.drains)
 	c.storm = ""
 	c.tasks.reset()
 	for _, t := range view.Tasks("", 0) {
@@ -142,7 +145,12 @@ func (c *Core) lookAt(n *blixardv1.Node) {
 	if c.tainted[id] = constraint.Untolerated(n.GetTaints(), nil, blixardv1.TaintEffect_evict) != nil; !c.tainted[id] {
 		delete(c.tainted, id)
 	}
-	c.draining[id] = n.GetDraining() || c.tainted[id]
+	c.draining[id] = atOnce(n) || c.tainted[id]
+	if n.GetDrain() == nil {
+		delete(c.drains, id)
+	} else if _, known := c.drains[id]; !known {
+		c.drains[id] = nil
+	}
 }
 
 // Changed tells of one change of the state.
@@ -344,7 +352,7 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 	c.blocked[vm.GetId()] = &blocked{
 		need: view.Limits().Reservation(vm.GetSpec()), generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(),
 	}
-	if len(vm.GetSpec().GetScheduling().GetAffinities()) > 0 {
+	if s := vm.GetSpec().GetScheduling(); len(s.GetAffinities())+len(s.GetSpreads()) > 0 {
 		c.social[vm.GetId()] = true
 	}
 	if st := vm.GetStatus(); d.Reason == "" || st.GetReason() == d.Reason && st.GetMessage() == d.Message {

@@ -8,7 +8,7 @@ import (
 	"github.com/blixard/blixard/state"
 )
 
-// evict empties nodes of what must go: draining ones of all, tainted ones of what does not
+// evict empties nodes of what must go at once: draining ones of all, tainted ones of what does not
 // tolerate it. What stays, stays in either case.
 func (c *Core) evict(view View) []*blixardv1.Command {
 	var nodes []string
@@ -48,10 +48,13 @@ func mustGo(n *blixardv1.Node, a *blixardv1.Allocation) string {
 	switch {
 	case state.Going(a) || state.Stays(a) != "":
 		return ""
-	case n.GetDraining():
+	case atOnce(n):
 		return state.EvictDrain
 	case constraint.Untolerated(n.GetTaints(), a.GetSpec().GetScheduling(), blixardv1.TaintEffect_evict) != nil:
 		return state.EvictTaint
 	}
 	return ""
 }
+
+// atOnce reports whether a node is emptied at once, and not in steps.
+func atOnce(n *blixardv1.Node) bool { return n.GetDraining() && n.GetDrain() == nil }

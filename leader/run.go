@@ -155,6 +155,8 @@ func (r *runner) round(ctx context.Context, now time.Time) error {
 	cmds := append(r.cfg.Leases.due(view.Nodes(), now), r.core.Reschedule(view, now)...)
 	cmds = append(cmds, Dampen(view, wallclock.Now())...)
 	cmds = append(cmds, r.core.TasksDue(view, wallclock.Now())...)
+	cmds = append(cmds, r.core.Drains(view, now)...)
+	cmds = append(cmds, PruneEvents(view, wallclock.Now())...)
 	if view.Cluster() == nil {
 		return r.proposeAll(ctx, cmds)
 	}

@@ -52,6 +52,12 @@ type Fleet struct {
 	// counts the questions.
 	partitions []*partition
 	asked      uint64
+	// question is used again and again, since each costs much of what placing a VM does.
+	question question
+	// pivot is no node, and what nodes are compared with.
+	pivot slot
+	// values that nodes have, by keys that were asked for.
+	values map[string]map[string]bool
 	// largest memory that a node may give.
 	largest uint64
 
@@ -63,10 +69,13 @@ type Fleet struct {
 // slot is a node.
 type slot struct {
 	node *blixardv1.Node
+	name string // of the node
 	// used is what is reserved, by the state and by placements since Follow, and free
 	// the memory that is left.
-	used   *blixardv1.Resources
-	free   uint64
+	used *blixardv1.Resources
+	free uint64
+	// taken is used once placements took something; it is the slot's own.
+	taken  *blixardv1.Resources
 	labels map[string]string
 	// barred says why no VM is placed on it; only others have classes, one in each
 	// partition, in their order.
@@ -135,6 +144,7 @@ func (f *Fleet) Follow(view View) {
 		}
 	}
 	f.slots, f.names, f.order = map[string]*slot{}, map[string]*slot{}, nil
+	clear(f.values)
 	f.partitions, f.vms, f.groups = nil, map[string]member{}, map[label]*group{}
 	f.ranked, f.ranks = map[string]uint32{}, [state.PriorityMax + 1]int{}
 	f.largest = 0
@@ -184,7 +194,7 @@ func (f *Fleet) putNode(view View, n *blixardv1.Node) {
 		f.slots[n.GetId()] = s
 	}
 	old := s.node
-	s.node = n
+	s.node, s.name = n, n.GetName()
 	if old.GetName() != n.GetName() {
 		if old != nil {
 			delete(f.names, old.GetName())
@@ -198,9 +208,7 @@ func (f *Fleet) putNode(view View, n *blixardv1.Node) {
 		f.reserve(s, n.GetAllocated())
 		return
 	}
-	for _, g := range f.groups {
-		clear(g.over)
-	}
+	f.relabeled()
 	s.labels = constraint.Labels(n)
 	f.place(view, s)
 	f.resized(old.GetAllocatable().GetMemoryMib(), n.GetAllocatable().GetMemoryMib())
@@ -240,6 +248,12 @@ func (f *Fleet) dropNode(s *slot) {
 	delete(f.names, s.node.GetName())
 	f.order = slices.DeleteFunc(f.order, func(o *slot) bool { return o == s })
 	f.resized(s.node.GetAllocatable().GetMemoryMib(), 0)
+	f.relabeled()
+}
+
+// relabeled forgets what is counted by labels and facts of nodes.
+func (f *Fleet) relabeled() {
+	clear(f.values)
 	for _, g := range f.groups {
 		clear(g.over)
 	}
@@ -287,7 +301,7 @@ func (f *Fleet) partition(keys []string) *partition {
 			oldest = k
 		}
 	}
-	p := &partition{keys: keys, byKey: map[string]*class{}, last: f.asked}
+	p := &partition{keys: slices.Clone(keys), byKey: map[string]*class{}, last: f.asked}
 	if len(f.partitions) < partitionsMax {
 		oldest = len(f.partitions)
 		f.partitions = append(f.partitions, nil)
@@ -338,7 +352,7 @@ func lessFree(a, b *slot) bool {
 	if a.free != b.free {
 		return a.free < b.free
 	}
-	return a.node.GetName() > b.node.GetName()
+	return a.name > b.name
 }
 
 func barred(view View, n *blixardv1.Node) string {
@@ -436,8 +450,9 @@ func (f *Fleet) count(l label, at *slot, by int) {
 	}
 }
 
-// in gives how many VMs of a group are on nodes with a value of a label or fact.
-func (g *group) in(key, value string) int {
+// counts gives how many VMs of a group are on nodes, by the value of a label or fact. It
+// changes with the group.
+func (g *group) counts(key string) map[string]int {
 	counts := g.over[key]
 	if counts == nil {
 		counts = map[string]int{}
@@ -448,7 +463,7 @@ func (g *group) in(key, value string) int {
 		}
 		g.over[key] = counts
 	}
-	return counts[value]
+	return counts
 }
 
 const factName = "node.name"

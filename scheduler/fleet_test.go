@@ -236,6 +236,12 @@ func TestFleetFollows(t *testing.T) {
 					Weight: rapid.SampledFrom([]uint32{0, 10, 100}).Draw(t, "affinity"), Over: rapid.SampledFrom([]string{"", "zone"}).Draw(t, "over"),
 				})
 			}
+			for range rapid.IntRange(0, 1).Draw(t, "spreads") {
+				s.Spreads = append(s.Spreads, &blixardv1.Spread{
+					Key: "app", Value: "web", Over: "zone", Weight: rapid.SampledFrom([]uint32{0, 50}).Draw(t, "spread"),
+					Shares: []*blixardv1.SpreadShare{{Value: "1", Percent: rapid.Uint32Range(0, 100).Draw(t, "share")}},
+				})
+			}
 			return s
 		}
 		n := 0

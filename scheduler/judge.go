@@ -82,6 +82,9 @@ func rules(q *question, s *slot, tell bool) (reason, message string) {
 		}
 		return say(ReasonTaint, tell, "node %s has the taint %s, which the VM does not tolerate", name, constraint.TaintText(taint))
 	}
+	if reason, message = shares(q, s, tell); reason != "" {
+		return reason, message
+	}
 	return social(q, s, false, tell)
 }
 
@@ -163,7 +166,7 @@ func others(q *question, a affinity, s *slot, value string, itself bool) int {
 	if itself {
 		n = a.group.nodes[s]
 	} else {
-		n = a.group.in(a.GetOver(), value)
+		n = a.counts[value]
 	}
 	if n == 0 || !a.self {
 		return n
@@ -277,6 +280,13 @@ func sharedWishes(q *question, s *slot, tell func(string, float64)) int {
 	for _, p := range q.spec.GetScheduling().GetPreferences() {
 		if p.GetConstraint().GetKey() != factName {
 			total += preferred(p, s, tell)
+		}
+	}
+	for i := range q.spreads {
+		points := q.spreads[i].points(s)
+		total += points
+		if points != 0 && tell != nil {
+			tell("other values of "+q.spreads[i].GetOver()+" are farther from their share", float64(points))
 		}
 	}
 	for _, a := range q.should {

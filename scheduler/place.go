@@ -20,6 +20,7 @@ const (
 	ReasonConstraint = "constraint"
 	ReasonTaint      = "taint"
 	ReasonAffinity   = "affinity"
+	ReasonSpread     = "spread"
 	ReasonNoCapacity = "no_capacity"
 	// ReasonPreempting is of a VM for which others are taken off a node.
 	ReasonPreempting = "preempting"
@@ -28,7 +29,7 @@ const (
 // nearness orders the reasons: what is said of all nodes together is what is missing
 // of the node that is nearest to being one.
 var nearness = []string{
-	ReasonNoNodes, ReasonNoImage, ReasonNoKernel, ReasonVolumes, ReasonNoNetwork, ReasonConstraint, ReasonTaint, ReasonAffinity, ReasonNoCapacity,
+	ReasonNoNodes, ReasonNoImage, ReasonNoKernel, ReasonVolumes, ReasonNoNetwork, ReasonConstraint, ReasonTaint, ReasonAffinity, ReasonSpread, ReasonNoCapacity,
 }
 
 // Limits of a decision.
@@ -58,9 +59,8 @@ func (f *Fleet) Place(view View, vm *blixardv1.VM) Decision {
 	if s == nil {
 		return f.refusal(q)
 	}
-	used := sum(s.used, q.need)
 	f.touched = append(f.touched, s)
-	f.reserve(s, used)
+	f.reserve(s, s.plus(q.need))
 	if len(vm.GetLabels()) > 0 {
 		f.added = append(f.added, vm.GetId())
 		f.join(vm.GetId(), member{at: s, labels: vm.GetLabels()})
@@ -90,6 +90,7 @@ type question struct {
 	holderIDs []string
 	// must and should are its affinities.
 	must, should []affinity
+	spreads      []spread
 	// keys that its rules look at, sorted, but for the name.
 	keys []string
 }
@@ -98,13 +99,21 @@ type question struct {
 type affinity struct {
 	*blixardv1.Affinity
 	group *group // nil when there are none
+	// counts are those of the group over the values of a shared place; nil when the place is
+	// the node.
+	counts map[string]int
 	// self: the asking VM is one of them, and counted.
 	self bool
 }
 
+// ask makes the question of a VM. It is the fleet's and lasts until the next.
 func (f *Fleet) ask(view View, vm *blixardv1.VM) *question {
 	spec := vm.GetSpec()
-	q := &question{vm: vm, spec: spec, need: view.Limits().Reservation(spec), own: f.vms[vm.GetId()]}
+	q := &f.question
+	*q = question{
+		vm: vm, spec: spec, need: view.Limits().Reservation(spec), own: f.vms[vm.GetId()],
+		networks: q.networks[:0], must: q.must[:0], should: q.should[:0], keys: q.keys[:0], spreads: q.spreads[:0],
+	}
 	strategy := spec.GetScheduling().GetStrategy()
 	if strategy == blixardv1.Strategy_unspecified {
 		strategy = f.strategy
@@ -144,11 +153,18 @@ func (f *Fleet) ask(view View, vm *blixardv1.VM) *question {
 		key(a.GetOver())
 		l := label{a.GetKey(), a.GetValue()}
 		one := affinity{Affinity: a, group: f.groups[l], self: hasLabel(q.own.labels, l)}
+		if over := a.GetOver(); one.group != nil && over != "" && over != factName {
+			one.counts = one.group.counts(over)
+		}
 		if a.GetWeight() == 0 {
 			q.must = append(q.must, one)
 		} else {
 			q.should = append(q.should, one)
 		}
+	}
+	for _, one := range spec.GetScheduling().GetSpreads() {
+		key(one.GetOver())
+		q.spreads = append(q.spreads, f.spread(one, f.groups[label{one.GetKey(), one.GetValue()}], q.own))
 	}
 	for _, c := range spec.GetScheduling().GetConstraints() {
 		key(c.GetKey())
@@ -176,7 +192,7 @@ type search struct {
 
 // offer takes s when it is better. Equal ones are ordered as the trees are.
 func (b *search) offer(q *question, s *slot, points float64) {
-	if b.slot == nil || points > b.points || points == b.points && (s.node.GetName() < b.slot.node.GetName()) != q.pack {
+	if b.slot == nil || points > b.points || points == b.points && (s.name < b.slot.name) != q.pack {
 		b.slot, b.points = s, points
 	}
 }
@@ -282,14 +298,27 @@ func (f *Fleet) scan(b *search, q *question, c *class) {
 		return lost > 0 && looked < scanMax
 	}
 	if q.pack {
-		c.tree.AscendGreaterOrEqual(&slot{free: q.need.GetMemoryMib(), node: last}, visit)
+		c.tree.AscendGreaterOrEqual(f.first(q.need.GetMemoryMib()), visit)
 		return
 	}
 	c.tree.Descend(visit)
 }
 
-// last comes before all nodes with the same memory free.
-var last = &blixardv1.Node{Name: "\U0010ffff"}
+// first gives what comes before all nodes with that memory free, until it is asked again.
+func (f *Fleet) first(free uint64) *slot {
+	f.pivot.free, f.pivot.name = free, "\U0010ffff"
+	return &f.pivot
+}
+
+// plus gives what is used of a node and more, which takes the place of what was.
+func (s *slot) plus(more *blixardv1.Resources) *blixardv1.Resources {
+	if s.taken == nil {
+		s.taken = &blixardv1.Resources{}
+	}
+	t := s.taken
+	t.Vcpus, t.MemoryMib, t.DiskBytes = s.used.GetVcpus()+more.GetVcpus(), s.used.GetMemoryMib()+more.GetMemoryMib(), s.used.GetDiskBytes()+more.GetDiskBytes()
+	return t
+}
 
 // refusal says why there is no node.
 func (f *Fleet) refusal(q *question) Decision {

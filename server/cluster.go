@@ -14,6 +14,7 @@ import (
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/wallclock"
 	"github.com/blixard/blixard/replica"
+	"github.com/blixard/blixard/state"
 )
 
 // Defaults and limits of the cluster's calls.
@@ -258,10 +259,16 @@ func (s *Server) untilVoteless(ctx context.Context, m *blixardv1.Member) error {
 	}
 }
 
+// DrainNode lets the VMs go at once where a node is too old to know of drains in steps,
+// unless there is a deadline: nobody would keep it.
 func (s clusterService) DrainNode(ctx context.Context, req *blixardv1.DrainNodeRequest) (*blixardv1.DrainNodeResponse, error) {
-	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_DrainNode{
-		DrainNode: &blixardv1.DrainNodeCommand{Node: req.GetNode(), Drain: req.GetDrain()},
-	}})
+	cmd := &blixardv1.Command{Change: &blixardv1.Command_DrainNode{
+		DrainNode: &blixardv1.DrainNodeCommand{Node: req.GetNode(), Drain: req.GetDrain(), Gradual: req.GetGradual(), Deadline: req.GetDeadline()},
+	}}
+	if req.GetDeadline() == nil && s.cfg.Replica.View().FeatureLevel() < state.Level(cmd) {
+		cmd.GetDrainNode().Gradual = false
+	}
+	r, err := s.propose(ctx, req.GetIdempotencyKey(), cmd)
 	if err != nil {
 		return nil, err
 	}

@@ -145,6 +145,8 @@ var rules = map[string]rule{
 	"/blixard.v1.ClusterService/ChangeMember":    {route: toLeader, who: operate},
 	"/blixard.v1.ClusterService/RemoveMember":    {route: toLeader, who: operate},
 	"/blixard.v1.ClusterService/DrainNode":       {route: toLeader, who: operate},
+	"/blixard.v1.ClusterService/GetSettings":     {route: here, who: look},
+	"/blixard.v1.ClusterService/ChangeSettings":  {route: toLeader, who: operate},
 	"/blixard.v1.ClusterService/TransferLeader":  {route: toLeader, who: operate},
 	"/blixard.v1.ClusterService/Compact":         {route: here, who: operate},
 	"/blixard.v1.ClusterService/GetAuthorities":  {route: here, who: look},

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -141,9 +142,13 @@ func (s nodeService) PlanDrain(ctx context.Context, req *blixardv1.PlanDrainRequ
 	if err != nil {
 		return nil, err
 	}
-	fleet := s.fleet(view)
-	fleet.Bar(node.GetId(), "is being emptied")
-	return &blixardv1.PlanDrainResponse{Node: node, Steps: placedAnew(fleet, view, node)}, nil
+	plan := s.newPlan(view)
+	plan.fleet.Bar(node.GetId(), "is being emptied")
+	steps := plan.placedAnew(node)
+	slices.SortStableFunc(steps, func(a, b *blixardv1.PlannedVM) int {
+		return cmp.Compare(state.Priority(a.GetVm().GetSpec()), state.Priority(b.GetVm().GetSpec()))
+	})
+	return &blixardv1.PlanDrainResponse{Node: node, Steps: steps}, nil
 }
 
 // Simulate places the VMs of nodes that are left out, and then those of the request.
@@ -152,19 +157,19 @@ func (s nodeService) Simulate(ctx context.Context, req *blixardv1.SimulateReques
 	if err != nil {
 		return nil, err
 	}
-	fleet := s.fleet(view)
+	plan := s.newPlan(view)
 	var without []*blixardv1.Node
 	for _, name := range req.GetWithoutNodes() {
 		node, err := nodeOf(view, name)
 		if err != nil {
 			return nil, err
 		}
-		fleet.Bar(node.GetId(), "is left out")
+		plan.fleet.Bar(node.GetId(), "is left out")
 		without = append(without, node)
 	}
 	resp := &blixardv1.SimulateResponse{Index: view.Index()}
 	for _, node := range without {
-		resp.Vms = append(resp.Vms, placedAnew(fleet, view, node)...)
+		resp.Vms = append(resp.Vms, plan.placedAnew(node)...)
 	}
 	for i, one := range req.GetVms() {
 		spec := proto.CloneOf(one.GetSpec())
@@ -173,8 +178,9 @@ func (s nodeService) Simulate(ctx context.Context, req *blixardv1.SimulateReques
 		}
 		// An id of its own, since VMs with labels are counted by it.
 		vm := &blixardv1.VM{Id: fmt.Sprintf("simulated-%d", i), Name: one.GetName(), Spec: spec, Labels: one.GetLabels()}
-		d := fleet.Place(view, vm)
-		resp.Vms = append(resp.Vms, &blixardv1.PlannedVM{Vm: vm, To: d.Node.GetName(), Reason: d.Reason, Message: d.Message})
+		planned := &blixardv1.PlannedVM{Vm: vm}
+		plan.place(planned)
+		resp.Vms = append(resp.Vms, planned)
 	}
 	return resp, nil
 }
@@ -185,29 +191,6 @@ func nodeOf(view *state.View, name string) (*blixardv1.Node, error) {
 		return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", name).WithHint("`blixard node list` shows the nodes")
 	}
 	return node, nil
-}
-
-// placedAnew says where the VMs of a node would go that is barred.
-func placedAnew(fleet *scheduler.Fleet, view *state.View, node *blixardv1.Node) []*blixardv1.PlannedVM {
-	var vms []*blixardv1.PlannedVM
-	for _, a := range view.AllocationsOfNode(node.GetId()) {
-		vm := view.VM(a.GetVmId())
-		if vm.GetStatus().GetAllocationId() != a.GetId() || a.GetDesired() == blixardv1.DesiredAllocation_remove {
-			continue
-		}
-		one := &blixardv1.PlannedVM{Vm: vm}
-		if why := state.Stays(a); why != "" {
-			one.Stays, one.Message = true, why
-		} else if vm.GetSpec().GetDesired() == blixardv1.DesiredState_run {
-			d := fleet.Place(view, vm)
-			one.To, one.Reason, one.Message = d.Node.GetName(), d.Reason, d.Message
-		} else {
-			one.Message = "it is stopped, and gets its place when it is started"
-		}
-		vms = append(vms, one)
-	}
-	slices.SortFunc(vms, func(a, b *blixardv1.PlannedVM) int { return strings.Compare(a.GetVm().GetName(), b.GetVm().GetName()) })
-	return vms
 }
 
 // checkScheduling refuses rules that no node could ever meet, and keys that nothing has.
@@ -232,6 +215,9 @@ func checkScheduling(view *state.View, sched *blixardv1.Scheduling) error {
 		return err
 	}
 	if err := checkTolerations(sched.GetTolerations()); err != nil {
+		return err
+	}
+	if err := checkSpreads(sched.GetSpreads()); err != nil {
 		return err
 	}
 	for i, a := range sched.GetAffinities() {

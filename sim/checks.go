@@ -56,6 +56,9 @@ type checks struct {
 	// VMs that ever were.
 	preempts map[uint64]*blixardv1.PreemptCommand
 	vms      map[string]*blixardv1.VMSpec
+	// advances are the steps of drains in the log by index, and drains how each is.
+	advances map[uint64]bool
+	drains   map[string]*blixardv1.NodeDrain
 }
 
 func newChecks(w *world) *checks {
@@ -65,6 +68,7 @@ func newChecks(w *world) *checks {
 		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{}, lost: map[string]bool{},
 		once: map[string]bool{}, commands: map[string]string{}, attempts: map[string]uint32{},
 		preempts: map[uint64]*blixardv1.PreemptCommand{}, vms: map[string]*blixardv1.VMSpec{},
+		advances: map[uint64]bool{}, drains: map[string]*blixardv1.NodeDrain{},
 	}
 }
 
@@ -81,8 +85,11 @@ func (c *checks) applied(h *host, e *raftpb.Entry) {
 		c.newest = max(c.newest, index)
 		if e.GetType() != raftpb.EntryNormal {
 			c.members = index
-		} else if cmd := (&blixardv1.Command{}); c.w.faults.preemption && proto.Unmarshal(e.GetData(), cmd) == nil && cmd.GetPreempt() != nil {
-			c.preempts[index] = cmd.GetPreempt()
+		} else if cmd := (&blixardv1.Command{}); proto.Unmarshal(e.GetData(), cmd) == nil {
+			if cmd.GetPreempt() != nil {
+				c.preempts[index] = cmd.GetPreempt()
+			}
+			c.advances[index] = cmd.GetAdvanceDrain() != nil
 		}
 		c.w.mix(index, one.term, one.sum)
 	} else if known != one {
@@ -156,6 +163,14 @@ func (c *checks) promises(view *state.View) {
 	for _, n := range view.Nodes() {
 		if got, limit := used[n.GetId()], n.GetAllocatable().GetMemoryMib(); got > limit {
 			c.w.fail("node %s gives %d MiB of %d", n.GetName(), got, limit)
+		}
+		if n.GetDrain().GetState() != blixardv1.DrainState_done {
+			continue
+		}
+		for _, a := range view.AllocationsOfNode(n.GetId()) {
+			if !state.Lost(a) && a.GetSpec().GetOnNodeLoss() != blixardv1.NodeLossPolicy_keep {
+				c.w.fail("the drain of node %s is done with VM %s on it", n.GetName(), a.GetVmName())
+			}
 		}
 	}
 	c.quotas(view)
@@ -238,6 +253,9 @@ func (c *checks) saw(view *state.View) {
 			if p := c.preempts[ch.Index]; p != nil {
 				c.preempted(ch.Allocation, p)
 			}
+			if c.advances[ch.Index] {
+				c.drained(ch.Allocation)
+			}
 		case state.KindTask:
 			c.task(ch.Task)
 		}
@@ -246,6 +264,7 @@ func (c *checks) saw(view *state.View) {
 
 // node: while a node is down, none of its exclusive VMs runs.
 func (c *checks) node(n *blixardv1.Node) {
+	c.drain(n)
 	was := c.down[n.GetId()]
 	c.w.note("node %s, start %d, is %v at index %d", n.GetId(), n.GetIncarnation(), n.GetState(), n.GetModifyIndex())
 	c.down[n.GetId()] = n.GetState() == blixardv1.NodeState_down
@@ -355,6 +374,10 @@ func (w *world) settled(view *state.View) bool {
 		}
 		if got := view.Node(h.nodeID).GetState(); got != want {
 			w.unsettled = fmt.Sprintf("node %s is %v", h.nodeID, got)
+			return false
+		}
+		if why := w.unsettledDrain(view, view.Node(h.nodeID)); why != "" {
+			w.unsettled = fmt.Sprintf("node %s: %s", h.nodeID, why)
 			return false
 		}
 		for _, a := range view.AllocationsOfNode(h.nodeID) {

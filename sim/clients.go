@@ -7,6 +7,7 @@ import (
 
 	"github.com/anishathalye/porcupine"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -187,8 +188,15 @@ func (w *world) change(op operation) *blixardv1.Command {
 	case "delete":
 		cmd.Change = &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{Name: op.name}}
 	case "drain", "ready":
-		cmd.Change = &blixardv1.Command_DrainNode{DrainNode: &blixardv1.DrainNodeCommand{Node: w.any().nodeID, Drain: op.kind == "drain"}}
+		cmd.Change = &blixardv1.Command_DrainNode{DrainNode: w.drain(op.kind == "drain")}
 	case "cordon", "uncordon":
+		if w.keys%7 == 0 {
+			cmd.Change = &blixardv1.Command_SetSettings{SetSettings: &blixardv1.SetSettingsCommand{
+				MemoryPercent: proto.Uint32([]uint32{100, 60}[w.keys/7%2]), EventsKeep: durationpb.New(10 * time.Second),
+			}}
+			w.count("settings")
+			break
+		}
 		if w.keys%2 == 0 {
 			cmd.Change = &blixardv1.Command_UpdateNode{UpdateNode: w.taint(op.kind == "cordon")}
 			break
@@ -221,6 +229,20 @@ func priorityOf(name string) *uint32 {
 	sum := fnv.New32a()
 	_, _ = sum.Write([]byte(name))
 	return []*uint32{nil, proto.Uint32(20), proto.Uint32(80)}[sum.Sum32()%3]
+}
+
+// drain begins or ends a drain: of those that begin, two of three go in steps, and most have
+// a deadline. It costs no draw beyond the node.
+func (w *world) drain(begin bool) *blixardv1.DrainNodeCommand {
+	c := &blixardv1.DrainNodeCommand{Node: w.any().nodeID, Drain: begin}
+	if begin && w.keys%3 != 0 {
+		w.count("drains in steps")
+		c.Gradual = true
+		if w.keys%4 != 0 {
+			c.Deadline = durationpb.New(time.Duration(3+w.keys%16) * time.Second)
+		}
+	}
+	return c
 }
 
 // taint gives a node a taint that takes VMs off it, or takes it away.

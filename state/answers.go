@@ -104,6 +104,8 @@ func (b *batch) once(cmd *blixardv1.Command) Result {
 		a.objectID, a.objectName, a.modifyIndex = r.Tasks[0].GetId(), r.Tasks[0].GetName(), r.Tasks[0].GetModifyIndex()
 	case r.Secret != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.Secret.GetName(), r.Secret.GetName(), r.Secret.GetModifyIndex()
+	case r.Settings != nil:
+		a.objectID, a.modifyIndex = settingsID, r.Settings.GetModifyIndex()
 	case r.Quota != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.Quota.GetProject(), r.Quota.GetProject(), r.Quota.GetModifyIndex()
 	}
@@ -135,6 +137,12 @@ func (b *batch) repeat(a *answer, cmd *blixardv1.Command) Result {
 		if m := b.member(a.objectID); m != nil {
 			r.Member = proto.CloneOf(m)
 			r.Member.ModifyIndex = a.modifyIndex
+		}
+		return r
+	case *blixardv1.Command_SetSettings:
+		if s := settings(b.txn); s != nil {
+			r.Settings = proto.CloneOf(s)
+			r.Settings.ModifyIndex = a.modifyIndex
 		}
 		return r
 	case *blixardv1.Command_CreateToken, *blixardv1.Command_RevokeToken:

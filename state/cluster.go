@@ -336,7 +336,7 @@ func (b *batch) expel(old *blixardv1.Member) *blixardv1.Member {
 	}
 	if n := b.node(old.GetNodeId()); n != nil {
 		next := copyNode(n)
-		next.State, next.Draining = blixardv1.NodeState_left, true
+		next.State, next.Draining, next.Drain = blixardv1.NodeState_left, true, nil
 		b.putNode(next)
 	}
 	m := proto.CloneOf(old)
@@ -355,49 +355,4 @@ func (b *batch) giveUp(a *blixardv1.Allocation) {
 	next.Status = lost
 	b.allocationEvent(next, "allocation.lost", lost)
 	b.removed(next, nil)
-}
-
-// drainNode begins or ends a drain.
-func (b *batch) drainNode(c *blixardv1.DrainNodeCommand) Result {
-	old, why := b.presentNode(c.GetNode())
-	if why != nil {
-		return refused(b.index, why)
-	}
-	if old.GetDraining() == c.GetDrain() {
-		return Result{Index: b.index, Node: old}
-	}
-	n := copyNode(old)
-	n.Draining = c.GetDrain()
-	b.putNode(n)
-	kind, message := "node.draining", "its VMs go elsewhere and no more are placed on it"
-	if !n.GetDraining() {
-		kind, message = "node.drained_end", "it may have VMs again"
-	}
-	b.event(&blixardv1.Event{Kind: kind, ObjectKind: "node", ObjectId: n.GetId(), ObjectName: n.GetName(), Node: n.GetName(), Message: message})
-	return Result{Index: b.index, Node: n}
-}
-
-// Reasons of evictions.
-const (
-	EvictDrain = "drain"
-	EvictTaint = "taint"
-)
-
-// evict takes VMs off their nodes. What is gone already is passed over.
-func (b *batch) evict(c *blixardv1.EvictCommand) Result {
-	why := "it leaves its node and is placed again"
-	if c.GetReason() == EvictTaint {
-		why = "it does not tolerate a taint of its node, leaves it and is placed again"
-	}
-	for _, id := range c.GetAllocationIds() {
-		a := b.allocation(id)
-		if a == nil {
-			continue
-		}
-		vm := b.vm(a.GetVmId())
-		if vm != nil && b.stopAllocation(a, vm, blixardv1.DesiredAllocation_remove, false, 0) {
-			b.vmEvent(vm, "vm.evicted", c.GetReason(), why)
-		}
-	}
-	return Result{Index: b.index}
 }

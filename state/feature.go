@@ -20,7 +20,8 @@ import (
 //	10 tasks
 //	11 projects and quotas
 //	12 taints of nodes, priorities of VMs, and preemption
-const FeatureLevel = 12
+//	15 drains in steps, settings of the cluster, events that age, and spreads by shares
+const FeatureLevel = 15
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -32,11 +33,15 @@ var levels = map[protoreflect.Name]uint32{
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
 	"submit_task": 10, "step_tasks": 10, "change_tasks": 10,
 	"set_quota": 11, "remove_quota": 11,
-	"preempt": 12,
+	"preempt":       12,
+	"advance_drain": 15, "set_settings": 15, "prune_events": 15,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.
 func levelOfSpec(spec *blixardv1.VMSpec) uint32 {
+	if len(spec.GetScheduling().GetSpreads()) > 0 {
+		return 15
+	}
 	if s := spec.GetScheduling(); s != nil && s.Priority != nil || len(s.GetTolerations()) > 0 {
 		return 12
 	}
@@ -61,6 +66,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	}
 	if u := cmd.GetUpdateNode(); len(u.GetSetTaints())+len(u.GetDropTaints()) > 0 {
 		return 12
+	}
+	if cmd.GetDrainNode().GetGradual() {
+		return 15
 	}
 	if cmd.GetUpdateNode() != nil && cmd.GetUpdateNode().Damped != nil {
 		return 8

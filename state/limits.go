@@ -35,7 +35,8 @@ type Limits struct {
 	AnswersWindow time.Duration
 	// OverheadMiB of memory is reserved for each VM beside its guest's RAM.
 	OverheadMiB uint64
-	// VCPUOvercommit is how many virtual CPUs may be reserved for each real one.
+	// VCPUOvercommit is how many virtual CPUs may be reserved for each real one, where
+	// the settings say nothing else.
 	VCPUOvercommit uint32
 }
 
@@ -58,16 +59,6 @@ func (l Limits) Reservation(spec *blixardv1.VMSpec) *blixardv1.Resources {
 		Vcpus:     spec.GetVcpus(),
 		MemoryMib: uint64(spec.GetMemoryMib()) + l.OverheadMiB,
 		DiskBytes: spec.GetDiskBytes(),
-	}
-}
-
-// Allocatable is what VMs may reserve in all on a node of that capacity. A
-// capacity of 0 disk bytes means that the node does not bound disks.
-func (l Limits) Allocatable(capacity *blixardv1.Resources) *blixardv1.Resources {
-	return &blixardv1.Resources{
-		Vcpus:     capacity.GetVcpus() * l.VCPUOvercommit,
-		MemoryMib: capacity.GetMemoryMib(),
-		DiskBytes: capacity.GetDiskBytes(),
 	}
 }
 

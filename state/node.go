@@ -48,7 +48,7 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 	}
 	next.Name, next.Incarnation, next.Fingerprint = c.GetName(), c.GetIncarnation(), c.GetFingerprint()
 	next.State = blixardv1.NodeState_ready
-	next.Allocatable = b.s.limits.Allocatable(c.GetFingerprint().GetCapacity())
+	next.Allocatable = b.s.limits.Allocatable(settings(b.txn), c.GetFingerprint().GetCapacity())
 	if old != nil && proto.Equal(old, next) {
 		return Result{Index: b.index, Node: old}
 	}

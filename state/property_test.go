@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"pgregory.net/rapid"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -21,7 +23,7 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 	node := func() string { return pick("node", "n1", "n2") }
 	cmd := &blixardv1.Command{Key: pick("key", "", "", "", "k1", "k2"), Actor: pick("actor", "user:0", "user:1")}
 	states := rapid.Int32Range(0, int32(len(moves)))
-	switch rapid.IntRange(0, 13).Draw(t, "kind") {
+	switch rapid.IntRange(0, 17).Draw(t, "kind") {
 	case 0:
 		name := pick("name", "a", "b", "c")
 		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
@@ -101,6 +103,35 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 			update.SetTaints = []*blixardv1.Taint{{Key: "t", Effect: blixardv1.TaintEffect_Enum(rapid.IntRange(0, 2).Draw(t, "effect"))}}
 		}
 		cmd.Change = &blixardv1.Command_UpdateNode{UpdateNode: update}
+	case 13:
+		drain := &blixardv1.DrainNodeCommand{Node: node(), Drain: rapid.Bool().Draw(t, "drain"), Gradual: rapid.Bool().Draw(t, "gradual")}
+		if rapid.Bool().Draw(t, "with a deadline") {
+			drain.Deadline = durationpb.New(time.Duration(rapid.IntRange(-1, 3).Draw(t, "deadline")))
+		}
+		cmd.Change = &blixardv1.Command_DrainNode{DrainNode: drain}
+	case 14:
+		n := v.Node(node())
+		advance := &blixardv1.AdvanceDrainCommand{
+			NodeId: n.GetId(), BegunIndex: n.GetDrain().GetBegunIndex(), State: blixardv1.DrainState_Enum(rapid.IntRange(0, 3).Draw(t, "drain state")),
+			Expired: rapid.Bool().Draw(t, "expired"),
+		}
+		if rapid.Bool().Draw(t, "notes") {
+			advance.Left = durationpb.New(time.Duration(rapid.IntRange(-1, 3).Draw(t, "left")))
+		}
+		for _, a := range v.Allocations() {
+			if rapid.Bool().Draw(t, "leaves") {
+				advance.AllocationIds = append(advance.AllocationIds, a.GetId())
+			}
+		}
+		cmd.Change = &blixardv1.Command_AdvanceDrain{AdvanceDrain: advance}
+	case 15:
+		cmd.Change = &blixardv1.Command_SetSettings{SetSettings: &blixardv1.SetSettingsCommand{
+			CpuPercent:    rapid.SampledFrom([]*uint32{nil, proto.Uint32(0), proto.Uint32(50), proto.Uint32(100), proto.Uint32(1)}).Draw(t, "cpu"),
+			MemoryPercent: rapid.SampledFrom([]*uint32{nil, proto.Uint32(0), proto.Uint32(50), proto.Uint32(300)}).Draw(t, "memory ratio"),
+			DiskPercent:   rapid.SampledFrom([]*uint32{nil, proto.Uint32(0), proto.Uint32(40), proto.Uint32(300)}).Draw(t, "disk ratio"),
+		}}
+	case 16:
+		cmd.Change = &blixardv1.Command_PruneEvents{PruneEvents: &blixardv1.PruneEventsCommand{ThroughIndex: rapid.Uint64Range(0, v.Index()).Draw(t, "through")}}
 	default:
 		cmd.Change = &blixardv1.Command_SetVmReason{SetVmReason: &blixardv1.SetVMReasonCommand{VmId: vm(), Reason: pick("reason", "x", "y")}}
 	}
@@ -119,7 +150,7 @@ func content(v *View) string {
 	for _, o := range v.Nodes() {
 		fmt.Fprintln(&b, o)
 	}
-	fmt.Fprint(&b, len(v.Events(nil, 0)))
+	fmt.Fprint(&b, len(v.Events(nil, 0)), v.Settings())
 	return b.String()
 }
 
@@ -143,6 +174,7 @@ func TestRandomLives(t *testing.T) {
 			}
 			hold(t, one.s.View(), epochs)
 			onlyLowerYield(t, cmd, r, one.s.View())
+			drainsHold(t, cmd, r, one.s.View())
 			if rapid.IntRange(0, 9).Draw(t, "restart") == 0 {
 				restored = again(t, restored)
 			}
@@ -179,6 +211,27 @@ func onlyLowerYield(t *rapid.T, cmd *blixardv1.Command, r Result, v *View) {
 		}
 		if !Going(a) {
 			t.Fatalf("%v was to make room and stays", a)
+		}
+	}
+}
+
+// drainsHold checks what a drain did: nothing went that stays, one that is done has nothing
+// left to go, and its time only grows less.
+func drainsHold(t *rapid.T, cmd *blixardv1.Command, r Result, v *View) {
+	c := cmd.GetAdvanceDrain()
+	if c == nil || r.Problem != nil || r.Repeated {
+		return
+	}
+	d := r.Node.GetDrain()
+	if d.GetLeft().AsDuration() > d.GetDeadline().AsDuration() || d.GetExpired() && d.GetDeadline() == nil {
+		t.Fatalf("a drain became %v", d)
+	}
+	for _, a := range v.AllocationsOfNode(r.Node.GetId()) {
+		if a.GetModifyIndex() == r.Index && Stays(a) != "" {
+			t.Fatalf("%v leaves in a drain", a)
+		}
+		if d.GetState() == blixardv1.DrainState_done && !Lost(a) && (Stays(a) == "" || a.GetDesired() == blixardv1.DesiredAllocation_remove) {
+			t.Fatalf("a drain is done with %v on the node", a)
 		}
 	}
 }

@@ -22,7 +22,7 @@ type Result struct {
 	// VM after CreateVM, SetVMDesired, UpdateVM, RenameVM, DeleteVM, LabelVM and
 	// SetVMReason; its last form when it was dropped.
 	VM *blixardv1.VM
-	// Node after RegisterNode, SetNodeState, DrainNode and UpdateNode.
+	// Node after RegisterNode, SetNodeState, DrainNode, AdvanceDrain and UpdateNode.
 	Node *blixardv1.Node
 	// Member after FormCluster and those that change members.
 	Member *blixardv1.Member
@@ -40,6 +40,8 @@ type Result struct {
 	Tasks []*blixardv1.Task
 	// Quota after SetQuota, and its last form after RemoveQuota.
 	Quota *blixardv1.Quota
+	// Settings after SetSettings.
+	Settings *blixardv1.Settings
 	// Problem is why the command changed nothing; nil when it was carried out.
 	Problem *problem.Error
 	// Refused are the placements, reports or steps of tasks that were refused by themselves while

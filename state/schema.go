@@ -22,6 +22,7 @@ const (
 	tableSecret     = "secret"
 	tableTask       = "task"
 	tableQuota      = "quota"
+	tableSettings   = "settings"
 	// Claims and usages are derived from the VMs and no part of a snapshot.
 	tableClaim = "claim"
 	tableUsage = "usage"
@@ -33,6 +34,9 @@ const (
 	// indexArray has the tasks of an array, and indexArrayName those by its name.
 	indexArray     = "array"
 	indexArrayName = "array_name"
+
+	// settingsID is the key of the settings, of which there is one object at most.
+	settingsID = "settings"
 
 	prefixSuffix = "_prefix"
 )
@@ -125,6 +129,9 @@ func schema() *memdb.DBSchema {
 		),
 		tableQuota: table(tableQuota,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Quota]((*blixardv1.Quota).GetProject)},
+		),
+		tableSettings: table(tableSettings,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Settings](func(*blixardv1.Settings) string { return settingsID })},
 		),
 		tableUsage: table(tableUsage,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.ProjectUsage]((*blixardv1.ProjectUsage).GetProject)},

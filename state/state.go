@@ -151,6 +151,8 @@ func (b *batch) run(cmd *blixardv1.Command) Result {
 		return b.lose(c.Lose)
 	case *blixardv1.Command_Preempt:
 		return b.preempt(c.Preempt)
+	case *blixardv1.Command_AdvanceDrain:
+		return b.advanceDrain(c.AdvanceDrain)
 	}
 	return b.runGuests(cmd)
 }
@@ -223,6 +225,10 @@ func (b *batch) runCluster(cmd *blixardv1.Command) Result {
 		return b.rotateAuthority(c.RotateAuthority)
 	case *blixardv1.Command_DropAuthorities:
 		return b.dropAuthorities()
+	case *blixardv1.Command_SetSettings:
+		return b.setSettings(c.SetSettings)
+	case *blixardv1.Command_PruneEvents:
+		return b.pruneEvents(c.PruneEvents)
 	}
 	invariant.Fail("entry %d holds a command this version does not know: was it written by a newer one?", b.index)
 	return Result{}

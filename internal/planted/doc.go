@@ -42,6 +42,10 @@ const (
 	QuotaNotChecked   Bug = "VMs are declared without looking at the quota"
 	EqualsPreempted   Bug = "a VM takes the room of one of equal priority"
 	KeptPreempted     Bug = "a VM that is kept on its node is preempted"
+	KeptDrained       Bug = "a drain takes off a VM that is kept on its node"
+	DrainGrows        Bug = "a new leader gives a drain its whole deadline again"
+	DrainDoneEarly    Bug = "a drain is said to be done while VMs are still leaving"
+	RatioNotChecked   Bug = "a lower ratio of overcommitment is taken although more is given to VMs"
 	// Leases.
 	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
 	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"

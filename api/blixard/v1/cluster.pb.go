@@ -1244,7 +1244,13 @@ type DrainNodeRequest struct {
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Node           string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
 	// drain is false to end a drain.
-	Drain         bool `protobuf:"varint,3,opt,name=drain,proto3" json:"drain,omitempty"`
+	Drain bool `protobuf:"varint,3,opt,name=drain,proto3" json:"drain,omitempty"`
+	// gradual: VMs leave while they have a place elsewhere, a few at a time, those of the
+	// lowest priority first. Otherwise all are stopped at once.
+	Gradual bool `protobuf:"varint,4,opt,name=gradual,proto3" json:"gradual,omitempty"`
+	// deadline of a gradual drain, from a second to 30 days: VMs that are left then are
+	// stopped. Unset means that they wait.
+	Deadline      *durationpb.Duration `protobuf:"bytes,5,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1300,6 +1306,20 @@ func (x *DrainNodeRequest) GetDrain() bool {
 	return false
 }
 
+func (x *DrainNodeRequest) GetGradual() bool {
+	if x != nil {
+		return x.Gradual
+	}
+	return false
+}
+
+func (x *DrainNodeRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
 type DrainNodeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1344,6 +1364,298 @@ func (x *DrainNodeResponse) GetNode() *Node {
 	return nil
 }
 
+// Settings hold for the whole cluster and are kept in the replicated state.
+type Settings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// cpu_percent, memory_percent and disk_percent are how much VMs may reserve in all of what
+	// a node has, in percent; 0 means the default: 3200, 100 and 100.
+	CpuPercent    uint32 `protobuf:"varint,1,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`
+	MemoryPercent uint32 `protobuf:"varint,2,opt,name=memory_percent,json=memoryPercent,proto3" json:"memory_percent,omitempty"`
+	DiskPercent   uint32 `protobuf:"varint,3,opt,name=disk_percent,json=diskPercent,proto3" json:"disk_percent,omitempty"`
+	// events_keep is the age after which events are forgotten; 0 means that their number
+	// alone bounds them.
+	EventsKeep    *durationpb.Duration `protobuf:"bytes,4,opt,name=events_keep,json=eventsKeep,proto3" json:"events_keep,omitempty"`
+	ModifyIndex   uint64               `protobuf:"varint,5,opt,name=modify_index,json=modifyIndex,proto3" json:"modify_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Settings) Reset() {
+	*x = Settings{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Settings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Settings) ProtoMessage() {}
+
+func (x *Settings) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Settings.ProtoReflect.Descriptor instead.
+func (*Settings) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Settings) GetCpuPercent() uint32 {
+	if x != nil {
+		return x.CpuPercent
+	}
+	return 0
+}
+
+func (x *Settings) GetMemoryPercent() uint32 {
+	if x != nil {
+		return x.MemoryPercent
+	}
+	return 0
+}
+
+func (x *Settings) GetDiskPercent() uint32 {
+	if x != nil {
+		return x.DiskPercent
+	}
+	return 0
+}
+
+func (x *Settings) GetEventsKeep() *durationpb.Duration {
+	if x != nil {
+		return x.EventsKeep
+	}
+	return nil
+}
+
+func (x *Settings) GetModifyIndex() uint64 {
+	if x != nil {
+		return x.ModifyIndex
+	}
+	return 0
+}
+
+type GetSettingsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSettingsRequest) Reset() {
+	*x = GetSettingsRequest{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSettingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSettingsRequest) ProtoMessage() {}
+
+func (x *GetSettingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSettingsRequest.ProtoReflect.Descriptor instead.
+func (*GetSettingsRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{20}
+}
+
+type GetSettingsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// settings with the defaults filled in.
+	Settings      *Settings `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSettingsResponse) Reset() {
+	*x = GetSettingsResponse{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSettingsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSettingsResponse) ProtoMessage() {}
+
+func (x *GetSettingsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSettingsResponse.ProtoReflect.Descriptor instead.
+func (*GetSettingsResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *GetSettingsResponse) GetSettings() *Settings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+type ChangeSettingsRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	ExpectedIndex  uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	// settings in percent, from 10 on; 0 means the default, and unset leaves it.
+	CpuPercent    *uint32 `protobuf:"varint,3,opt,name=cpu_percent,json=cpuPercent,proto3,oneof" json:"cpu_percent,omitempty"`
+	MemoryPercent *uint32 `protobuf:"varint,4,opt,name=memory_percent,json=memoryPercent,proto3,oneof" json:"memory_percent,omitempty"`
+	DiskPercent   *uint32 `protobuf:"varint,5,opt,name=disk_percent,json=diskPercent,proto3,oneof" json:"disk_percent,omitempty"`
+	// events_keep up to 10 years.
+	EventsKeep    *durationpb.Duration `protobuf:"bytes,6,opt,name=events_keep,json=eventsKeep,proto3" json:"events_keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeSettingsRequest) Reset() {
+	*x = ChangeSettingsRequest{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeSettingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeSettingsRequest) ProtoMessage() {}
+
+func (x *ChangeSettingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeSettingsRequest.ProtoReflect.Descriptor instead.
+func (*ChangeSettingsRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ChangeSettingsRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ChangeSettingsRequest) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *ChangeSettingsRequest) GetCpuPercent() uint32 {
+	if x != nil && x.CpuPercent != nil {
+		return *x.CpuPercent
+	}
+	return 0
+}
+
+func (x *ChangeSettingsRequest) GetMemoryPercent() uint32 {
+	if x != nil && x.MemoryPercent != nil {
+		return *x.MemoryPercent
+	}
+	return 0
+}
+
+func (x *ChangeSettingsRequest) GetDiskPercent() uint32 {
+	if x != nil && x.DiskPercent != nil {
+		return *x.DiskPercent
+	}
+	return 0
+}
+
+func (x *ChangeSettingsRequest) GetEventsKeep() *durationpb.Duration {
+	if x != nil {
+		return x.EventsKeep
+	}
+	return nil
+}
+
+type ChangeSettingsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Settings      *Settings              `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeSettingsResponse) Reset() {
+	*x = ChangeSettingsResponse{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeSettingsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeSettingsResponse) ProtoMessage() {}
+
+func (x *ChangeSettingsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeSettingsResponse.ProtoReflect.Descriptor instead.
+func (*ChangeSettingsResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ChangeSettingsResponse) GetSettings() *Settings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
 type TransferLeaderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// node to lead, by name or id; empty lets the leader choose.
@@ -1354,7 +1666,7 @@ type TransferLeaderRequest struct {
 
 func (x *TransferLeaderRequest) Reset() {
 	*x = TransferLeaderRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[19]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1678,7 @@ func (x *TransferLeaderRequest) String() string {
 func (*TransferLeaderRequest) ProtoMessage() {}
 
 func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[19]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1691,7 @@ func (x *TransferLeaderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeaderRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TransferLeaderRequest) GetNode() string {
@@ -1398,7 +1710,7 @@ type TransferLeaderResponse struct {
 
 func (x *TransferLeaderResponse) Reset() {
 	*x = TransferLeaderResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[20]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +1722,7 @@ func (x *TransferLeaderResponse) String() string {
 func (*TransferLeaderResponse) ProtoMessage() {}
 
 func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[20]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +1735,7 @@ func (x *TransferLeaderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeaderResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeaderResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TransferLeaderResponse) GetLeaderNodeId() string {
@@ -1441,7 +1753,7 @@ type CompactRequest struct {
 
 func (x *CompactRequest) Reset() {
 	*x = CompactRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[21]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1765,7 @@ func (x *CompactRequest) String() string {
 func (*CompactRequest) ProtoMessage() {}
 
 func (x *CompactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[21]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1778,7 @@ func (x *CompactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactRequest.ProtoReflect.Descriptor instead.
 func (*CompactRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 type CompactResponse struct {
@@ -1479,7 +1791,7 @@ type CompactResponse struct {
 
 func (x *CompactResponse) Reset() {
 	*x = CompactResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[22]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1803,7 @@ func (x *CompactResponse) String() string {
 func (*CompactResponse) ProtoMessage() {}
 
 func (x *CompactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[22]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1816,7 @@ func (x *CompactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactResponse.ProtoReflect.Descriptor instead.
 func (*CompactResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CompactResponse) GetSnapshotIndex() uint64 {
@@ -1535,7 +1847,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[23]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1859,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[23]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1872,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *JoinRequest) GetPeer() string {
@@ -1594,7 +1906,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[24]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1918,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[24]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1931,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *JoinResponse) GetClusterId() string {
@@ -1644,7 +1956,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[25]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1656,7 +1968,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[25]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1669,7 +1981,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 type LeaveResponse struct {
@@ -1680,7 +1992,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[26]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +2004,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[26]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1705,7 +2017,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 type EnrollRequest struct {
@@ -1729,7 +2041,7 @@ type EnrollRequest struct {
 
 func (x *EnrollRequest) Reset() {
 	*x = EnrollRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[27]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +2053,7 @@ func (x *EnrollRequest) String() string {
 func (*EnrollRequest) ProtoMessage() {}
 
 func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[27]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +2066,7 @@ func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
 func (*EnrollRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EnrollRequest) GetTokenId() string {
@@ -1846,7 +2158,7 @@ type EnrollResponse struct {
 
 func (x *EnrollResponse) Reset() {
 	*x = EnrollResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +2170,7 @@ func (x *EnrollResponse) String() string {
 func (*EnrollResponse) ProtoMessage() {}
 
 func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +2183,7 @@ func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollResponse.ProtoReflect.Descriptor instead.
 func (*EnrollResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *EnrollResponse) GetClusterId() string {
@@ -1939,7 +2251,7 @@ type RenewCertificateRequest struct {
 
 func (x *RenewCertificateRequest) Reset() {
 	*x = RenewCertificateRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2263,7 @@ func (x *RenewCertificateRequest) String() string {
 func (*RenewCertificateRequest) ProtoMessage() {}
 
 func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2276,7 @@ func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RenewCertificateRequest) GetSigningRequest() []byte {
@@ -2012,7 +2324,7 @@ type RenewCertificateResponse struct {
 
 func (x *RenewCertificateResponse) Reset() {
 	*x = RenewCertificateResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[30]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2336,7 @@ func (x *RenewCertificateResponse) String() string {
 func (*RenewCertificateResponse) ProtoMessage() {}
 
 func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[30]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2349,7 @@ func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RenewCertificateResponse) GetCertificate() []byte {
@@ -2067,7 +2379,7 @@ type IssueCertificateRequest struct {
 
 func (x *IssueCertificateRequest) Reset() {
 	*x = IssueCertificateRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[31]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2391,7 @@ func (x *IssueCertificateRequest) String() string {
 func (*IssueCertificateRequest) ProtoMessage() {}
 
 func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[31]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2404,7 @@ func (x *IssueCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *IssueCertificateRequest) GetSigningRequest() []byte {
@@ -2129,7 +2441,7 @@ type IssueCertificateResponse struct {
 
 func (x *IssueCertificateResponse) Reset() {
 	*x = IssueCertificateResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[32]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2453,7 @@ func (x *IssueCertificateResponse) String() string {
 func (*IssueCertificateResponse) ProtoMessage() {}
 
 func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[32]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2466,7 @@ func (x *IssueCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *IssueCertificateResponse) GetClusterId() string {
@@ -2200,7 +2512,7 @@ type PeerHello struct {
 
 func (x *PeerHello) Reset() {
 	*x = PeerHello{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[33]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2212,7 +2524,7 @@ func (x *PeerHello) String() string {
 func (*PeerHello) ProtoMessage() {}
 
 func (x *PeerHello) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[33]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2225,7 +2537,7 @@ func (x *PeerHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerHello.ProtoReflect.Descriptor instead.
 func (*PeerHello) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PeerHello) GetClusterId() string {
@@ -2268,7 +2580,7 @@ type MessagesRequest struct {
 
 func (x *MessagesRequest) Reset() {
 	*x = MessagesRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[34]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2592,7 @@ func (x *MessagesRequest) String() string {
 func (*MessagesRequest) ProtoMessage() {}
 
 func (x *MessagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[34]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2605,7 @@ func (x *MessagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessagesRequest.ProtoReflect.Descriptor instead.
 func (*MessagesRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *MessagesRequest) GetHello() *PeerHello {
@@ -2320,7 +2632,7 @@ type MessagesResponse struct {
 
 func (x *MessagesResponse) Reset() {
 	*x = MessagesResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[35]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2644,7 @@ func (x *MessagesResponse) String() string {
 func (*MessagesResponse) ProtoMessage() {}
 
 func (x *MessagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[35]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2657,7 @@ func (x *MessagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessagesResponse.ProtoReflect.Descriptor instead.
 func (*MessagesResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *MessagesResponse) GetReceived() uint64 {
@@ -2368,7 +2680,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[36]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2692,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[36]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2705,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SnapshotRequest) GetHello() *PeerHello {
@@ -2426,7 +2738,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[37]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2438,7 +2750,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[37]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2451,7 +2763,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SnapshotResponse) GetBytes() uint64 {
@@ -2469,7 +2781,7 @@ type GetAuthoritiesRequest struct {
 
 func (x *GetAuthoritiesRequest) Reset() {
 	*x = GetAuthoritiesRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[38]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2793,7 @@ func (x *GetAuthoritiesRequest) String() string {
 func (*GetAuthoritiesRequest) ProtoMessage() {}
 
 func (x *GetAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[38]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2806,7 @@ func (x *GetAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*GetAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{43}
 }
 
 // Authority signs certificates, or did.
@@ -2514,7 +2826,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[39]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2838,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[39]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2851,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Authority) GetId() string {
@@ -2586,7 +2898,7 @@ type GetAuthoritiesResponse struct {
 
 func (x *GetAuthoritiesResponse) Reset() {
 	*x = GetAuthoritiesResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[40]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2598,7 +2910,7 @@ func (x *GetAuthoritiesResponse) String() string {
 func (*GetAuthoritiesResponse) ProtoMessage() {}
 
 func (x *GetAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[40]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2611,7 +2923,7 @@ func (x *GetAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*GetAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -2629,7 +2941,7 @@ type RotateAuthorityRequest struct {
 
 func (x *RotateAuthorityRequest) Reset() {
 	*x = RotateAuthorityRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[41]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2953,7 @@ func (x *RotateAuthorityRequest) String() string {
 func (*RotateAuthorityRequest) ProtoMessage() {}
 
 func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[41]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2966,7 @@ func (x *RotateAuthorityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityRequest.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{46}
 }
 
 type RotateAuthorityResponse struct {
@@ -2666,7 +2978,7 @@ type RotateAuthorityResponse struct {
 
 func (x *RotateAuthorityResponse) Reset() {
 	*x = RotateAuthorityResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[42]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +2990,7 @@ func (x *RotateAuthorityResponse) String() string {
 func (*RotateAuthorityResponse) ProtoMessage() {}
 
 func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[42]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +3003,7 @@ func (x *RotateAuthorityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityResponse.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RotateAuthorityResponse) GetAuthority() *Authority {
@@ -2710,7 +3022,7 @@ type DropAuthoritiesRequest struct {
 
 func (x *DropAuthoritiesRequest) Reset() {
 	*x = DropAuthoritiesRequest{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[43]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2722,7 +3034,7 @@ func (x *DropAuthoritiesRequest) String() string {
 func (*DropAuthoritiesRequest) ProtoMessage() {}
 
 func (x *DropAuthoritiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[43]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2735,7 +3047,7 @@ func (x *DropAuthoritiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesRequest.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesRequest) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DropAuthoritiesRequest) GetIdempotencyKey() string {
@@ -2754,7 +3066,7 @@ type DropAuthoritiesResponse struct {
 
 func (x *DropAuthoritiesResponse) Reset() {
 	*x = DropAuthoritiesResponse{}
-	mi := &file_blixard_v1_cluster_proto_msgTypes[44]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +3078,7 @@ func (x *DropAuthoritiesResponse) String() string {
 func (*DropAuthoritiesResponse) ProtoMessage() {}
 
 func (x *DropAuthoritiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_cluster_proto_msgTypes[44]
+	mi := &file_blixard_v1_cluster_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +3091,7 @@ func (x *DropAuthoritiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesResponse.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesResponse) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DropAuthoritiesResponse) GetAuthorities() []*Authority {
@@ -2891,13 +3203,44 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\x12\x14\n" +
 	"\x05force\x18\x03 \x01(\bR\x05force\"B\n" +
 	"\x14RemoveMemberResponse\x12*\n" +
-	"\x06member\x18\x01 \x01(\v2\x12.blixard.v1.MemberR\x06member\"y\n" +
+	"\x06member\x18\x01 \x01(\v2\x12.blixard.v1.MemberR\x06member\"\xdd\x01\n" +
 	"\x10DrainNodeRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
 	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\x12\x14\n" +
-	"\x05drain\x18\x03 \x01(\bR\x05drain\"9\n" +
+	"\x05drain\x18\x03 \x01(\bR\x05drain\x12\x18\n" +
+	"\agradual\x18\x04 \x01(\bR\agradual\x12H\n" +
+	"\bdeadline\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\bdeadline\"9\n" +
 	"\x11DrainNodeResponse\x12$\n" +
-	"\x04node\x18\x01 \x01(\v2\x10.blixard.v1.NodeR\x04node\"4\n" +
+	"\x04node\x18\x01 \x01(\v2\x10.blixard.v1.NodeR\x04node\"\xf2\x01\n" +
+	"\bSettings\x12)\n" +
+	"\vcpu_percent\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\x802R\n" +
+	"cpuPercent\x12/\n" +
+	"\x0ememory_percent\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x90\x03R\rmemoryPercent\x12+\n" +
+	"\fdisk_percent\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\vdiskPercent\x12:\n" +
+	"\vevents_keep\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"eventsKeep\x12!\n" +
+	"\fmodify_index\x18\x05 \x01(\x04R\vmodifyIndex\"\x14\n" +
+	"\x12GetSettingsRequest\"G\n" +
+	"\x13GetSettingsResponse\x120\n" +
+	"\bsettings\x18\x01 \x01(\v2\x14.blixard.v1.SettingsR\bsettings\"\xbe\x05\n" +
+	"\x15ChangeSettingsRequest\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12\x92\x01\n" +
+	"\vcpu_percent\x18\x03 \x01(\rBl\xbaHi\xba\x01f\n" +
+	"\fsettings.cpu\x12(the ratio of CPUs must be from 0.1 to 64\x1a,this == 0u || (this >= 10u && this <= 6400u)H\x00R\n" +
+	"cpuPercent\x88\x01\x01\x12\x9b\x01\n" +
+	"\x0ememory_percent\x18\x04 \x01(\rBo\xbaHl\xba\x01i\n" +
+	"\x0fsettings.memory\x12)the ratio of memory must be from 0.1 to 4\x1a+this == 0u || (this >= 10u && this <= 400u)H\x01R\rmemoryPercent\x88\x01\x01\x12\x96\x01\n" +
+	"\fdisk_percent\x18\x05 \x01(\rBn\xbaHk\xba\x01h\n" +
+	"\rsettings.disk\x12)the ratio of disks must be from 0.1 to 10\x1a,this == 0u || (this >= 10u && this <= 1000u)H\x02R\vdiskPercent\x88\x01\x01\x12L\n" +
+	"\vevents_keep\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x06\b\x80\x86\xb0\x96\x012\x00R\n" +
+	"eventsKeepB\x0e\n" +
+	"\f_cpu_percentB\x11\n" +
+	"\x0f_memory_percentB\x0f\n" +
+	"\r_disk_percent\"J\n" +
+	"\x16ChangeSettingsResponse\x120\n" +
+	"\bsettings\x18\x01 \x01(\v2\x14.blixard.v1.SettingsR\bsettings\"4\n" +
 	"\x15TransferLeaderRequest\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\">\n" +
 	"\x16TransferLeaderResponse\x12$\n" +
@@ -2995,7 +3338,8 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\x16DropAuthoritiesRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\"R\n" +
 	"\x17DropAuthoritiesResponse\x127\n" +
-	"\vauthorities\x18\x01 \x03(\v2\x15.blixard.v1.AuthorityR\vauthorities2\xe1\b\n" +
+	"\vauthorities\x18\x01 \x03(\v2\x15.blixard.v1.AuthorityR\vauthorities2\x8a\n" +
+	"\n" +
 	"\x0eClusterService\x12K\n" +
 	"\n" +
 	"GetCluster\x12\x1d.blixard.v1.GetClusterRequest\x1a\x1e.blixard.v1.GetClusterResponse\x12N\n" +
@@ -3005,7 +3349,9 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\vRevokeToken\x12\x1e.blixard.v1.RevokeTokenRequest\x1a\x1f.blixard.v1.RevokeTokenResponse\x12Q\n" +
 	"\fChangeMember\x12\x1f.blixard.v1.ChangeMemberRequest\x1a .blixard.v1.ChangeMemberResponse\x12Q\n" +
 	"\fRemoveMember\x12\x1f.blixard.v1.RemoveMemberRequest\x1a .blixard.v1.RemoveMemberResponse\x12H\n" +
-	"\tDrainNode\x12\x1c.blixard.v1.DrainNodeRequest\x1a\x1d.blixard.v1.DrainNodeResponse\x12W\n" +
+	"\tDrainNode\x12\x1c.blixard.v1.DrainNodeRequest\x1a\x1d.blixard.v1.DrainNodeResponse\x12N\n" +
+	"\vGetSettings\x12\x1e.blixard.v1.GetSettingsRequest\x1a\x1f.blixard.v1.GetSettingsResponse\x12W\n" +
+	"\x0eChangeSettings\x12!.blixard.v1.ChangeSettingsRequest\x1a\".blixard.v1.ChangeSettingsResponse\x12W\n" +
 	"\x0eTransferLeader\x12!.blixard.v1.TransferLeaderRequest\x1a\".blixard.v1.TransferLeaderResponse\x12B\n" +
 	"\aCompact\x12\x1a.blixard.v1.CompactRequest\x1a\x1b.blixard.v1.CompactResponse\x12W\n" +
 	"\x0eGetAuthorities\x12!.blixard.v1.GetAuthoritiesRequest\x1a\".blixard.v1.GetAuthoritiesResponse\x12Z\n" +
@@ -3034,7 +3380,7 @@ func file_blixard_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_blixard_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_blixard_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_blixard_v1_cluster_proto_goTypes = []any{
 	(MemberRole_Enum)(0),             // 0: blixard.v1.MemberRole.Enum
 	(*MemberRole)(nil),               // 1: blixard.v1.MemberRole
@@ -3056,107 +3402,121 @@ var file_blixard_v1_cluster_proto_goTypes = []any{
 	(*RemoveMemberResponse)(nil),     // 17: blixard.v1.RemoveMemberResponse
 	(*DrainNodeRequest)(nil),         // 18: blixard.v1.DrainNodeRequest
 	(*DrainNodeResponse)(nil),        // 19: blixard.v1.DrainNodeResponse
-	(*TransferLeaderRequest)(nil),    // 20: blixard.v1.TransferLeaderRequest
-	(*TransferLeaderResponse)(nil),   // 21: blixard.v1.TransferLeaderResponse
-	(*CompactRequest)(nil),           // 22: blixard.v1.CompactRequest
-	(*CompactResponse)(nil),          // 23: blixard.v1.CompactResponse
-	(*JoinRequest)(nil),              // 24: blixard.v1.JoinRequest
-	(*JoinResponse)(nil),             // 25: blixard.v1.JoinResponse
-	(*LeaveRequest)(nil),             // 26: blixard.v1.LeaveRequest
-	(*LeaveResponse)(nil),            // 27: blixard.v1.LeaveResponse
-	(*EnrollRequest)(nil),            // 28: blixard.v1.EnrollRequest
-	(*EnrollResponse)(nil),           // 29: blixard.v1.EnrollResponse
-	(*RenewCertificateRequest)(nil),  // 30: blixard.v1.RenewCertificateRequest
-	(*RenewCertificateResponse)(nil), // 31: blixard.v1.RenewCertificateResponse
-	(*IssueCertificateRequest)(nil),  // 32: blixard.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 33: blixard.v1.IssueCertificateResponse
-	(*PeerHello)(nil),                // 34: blixard.v1.PeerHello
-	(*MessagesRequest)(nil),          // 35: blixard.v1.MessagesRequest
-	(*MessagesResponse)(nil),         // 36: blixard.v1.MessagesResponse
-	(*SnapshotRequest)(nil),          // 37: blixard.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),         // 38: blixard.v1.SnapshotResponse
-	(*GetAuthoritiesRequest)(nil),    // 39: blixard.v1.GetAuthoritiesRequest
-	(*Authority)(nil),                // 40: blixard.v1.Authority
-	(*GetAuthoritiesResponse)(nil),   // 41: blixard.v1.GetAuthoritiesResponse
-	(*RotateAuthorityRequest)(nil),   // 42: blixard.v1.RotateAuthorityRequest
-	(*RotateAuthorityResponse)(nil),  // 43: blixard.v1.RotateAuthorityResponse
-	(*DropAuthoritiesRequest)(nil),   // 44: blixard.v1.DropAuthoritiesRequest
-	(*DropAuthoritiesResponse)(nil),  // 45: blixard.v1.DropAuthoritiesResponse
-	(*timestamppb.Timestamp)(nil),    // 46: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 47: google.protobuf.Duration
-	(*Node)(nil),                     // 48: blixard.v1.Node
+	(*Settings)(nil),                 // 20: blixard.v1.Settings
+	(*GetSettingsRequest)(nil),       // 21: blixard.v1.GetSettingsRequest
+	(*GetSettingsResponse)(nil),      // 22: blixard.v1.GetSettingsResponse
+	(*ChangeSettingsRequest)(nil),    // 23: blixard.v1.ChangeSettingsRequest
+	(*ChangeSettingsResponse)(nil),   // 24: blixard.v1.ChangeSettingsResponse
+	(*TransferLeaderRequest)(nil),    // 25: blixard.v1.TransferLeaderRequest
+	(*TransferLeaderResponse)(nil),   // 26: blixard.v1.TransferLeaderResponse
+	(*CompactRequest)(nil),           // 27: blixard.v1.CompactRequest
+	(*CompactResponse)(nil),          // 28: blixard.v1.CompactResponse
+	(*JoinRequest)(nil),              // 29: blixard.v1.JoinRequest
+	(*JoinResponse)(nil),             // 30: blixard.v1.JoinResponse
+	(*LeaveRequest)(nil),             // 31: blixard.v1.LeaveRequest
+	(*LeaveResponse)(nil),            // 32: blixard.v1.LeaveResponse
+	(*EnrollRequest)(nil),            // 33: blixard.v1.EnrollRequest
+	(*EnrollResponse)(nil),           // 34: blixard.v1.EnrollResponse
+	(*RenewCertificateRequest)(nil),  // 35: blixard.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil), // 36: blixard.v1.RenewCertificateResponse
+	(*IssueCertificateRequest)(nil),  // 37: blixard.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil), // 38: blixard.v1.IssueCertificateResponse
+	(*PeerHello)(nil),                // 39: blixard.v1.PeerHello
+	(*MessagesRequest)(nil),          // 40: blixard.v1.MessagesRequest
+	(*MessagesResponse)(nil),         // 41: blixard.v1.MessagesResponse
+	(*SnapshotRequest)(nil),          // 42: blixard.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),         // 43: blixard.v1.SnapshotResponse
+	(*GetAuthoritiesRequest)(nil),    // 44: blixard.v1.GetAuthoritiesRequest
+	(*Authority)(nil),                // 45: blixard.v1.Authority
+	(*GetAuthoritiesResponse)(nil),   // 46: blixard.v1.GetAuthoritiesResponse
+	(*RotateAuthorityRequest)(nil),   // 47: blixard.v1.RotateAuthorityRequest
+	(*RotateAuthorityResponse)(nil),  // 48: blixard.v1.RotateAuthorityResponse
+	(*DropAuthoritiesRequest)(nil),   // 49: blixard.v1.DropAuthoritiesRequest
+	(*DropAuthoritiesResponse)(nil),  // 50: blixard.v1.DropAuthoritiesResponse
+	(*timestamppb.Timestamp)(nil),    // 51: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 52: google.protobuf.Duration
+	(*Node)(nil),                     // 53: blixard.v1.Node
 }
 var file_blixard_v1_cluster_proto_depIdxs = []int32{
-	46, // 0: blixard.v1.Cluster.created_at:type_name -> google.protobuf.Timestamp
+	51, // 0: blixard.v1.Cluster.created_at:type_name -> google.protobuf.Timestamp
 	0,  // 1: blixard.v1.Member.role:type_name -> blixard.v1.MemberRole.Enum
-	46, // 2: blixard.v1.Member.joined_at:type_name -> google.protobuf.Timestamp
+	51, // 2: blixard.v1.Member.joined_at:type_name -> google.protobuf.Timestamp
 	0,  // 3: blixard.v1.Token.role:type_name -> blixard.v1.MemberRole.Enum
-	46, // 4: blixard.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	51, // 4: blixard.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
 	3,  // 5: blixard.v1.MemberStatus.member:type_name -> blixard.v1.Member
 	6,  // 6: blixard.v1.GetClusterResponse.members:type_name -> blixard.v1.MemberStatus
-	47, // 7: blixard.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	52, // 7: blixard.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	0,  // 8: blixard.v1.CreateTokenRequest.role:type_name -> blixard.v1.MemberRole.Enum
 	4,  // 9: blixard.v1.CreateTokenResponse.token:type_name -> blixard.v1.Token
 	4,  // 10: blixard.v1.ListTokensResponse.tokens:type_name -> blixard.v1.Token
 	0,  // 11: blixard.v1.ChangeMemberRequest.role:type_name -> blixard.v1.MemberRole.Enum
 	3,  // 12: blixard.v1.ChangeMemberResponse.member:type_name -> blixard.v1.Member
 	3,  // 13: blixard.v1.RemoveMemberResponse.member:type_name -> blixard.v1.Member
-	48, // 14: blixard.v1.DrainNodeResponse.node:type_name -> blixard.v1.Node
-	3,  // 15: blixard.v1.JoinResponse.member:type_name -> blixard.v1.Member
-	46, // 16: blixard.v1.EnrollRequest.time:type_name -> google.protobuf.Timestamp
-	3,  // 17: blixard.v1.EnrollResponse.member:type_name -> blixard.v1.Member
-	3,  // 18: blixard.v1.EnrollResponse.members:type_name -> blixard.v1.Member
-	3,  // 19: blixard.v1.IssueCertificateResponse.members:type_name -> blixard.v1.Member
-	34, // 20: blixard.v1.MessagesRequest.hello:type_name -> blixard.v1.PeerHello
-	34, // 21: blixard.v1.SnapshotRequest.hello:type_name -> blixard.v1.PeerHello
-	46, // 22: blixard.v1.Authority.not_before:type_name -> google.protobuf.Timestamp
-	46, // 23: blixard.v1.Authority.not_after:type_name -> google.protobuf.Timestamp
-	40, // 24: blixard.v1.GetAuthoritiesResponse.authorities:type_name -> blixard.v1.Authority
-	40, // 25: blixard.v1.RotateAuthorityResponse.authority:type_name -> blixard.v1.Authority
-	40, // 26: blixard.v1.DropAuthoritiesResponse.authorities:type_name -> blixard.v1.Authority
-	5,  // 27: blixard.v1.ClusterService.GetCluster:input_type -> blixard.v1.GetClusterRequest
-	8,  // 28: blixard.v1.ClusterService.CreateToken:input_type -> blixard.v1.CreateTokenRequest
-	10, // 29: blixard.v1.ClusterService.ListTokens:input_type -> blixard.v1.ListTokensRequest
-	12, // 30: blixard.v1.ClusterService.RevokeToken:input_type -> blixard.v1.RevokeTokenRequest
-	14, // 31: blixard.v1.ClusterService.ChangeMember:input_type -> blixard.v1.ChangeMemberRequest
-	16, // 32: blixard.v1.ClusterService.RemoveMember:input_type -> blixard.v1.RemoveMemberRequest
-	18, // 33: blixard.v1.ClusterService.DrainNode:input_type -> blixard.v1.DrainNodeRequest
-	20, // 34: blixard.v1.ClusterService.TransferLeader:input_type -> blixard.v1.TransferLeaderRequest
-	22, // 35: blixard.v1.ClusterService.Compact:input_type -> blixard.v1.CompactRequest
-	39, // 36: blixard.v1.ClusterService.GetAuthorities:input_type -> blixard.v1.GetAuthoritiesRequest
-	42, // 37: blixard.v1.ClusterService.RotateAuthority:input_type -> blixard.v1.RotateAuthorityRequest
-	44, // 38: blixard.v1.ClusterService.DropAuthorities:input_type -> blixard.v1.DropAuthoritiesRequest
-	24, // 39: blixard.v1.ClusterService.Join:input_type -> blixard.v1.JoinRequest
-	26, // 40: blixard.v1.ClusterService.Leave:input_type -> blixard.v1.LeaveRequest
-	28, // 41: blixard.v1.EnrollService.Enroll:input_type -> blixard.v1.EnrollRequest
-	30, // 42: blixard.v1.EnrollService.RenewCertificate:input_type -> blixard.v1.RenewCertificateRequest
-	32, // 43: blixard.v1.EnrollService.IssueCertificate:input_type -> blixard.v1.IssueCertificateRequest
-	35, // 44: blixard.v1.PeerService.Messages:input_type -> blixard.v1.MessagesRequest
-	37, // 45: blixard.v1.PeerService.Snapshot:input_type -> blixard.v1.SnapshotRequest
-	7,  // 46: blixard.v1.ClusterService.GetCluster:output_type -> blixard.v1.GetClusterResponse
-	9,  // 47: blixard.v1.ClusterService.CreateToken:output_type -> blixard.v1.CreateTokenResponse
-	11, // 48: blixard.v1.ClusterService.ListTokens:output_type -> blixard.v1.ListTokensResponse
-	13, // 49: blixard.v1.ClusterService.RevokeToken:output_type -> blixard.v1.RevokeTokenResponse
-	15, // 50: blixard.v1.ClusterService.ChangeMember:output_type -> blixard.v1.ChangeMemberResponse
-	17, // 51: blixard.v1.ClusterService.RemoveMember:output_type -> blixard.v1.RemoveMemberResponse
-	19, // 52: blixard.v1.ClusterService.DrainNode:output_type -> blixard.v1.DrainNodeResponse
-	21, // 53: blixard.v1.ClusterService.TransferLeader:output_type -> blixard.v1.TransferLeaderResponse
-	23, // 54: blixard.v1.ClusterService.Compact:output_type -> blixard.v1.CompactResponse
-	41, // 55: blixard.v1.ClusterService.GetAuthorities:output_type -> blixard.v1.GetAuthoritiesResponse
-	43, // 56: blixard.v1.ClusterService.RotateAuthority:output_type -> blixard.v1.RotateAuthorityResponse
-	45, // 57: blixard.v1.ClusterService.DropAuthorities:output_type -> blixard.v1.DropAuthoritiesResponse
-	25, // 58: blixard.v1.ClusterService.Join:output_type -> blixard.v1.JoinResponse
-	27, // 59: blixard.v1.ClusterService.Leave:output_type -> blixard.v1.LeaveResponse
-	29, // 60: blixard.v1.EnrollService.Enroll:output_type -> blixard.v1.EnrollResponse
-	31, // 61: blixard.v1.EnrollService.RenewCertificate:output_type -> blixard.v1.RenewCertificateResponse
-	33, // 62: blixard.v1.EnrollService.IssueCertificate:output_type -> blixard.v1.IssueCertificateResponse
-	36, // 63: blixard.v1.PeerService.Messages:output_type -> blixard.v1.MessagesResponse
-	38, // 64: blixard.v1.PeerService.Snapshot:output_type -> blixard.v1.SnapshotResponse
-	46, // [46:65] is the sub-list for method output_type
-	27, // [27:46] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	52, // 14: blixard.v1.DrainNodeRequest.deadline:type_name -> google.protobuf.Duration
+	53, // 15: blixard.v1.DrainNodeResponse.node:type_name -> blixard.v1.Node
+	52, // 16: blixard.v1.Settings.events_keep:type_name -> google.protobuf.Duration
+	20, // 17: blixard.v1.GetSettingsResponse.settings:type_name -> blixard.v1.Settings
+	52, // 18: blixard.v1.ChangeSettingsRequest.events_keep:type_name -> google.protobuf.Duration
+	20, // 19: blixard.v1.ChangeSettingsResponse.settings:type_name -> blixard.v1.Settings
+	3,  // 20: blixard.v1.JoinResponse.member:type_name -> blixard.v1.Member
+	51, // 21: blixard.v1.EnrollRequest.time:type_name -> google.protobuf.Timestamp
+	3,  // 22: blixard.v1.EnrollResponse.member:type_name -> blixard.v1.Member
+	3,  // 23: blixard.v1.EnrollResponse.members:type_name -> blixard.v1.Member
+	3,  // 24: blixard.v1.IssueCertificateResponse.members:type_name -> blixard.v1.Member
+	39, // 25: blixard.v1.MessagesRequest.hello:type_name -> blixard.v1.PeerHello
+	39, // 26: blixard.v1.SnapshotRequest.hello:type_name -> blixard.v1.PeerHello
+	51, // 27: blixard.v1.Authority.not_before:type_name -> google.protobuf.Timestamp
+	51, // 28: blixard.v1.Authority.not_after:type_name -> google.protobuf.Timestamp
+	45, // 29: blixard.v1.GetAuthoritiesResponse.authorities:type_name -> blixard.v1.Authority
+	45, // 30: blixard.v1.RotateAuthorityResponse.authority:type_name -> blixard.v1.Authority
+	45, // 31: blixard.v1.DropAuthoritiesResponse.authorities:type_name -> blixard.v1.Authority
+	5,  // 32: blixard.v1.ClusterService.GetCluster:input_type -> blixard.v1.GetClusterRequest
+	8,  // 33: blixard.v1.ClusterService.CreateToken:input_type -> blixard.v1.CreateTokenRequest
+	10, // 34: blixard.v1.ClusterService.ListTokens:input_type -> blixard.v1.ListTokensRequest
+	12, // 35: blixard.v1.ClusterService.RevokeToken:input_type -> blixard.v1.RevokeTokenRequest
+	14, // 36: blixard.v1.ClusterService.ChangeMember:input_type -> blixard.v1.ChangeMemberRequest
+	16, // 37: blixard.v1.ClusterService.RemoveMember:input_type -> blixard.v1.RemoveMemberRequest
+	18, // 38: blixard.v1.ClusterService.DrainNode:input_type -> blixard.v1.DrainNodeRequest
+	21, // 39: blixard.v1.ClusterService.GetSettings:input_type -> blixard.v1.GetSettingsRequest
+	23, // 40: blixard.v1.ClusterService.ChangeSettings:input_type -> blixard.v1.ChangeSettingsRequest
+	25, // 41: blixard.v1.ClusterService.TransferLeader:input_type -> blixard.v1.TransferLeaderRequest
+	27, // 42: blixard.v1.ClusterService.Compact:input_type -> blixard.v1.CompactRequest
+	44, // 43: blixard.v1.ClusterService.GetAuthorities:input_type -> blixard.v1.GetAuthoritiesRequest
+	47, // 44: blixard.v1.ClusterService.RotateAuthority:input_type -> blixard.v1.RotateAuthorityRequest
+	49, // 45: blixard.v1.ClusterService.DropAuthorities:input_type -> blixard.v1.DropAuthoritiesRequest
+	29, // 46: blixard.v1.ClusterService.Join:input_type -> blixard.v1.JoinRequest
+	31, // 47: blixard.v1.ClusterService.Leave:input_type -> blixard.v1.LeaveRequest
+	33, // 48: blixard.v1.EnrollService.Enroll:input_type -> blixard.v1.EnrollRequest
+	35, // 49: blixard.v1.EnrollService.RenewCertificate:input_type -> blixard.v1.RenewCertificateRequest
+	37, // 50: blixard.v1.EnrollService.IssueCertificate:input_type -> blixard.v1.IssueCertificateRequest
+	40, // 51: blixard.v1.PeerService.Messages:input_type -> blixard.v1.MessagesRequest
+	42, // 52: blixard.v1.PeerService.Snapshot:input_type -> blixard.v1.SnapshotRequest
+	7,  // 53: blixard.v1.ClusterService.GetCluster:output_type -> blixard.v1.GetClusterResponse
+	9,  // 54: blixard.v1.ClusterService.CreateToken:output_type -> blixard.v1.CreateTokenResponse
+	11, // 55: blixard.v1.ClusterService.ListTokens:output_type -> blixard.v1.ListTokensResponse
+	13, // 56: blixard.v1.ClusterService.RevokeToken:output_type -> blixard.v1.RevokeTokenResponse
+	15, // 57: blixard.v1.ClusterService.ChangeMember:output_type -> blixard.v1.ChangeMemberResponse
+	17, // 58: blixard.v1.ClusterService.RemoveMember:output_type -> blixard.v1.RemoveMemberResponse
+	19, // 59: blixard.v1.ClusterService.DrainNode:output_type -> blixard.v1.DrainNodeResponse
+	22, // 60: blixard.v1.ClusterService.GetSettings:output_type -> blixard.v1.GetSettingsResponse
+	24, // 61: blixard.v1.ClusterService.ChangeSettings:output_type -> blixard.v1.ChangeSettingsResponse
+	26, // 62: blixard.v1.ClusterService.TransferLeader:output_type -> blixard.v1.TransferLeaderResponse
+	28, // 63: blixard.v1.ClusterService.Compact:output_type -> blixard.v1.CompactResponse
+	46, // 64: blixard.v1.ClusterService.GetAuthorities:output_type -> blixard.v1.GetAuthoritiesResponse
+	48, // 65: blixard.v1.ClusterService.RotateAuthority:output_type -> blixard.v1.RotateAuthorityResponse
+	50, // 66: blixard.v1.ClusterService.DropAuthorities:output_type -> blixard.v1.DropAuthoritiesResponse
+	30, // 67: blixard.v1.ClusterService.Join:output_type -> blixard.v1.JoinResponse
+	32, // 68: blixard.v1.ClusterService.Leave:output_type -> blixard.v1.LeaveResponse
+	34, // 69: blixard.v1.EnrollService.Enroll:output_type -> blixard.v1.EnrollResponse
+	36, // 70: blixard.v1.EnrollService.RenewCertificate:output_type -> blixard.v1.RenewCertificateResponse
+	38, // 71: blixard.v1.EnrollService.IssueCertificate:output_type -> blixard.v1.IssueCertificateResponse
+	41, // 72: blixard.v1.PeerService.Messages:output_type -> blixard.v1.MessagesResponse
+	43, // 73: blixard.v1.PeerService.Snapshot:output_type -> blixard.v1.SnapshotResponse
+	53, // [53:74] is the sub-list for method output_type
+	32, // [32:53] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_cluster_proto_init() }
@@ -3165,13 +3525,14 @@ func file_blixard_v1_cluster_proto_init() {
 		return
 	}
 	file_blixard_v1_objects_proto_init()
+	file_blixard_v1_cluster_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_cluster_proto_rawDesc), len(file_blixard_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   45,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

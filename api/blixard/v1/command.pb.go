@@ -195,6 +195,9 @@ type Command struct {
 	//	*Command_SetQuota
 	//	*Command_RemoveQuota
 	//	*Command_Preempt
+	//	*Command_AdvanceDrain
+	//	*Command_SetSettings
+	//	*Command_PruneEvents
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -670,6 +673,33 @@ func (x *Command) GetPreempt() *PreemptCommand {
 	return nil
 }
 
+func (x *Command) GetAdvanceDrain() *AdvanceDrainCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_AdvanceDrain); ok {
+			return x.AdvanceDrain
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetSettings() *SetSettingsCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_SetSettings); ok {
+			return x.SetSettings
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPruneEvents() *PruneEventsCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_PruneEvents); ok {
+			return x.PruneEvents
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -854,6 +884,18 @@ type Command_Preempt struct {
 	Preempt *PreemptCommand `protobuf:"bytes,56,opt,name=preempt,proto3,oneof"`
 }
 
+type Command_AdvanceDrain struct {
+	AdvanceDrain *AdvanceDrainCommand `protobuf:"bytes,69,opt,name=advance_drain,json=advanceDrain,proto3,oneof"`
+}
+
+type Command_SetSettings struct {
+	SetSettings *SetSettingsCommand `protobuf:"bytes,70,opt,name=set_settings,json=setSettings,proto3,oneof"`
+}
+
+type Command_PruneEvents struct {
+	PruneEvents *PruneEventsCommand `protobuf:"bytes,71,opt,name=prune_events,json=pruneEvents,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -943,6 +985,12 @@ func (*Command_SetQuota) isCommand_Change() {}
 func (*Command_RemoveQuota) isCommand_Change() {}
 
 func (*Command_Preempt) isCommand_Change() {}
+
+func (*Command_AdvanceDrain) isCommand_Change() {}
+
+func (*Command_SetSettings) isCommand_Change() {}
+
+func (*Command_PruneEvents) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -3669,9 +3717,12 @@ func (x *LoseCommand) GetStorm() string {
 
 // DrainNodeCommand begins or ends a drain.
 type DrainNodeCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Drain         bool                   `protobuf:"varint,2,opt,name=drain,proto3" json:"drain,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Drain bool                   `protobuf:"varint,2,opt,name=drain,proto3" json:"drain,omitempty"`
+	// gradual and deadline as in DrainNodeRequest.
+	Gradual       bool                 `protobuf:"varint,3,opt,name=gradual,proto3" json:"gradual,omitempty"`
+	Deadline      *durationpb.Duration `protobuf:"bytes,4,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3720,6 +3771,244 @@ func (x *DrainNodeCommand) GetDrain() bool {
 	return false
 }
 
+func (x *DrainNodeCommand) GetGradual() bool {
+	if x != nil {
+		return x.Gradual
+	}
+	return false
+}
+
+func (x *DrainNodeCommand) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+// AdvanceDrainCommand carries a gradual drain on, as the leader found it. It is refused as
+// a whole when the drain is another one, or would be done although VMs must go; each
+// allocation that stays or is not on the node is refused by itself.
+type AdvanceDrainCommand struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// begun_index of the drain that is meant.
+	BegunIndex uint64 `protobuf:"varint,2,opt,name=begun_index,json=begunIndex,proto3" json:"begun_index,omitempty"`
+	// state from now on, and message.
+	State   DrainState_Enum `protobuf:"varint,3,opt,name=state,proto3,enum=blixard.v1.DrainState_Enum" json:"state,omitempty"`
+	Message string          `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// left of the deadline; it never grows. Unset leaves it.
+	Left *durationpb.Duration `protobuf:"bytes,5,opt,name=left,proto3" json:"left,omitempty"`
+	// expired is never taken back.
+	Expired bool `protobuf:"varint,6,opt,name=expired,proto3" json:"expired,omitempty"`
+	// allocation_ids that leave the node.
+	AllocationIds []string `protobuf:"bytes,7,rep,name=allocation_ids,json=allocationIds,proto3" json:"allocation_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdvanceDrainCommand) Reset() {
+	*x = AdvanceDrainCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdvanceDrainCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdvanceDrainCommand) ProtoMessage() {}
+
+func (x *AdvanceDrainCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdvanceDrainCommand.ProtoReflect.Descriptor instead.
+func (*AdvanceDrainCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *AdvanceDrainCommand) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *AdvanceDrainCommand) GetBegunIndex() uint64 {
+	if x != nil {
+		return x.BegunIndex
+	}
+	return 0
+}
+
+func (x *AdvanceDrainCommand) GetState() DrainState_Enum {
+	if x != nil {
+		return x.State
+	}
+	return DrainState_unspecified
+}
+
+func (x *AdvanceDrainCommand) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *AdvanceDrainCommand) GetLeft() *durationpb.Duration {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *AdvanceDrainCommand) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
+}
+
+func (x *AdvanceDrainCommand) GetAllocationIds() []string {
+	if x != nil {
+		return x.AllocationIds
+	}
+	return nil
+}
+
+// SetSettingsCommand changes what is set. It is refused when more of a node is reserved
+// than VMs may have by it.
+type SetSettingsCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ExpectedIndex uint64                 `protobuf:"varint,1,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	CpuPercent    *uint32                `protobuf:"varint,2,opt,name=cpu_percent,json=cpuPercent,proto3,oneof" json:"cpu_percent,omitempty"`
+	MemoryPercent *uint32                `protobuf:"varint,3,opt,name=memory_percent,json=memoryPercent,proto3,oneof" json:"memory_percent,omitempty"`
+	DiskPercent   *uint32                `protobuf:"varint,4,opt,name=disk_percent,json=diskPercent,proto3,oneof" json:"disk_percent,omitempty"`
+	EventsKeep    *durationpb.Duration   `protobuf:"bytes,5,opt,name=events_keep,json=eventsKeep,proto3" json:"events_keep,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSettingsCommand) Reset() {
+	*x = SetSettingsCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSettingsCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSettingsCommand) ProtoMessage() {}
+
+func (x *SetSettingsCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSettingsCommand.ProtoReflect.Descriptor instead.
+func (*SetSettingsCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *SetSettingsCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *SetSettingsCommand) GetCpuPercent() uint32 {
+	if x != nil && x.CpuPercent != nil {
+		return *x.CpuPercent
+	}
+	return 0
+}
+
+func (x *SetSettingsCommand) GetMemoryPercent() uint32 {
+	if x != nil && x.MemoryPercent != nil {
+		return *x.MemoryPercent
+	}
+	return 0
+}
+
+func (x *SetSettingsCommand) GetDiskPercent() uint32 {
+	if x != nil && x.DiskPercent != nil {
+		return *x.DiskPercent
+	}
+	return 0
+}
+
+func (x *SetSettingsCommand) GetEventsKeep() *durationpb.Duration {
+	if x != nil {
+		return x.EventsKeep
+	}
+	return nil
+}
+
+// PruneEventsCommand forgets the events up to an index, which are too old by the leader's
+// clock.
+type PruneEventsCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ThroughIndex  uint64                 `protobuf:"varint,1,opt,name=through_index,json=throughIndex,proto3" json:"through_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneEventsCommand) Reset() {
+	*x = PruneEventsCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneEventsCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneEventsCommand) ProtoMessage() {}
+
+func (x *PruneEventsCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneEventsCommand.ProtoReflect.Descriptor instead.
+func (*PruneEventsCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *PruneEventsCommand) GetThroughIndex() uint64 {
+	if x != nil {
+		return x.ThroughIndex
+	}
+	return 0
+}
+
 // UpdateNodeCommand changes what people say of a node.
 type UpdateNodeCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3740,7 +4029,7 @@ type UpdateNodeCommand struct {
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3752,7 +4041,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +4054,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -3833,7 +4122,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3845,7 +4134,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3858,7 +4147,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3918,6 +4207,7 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Secret
 	//	*StateSnapshot_Task
 	//	*StateSnapshot_Quota
+	//	*StateSnapshot_Settings
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3925,7 +4215,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3937,7 +4227,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3950,7 +4240,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -4104,6 +4394,15 @@ func (x *StateSnapshot) GetQuota() *Quota {
 	return nil
 }
 
+func (x *StateSnapshot) GetSettings() *Settings {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Settings); ok {
+			return x.Settings
+		}
+	}
+	return nil
+}
+
 type isStateSnapshot_Record interface {
 	isStateSnapshot_Record()
 }
@@ -4174,6 +4473,10 @@ type StateSnapshot_Quota struct {
 	Quota *Quota `protobuf:"bytes,16,opt,name=quota,proto3,oneof"`
 }
 
+type StateSnapshot_Settings struct {
+	Settings *Settings `protobuf:"bytes,19,opt,name=settings,proto3,oneof"`
+}
+
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Vm) isStateSnapshot_Record() {}
@@ -4206,6 +4509,8 @@ func (*StateSnapshot_Task) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Quota) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_Settings) isStateSnapshot_Record() {}
+
 // StateHeader says what the stream holds.
 type StateHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4217,7 +4522,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4229,7 +4534,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4242,7 +4547,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -4272,7 +4577,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4284,7 +4589,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4297,7 +4602,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -4335,7 +4640,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[51]
+	mi := &file_blixard_v1_command_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4347,7 +4652,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[51]
+	mi := &file_blixard_v1_command_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4360,7 +4665,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{51}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -4431,7 +4736,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x18\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x1a\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -4491,7 +4796,10 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\fchange_tasks\x183 \x01(\v2\x1e.blixard.v1.ChangeTasksCommandH\x00R\vchangeTasks\x12:\n" +
 	"\tset_quota\x186 \x01(\v2\x1b.blixard.v1.SetQuotaCommandH\x00R\bsetQuota\x12C\n" +
 	"\fremove_quota\x187 \x01(\v2\x1e.blixard.v1.RemoveQuotaCommandH\x00R\vremoveQuota\x126\n" +
-	"\apreempt\x188 \x01(\v2\x1a.blixard.v1.PreemptCommandH\x00R\apreemptB\b\n" +
+	"\apreempt\x188 \x01(\v2\x1a.blixard.v1.PreemptCommandH\x00R\apreempt\x12F\n" +
+	"\radvance_drain\x18E \x01(\v2\x1f.blixard.v1.AdvanceDrainCommandH\x00R\fadvanceDrain\x12C\n" +
+	"\fset_settings\x18F \x01(\v2\x1e.blixard.v1.SetSettingsCommandH\x00R\vsetSettings\x12C\n" +
+	"\fprune_events\x18G \x01(\v2\x1e.blixard.v1.PruneEventsCommandH\x00R\vpruneEventsB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xf3\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -4714,10 +5022,34 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x0eallocation_ids\x18\x02 \x03(\tR\rallocationIds\"J\n" +
 	"\vLoseCommand\x12%\n" +
 	"\x0eallocation_ids\x18\x01 \x03(\tR\rallocationIds\x12\x14\n" +
-	"\x05storm\x18\x02 \x01(\tR\x05storm\"<\n" +
+	"\x05storm\x18\x02 \x01(\tR\x05storm\"\x8d\x01\n" +
 	"\x10DrainNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
-	"\x05drain\x18\x02 \x01(\bR\x05drain\"\xfc\x02\n" +
+	"\x05drain\x18\x02 \x01(\bR\x05drain\x12\x18\n" +
+	"\agradual\x18\x03 \x01(\bR\agradual\x125\n" +
+	"\bdeadline\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\"\x8c\x02\n" +
+	"\x13AdvanceDrainCommand\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1f\n" +
+	"\vbegun_index\x18\x02 \x01(\x04R\n" +
+	"begunIndex\x121\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1b.blixard.v1.DrainState.EnumR\x05state\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12-\n" +
+	"\x04left\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04left\x12\x18\n" +
+	"\aexpired\x18\x06 \x01(\bR\aexpired\x12%\n" +
+	"\x0eallocation_ids\x18\a \x03(\tR\rallocationIds\"\xa5\x02\n" +
+	"\x12SetSettingsCommand\x12%\n" +
+	"\x0eexpected_index\x18\x01 \x01(\x04R\rexpectedIndex\x12$\n" +
+	"\vcpu_percent\x18\x02 \x01(\rH\x00R\n" +
+	"cpuPercent\x88\x01\x01\x12*\n" +
+	"\x0ememory_percent\x18\x03 \x01(\rH\x01R\rmemoryPercent\x88\x01\x01\x12&\n" +
+	"\fdisk_percent\x18\x04 \x01(\rH\x02R\vdiskPercent\x88\x01\x01\x12:\n" +
+	"\vevents_keep\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"eventsKeepB\x0e\n" +
+	"\f_cpu_percentB\x11\n" +
+	"\x0f_memory_percentB\x0f\n" +
+	"\r_disk_percent\"9\n" +
+	"\x12PruneEventsCommand\x12#\n" +
+	"\rthrough_index\x18\x01 \x01(\x04R\fthroughIndex\"\xfc\x02\n" +
 	"\x11UpdateNodeCommand\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12K\n" +
 	"\n" +
@@ -4741,7 +5073,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xfd\x05\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xb1\x06\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -4761,7 +5093,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\anetwork\x18\r \x01(\v2\x13.blixard.v1.NetworkH\x00R\anetwork\x12,\n" +
 	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secret\x12&\n" +
 	"\x04task\x18\x0f \x01(\v2\x10.blixard.v1.TaskH\x00R\x04task\x12)\n" +
-	"\x05quota\x18\x10 \x01(\v2\x11.blixard.v1.QuotaH\x00R\x05quotaB\b\n" +
+	"\x05quota\x18\x10 \x01(\v2\x11.blixard.v1.QuotaH\x00R\x05quota\x122\n" +
+	"\bsettings\x18\x13 \x01(\v2\x14.blixard.v1.SettingsH\x00R\bsettingsB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -4794,7 +5127,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(TaskStep_Kind)(0),             // 0: blixard.v1.TaskStep.Kind
 	(ChangeTasksCommand_Change)(0), // 1: blixard.v1.ChangeTasksCommand.Change
@@ -4844,143 +5177,156 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*PreemptCommand)(nil),         // 45: blixard.v1.PreemptCommand
 	(*LoseCommand)(nil),            // 46: blixard.v1.LoseCommand
 	(*DrainNodeCommand)(nil),       // 47: blixard.v1.DrainNodeCommand
-	(*UpdateNodeCommand)(nil),      // 48: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 49: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 50: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 51: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 52: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 53: blixard.v1.IdempotencyRecord
-	nil,                            // 54: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 55: blixard.v1.SubmitTaskCommand.LabelsEntry
-	nil,                            // 56: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 57: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 58: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 59: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 60: blixard.v1.VMSpec
-	(*TaskSpec)(nil),               // 61: blixard.v1.TaskSpec
-	(*Image)(nil),                  // 62: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 63: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 64: blixard.v1.Network
-	(*NetworkRules)(nil),           // 65: blixard.v1.NetworkRules
-	(*QuotaLimits)(nil),            // 66: blixard.v1.QuotaLimits
-	(DesiredState_Enum)(0),         // 67: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 68: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 69: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 70: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 71: blixard.v1.MemberRole.Enum
-	(*Taint)(nil),                  // 72: blixard.v1.Taint
-	(NodeState_Enum)(0),            // 73: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 74: google.protobuf.Duration
-	(*VM)(nil),                     // 75: blixard.v1.VM
-	(*Allocation)(nil),             // 76: blixard.v1.Allocation
-	(*Node)(nil),                   // 77: blixard.v1.Node
-	(*Event)(nil),                  // 78: blixard.v1.Event
-	(*Cluster)(nil),                // 79: blixard.v1.Cluster
-	(*Token)(nil),                  // 80: blixard.v1.Token
-	(*Volume)(nil),                 // 81: blixard.v1.Volume
-	(*Secret)(nil),                 // 82: blixard.v1.Secret
-	(*Task)(nil),                   // 83: blixard.v1.Task
-	(*Quota)(nil),                  // 84: blixard.v1.Quota
-	(*Problem)(nil),                // 85: blixard.v1.Problem
+	(*AdvanceDrainCommand)(nil),    // 48: blixard.v1.AdvanceDrainCommand
+	(*SetSettingsCommand)(nil),     // 49: blixard.v1.SetSettingsCommand
+	(*PruneEventsCommand)(nil),     // 50: blixard.v1.PruneEventsCommand
+	(*UpdateNodeCommand)(nil),      // 51: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 52: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 53: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 54: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 55: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 56: blixard.v1.IdempotencyRecord
+	nil,                            // 57: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 58: blixard.v1.SubmitTaskCommand.LabelsEntry
+	nil,                            // 59: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 60: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 61: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 63: blixard.v1.VMSpec
+	(*TaskSpec)(nil),               // 64: blixard.v1.TaskSpec
+	(*Image)(nil),                  // 65: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 66: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 67: blixard.v1.Network
+	(*NetworkRules)(nil),           // 68: blixard.v1.NetworkRules
+	(*QuotaLimits)(nil),            // 69: blixard.v1.QuotaLimits
+	(DesiredState_Enum)(0),         // 70: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 71: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 72: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 73: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 74: blixard.v1.MemberRole.Enum
+	(*durationpb.Duration)(nil),    // 75: google.protobuf.Duration
+	(DrainState_Enum)(0),           // 76: blixard.v1.DrainState.Enum
+	(*Taint)(nil),                  // 77: blixard.v1.Taint
+	(NodeState_Enum)(0),            // 78: blixard.v1.NodeState.Enum
+	(*VM)(nil),                     // 79: blixard.v1.VM
+	(*Allocation)(nil),             // 80: blixard.v1.Allocation
+	(*Node)(nil),                   // 81: blixard.v1.Node
+	(*Event)(nil),                  // 82: blixard.v1.Event
+	(*Cluster)(nil),                // 83: blixard.v1.Cluster
+	(*Token)(nil),                  // 84: blixard.v1.Token
+	(*Volume)(nil),                 // 85: blixard.v1.Volume
+	(*Secret)(nil),                 // 86: blixard.v1.Secret
+	(*Task)(nil),                   // 87: blixard.v1.Task
+	(*Quota)(nil),                  // 88: blixard.v1.Quota
+	(*Settings)(nil),               // 89: blixard.v1.Settings
+	(*Problem)(nil),                // 90: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	59, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
-	3,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	27, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	28, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	29, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	31, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	32, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	33, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	34, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	35, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	39, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	40, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	41, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	42, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	43, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	49, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	47, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	44, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	36, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	37, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	38, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
-	4,  // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
-	11, // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
-	12, // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
-	13, // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
-	14, // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
-	15, // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
-	16, // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
-	17, // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
-	18, // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
-	19, // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
-	20, // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
-	21, // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
-	22, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
-	23, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
-	24, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	46, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	48, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
-	5,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
-	6,  // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
-	7,  // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
-	8,  // 41: blixard.v1.Command.step_tasks:type_name -> blixard.v1.StepTasksCommand
-	10, // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
-	25, // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
-	26, // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
-	45, // 45: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
-	60, // 46: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	54, // 47: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	60, // 48: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	61, // 49: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
-	55, // 50: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
-	9,  // 51: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
-	0,  // 52: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
-	1,  // 53: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
-	62, // 54: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	56, // 55: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	63, // 56: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	64, // 57: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	65, // 58: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	66, // 59: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
-	67, // 60: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	57, // 61: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	30, // 62: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	68, // 63: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	69, // 64: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	70, // 65: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	71, // 66: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	59, // 67: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	70, // 68: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	71, // 69: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	58, // 70: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	72, // 71: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
-	73, // 72: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	74, // 73: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	51, // 74: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	75, // 75: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	76, // 76: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	77, // 77: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	78, // 78: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	53, // 79: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	52, // 80: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	79, // 81: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	70, // 82: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	80, // 83: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	62, // 84: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	81, // 85: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	64, // 86: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	82, // 87: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	83, // 88: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
-	84, // 89: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
-	59, // 90: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	85, // 91: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	92, // [92:92] is the sub-list for method output_type
-	92, // [92:92] is the sub-list for method input_type
-	92, // [92:92] is the sub-list for extension type_name
-	92, // [92:92] is the sub-list for extension extendee
-	0,  // [0:92] is the sub-list for field type_name
+	62,  // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	3,   // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
+	27,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	28,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	29,  // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	31,  // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	32,  // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	33,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	34,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	35,  // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	39,  // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	40,  // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	41,  // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	42,  // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	43,  // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	52,  // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	47,  // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	44,  // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	36,  // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	37,  // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	38,  // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	4,   // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
+	11,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
+	12,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
+	13,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
+	14,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
+	15,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
+	16,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
+	17,  // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
+	18,  // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
+	19,  // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
+	20,  // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
+	21,  // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
+	22,  // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
+	23,  // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
+	24,  // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
+	46,  // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	51,  // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	5,   // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
+	6,   // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
+	7,   // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
+	8,   // 41: blixard.v1.Command.step_tasks:type_name -> blixard.v1.StepTasksCommand
+	10,  // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
+	25,  // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
+	26,  // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
+	45,  // 45: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
+	48,  // 46: blixard.v1.Command.advance_drain:type_name -> blixard.v1.AdvanceDrainCommand
+	49,  // 47: blixard.v1.Command.set_settings:type_name -> blixard.v1.SetSettingsCommand
+	50,  // 48: blixard.v1.Command.prune_events:type_name -> blixard.v1.PruneEventsCommand
+	63,  // 49: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	57,  // 50: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	63,  // 51: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	64,  // 52: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
+	58,  // 53: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
+	9,   // 54: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
+	0,   // 55: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
+	1,   // 56: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
+	65,  // 57: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	59,  // 58: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	66,  // 59: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	67,  // 60: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	68,  // 61: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	69,  // 62: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
+	70,  // 63: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	60,  // 64: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	30,  // 65: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	71,  // 66: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	72,  // 67: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	73,  // 68: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	74,  // 69: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	62,  // 70: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	73,  // 71: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	74,  // 72: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	75,  // 73: blixard.v1.DrainNodeCommand.deadline:type_name -> google.protobuf.Duration
+	76,  // 74: blixard.v1.AdvanceDrainCommand.state:type_name -> blixard.v1.DrainState.Enum
+	75,  // 75: blixard.v1.AdvanceDrainCommand.left:type_name -> google.protobuf.Duration
+	75,  // 76: blixard.v1.SetSettingsCommand.events_keep:type_name -> google.protobuf.Duration
+	61,  // 77: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	77,  // 78: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
+	78,  // 79: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	75,  // 80: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	54,  // 81: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	79,  // 82: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	80,  // 83: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	81,  // 84: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	82,  // 85: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	56,  // 86: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	55,  // 87: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	83,  // 88: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	73,  // 89: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	84,  // 90: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	65,  // 91: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	85,  // 92: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	67,  // 93: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	86,  // 94: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	87,  // 95: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
+	88,  // 96: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
+	89,  // 97: blixard.v1.StateSnapshot.settings:type_name -> blixard.v1.Settings
+	62,  // 98: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	90,  // 99: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	100, // [100:100] is the sub-list for method output_type
+	100, // [100:100] is the sub-list for method input_type
+	100, // [100:100] is the sub-list for extension type_name
+	100, // [100:100] is the sub-list for extension extendee
+	0,   // [0:100] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -5043,9 +5389,13 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_SetQuota)(nil),
 		(*Command_RemoveQuota)(nil),
 		(*Command_Preempt)(nil),
+		(*Command_AdvanceDrain)(nil),
+		(*Command_SetSettings)(nil),
+		(*Command_PruneEvents)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[46].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[48].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[47].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[49].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[51].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -5062,6 +5412,7 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Secret)(nil),
 		(*StateSnapshot_Task)(nil),
 		(*StateSnapshot_Quota)(nil),
+		(*StateSnapshot_Settings)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5069,7 +5420,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   57,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -237,7 +237,7 @@ func (x TaintEffect_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaintEffect_Enum.Descriptor instead.
 func (TaintEffect_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11, 0}
 }
 
 type Strategy_Enum int32
@@ -288,7 +288,7 @@ func (x Strategy_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Strategy_Enum.Descriptor instead.
 func (Strategy_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type Operator_Enum int32
@@ -361,7 +361,7 @@ func (x Operator_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Operator_Enum.Descriptor instead.
 func (Operator_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15, 0}
 }
 
 type InitMode_Enum int32
@@ -416,7 +416,7 @@ func (x InitMode_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InitMode_Enum.Descriptor instead.
 func (InitMode_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19, 0}
 }
 
 type Protocol_Enum int32
@@ -465,7 +465,7 @@ func (x Protocol_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Protocol_Enum.Descriptor instead.
 func (Protocol_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type Health_Enum int32
@@ -517,7 +517,7 @@ func (x Health_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health_Enum.Descriptor instead.
 func (Health_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{29, 0}
 }
 
 type AllocationState_Enum int32
@@ -587,7 +587,7 @@ func (x AllocationState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AllocationState_Enum.Descriptor instead.
 func (AllocationState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30, 0}
 }
 
 type DesiredAllocation_Enum int32
@@ -640,7 +640,7 @@ func (x DesiredAllocation_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DesiredAllocation_Enum.Descriptor instead.
 func (DesiredAllocation_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{32, 0}
 }
 
 type NodeState_Enum int32
@@ -698,7 +698,62 @@ func (x NodeState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState_Enum.Descriptor instead.
 func (NodeState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{35, 0}
+}
+
+type DrainState_Enum int32
+
+const (
+	DrainState_unspecified DrainState_Enum = 0
+	// moving: VMs leave the node.
+	DrainState_moving DrainState_Enum = 1
+	// blocked: none can leave it now; message says why.
+	DrainState_blocked DrainState_Enum = 2
+	// done: all have left that were to.
+	DrainState_done DrainState_Enum = 3
+)
+
+// Enum value maps for DrainState_Enum.
+var (
+	DrainState_Enum_name = map[int32]string{
+		0: "unspecified",
+		1: "moving",
+		2: "blocked",
+		3: "done",
+	}
+	DrainState_Enum_value = map[string]int32{
+		"unspecified": 0,
+		"moving":      1,
+		"blocked":     2,
+		"done":        3,
+	}
+)
+
+func (x DrainState_Enum) Enum() *DrainState_Enum {
+	p := new(DrainState_Enum)
+	*p = x
+	return p
+}
+
+func (x DrainState_Enum) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DrainState_Enum) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_objects_proto_enumTypes[12].Descriptor()
+}
+
+func (DrainState_Enum) Type() protoreflect.EnumType {
+	return &file_blixard_v1_objects_proto_enumTypes[12]
+}
+
+func (x DrainState_Enum) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DrainState_Enum.Descriptor instead.
+func (DrainState_Enum) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{37, 0}
 }
 
 // VM is what a person declares: a spec, and the status that the cluster reports.
@@ -1519,7 +1574,9 @@ type Scheduling struct {
 	// placed first, and with preemption they may take the room of those of lower.
 	Priority *uint32 `protobuf:"varint,5,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
 	// tolerations of taints that nodes have; a node with another taint is none for the VM.
-	Tolerations   []*Toleration `protobuf:"bytes,6,rep,name=tolerations,proto3" json:"tolerations,omitempty"`
+	Tolerations []*Toleration `protobuf:"bytes,6,rep,name=tolerations,proto3" json:"tolerations,omitempty"`
+	// spreads of VMs over places by shares.
+	Spreads       []*Spread `protobuf:"bytes,18,rep,name=spreads,proto3" json:"spreads,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1596,6 +1653,148 @@ func (x *Scheduling) GetTolerations() []*Toleration {
 	return nil
 }
 
+func (x *Scheduling) GetSpreads() []*Spread {
+	if x != nil {
+		return x.Spreads
+	}
+	return nil
+}
+
+// Spread wants the VMs with a label spread over the values of a label or fact of their
+// nodes, each value with its share of them.
+type Spread struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	// over is the key of the label or fact whose values are the places, such as zone.
+	Over string `protobuf:"bytes,3,opt,name=over,proto3" json:"over,omitempty"`
+	// shares in percent, of at most 100 together. What is left goes evenly to the other values
+	// that nodes have.
+	Shares []*SpreadShare `protobuf:"bytes,4,rep,name=shares,proto3" json:"shares,omitempty"`
+	// weight from 1 to 100 of what should be; 0 means that it must be.
+	Weight        uint32 `protobuf:"varint,5,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Spread) Reset() {
+	*x = Spread{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Spread) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Spread) ProtoMessage() {}
+
+func (x *Spread) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Spread.ProtoReflect.Descriptor instead.
+func (*Spread) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Spread) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Spread) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Spread) GetOver() string {
+	if x != nil {
+		return x.Over
+	}
+	return ""
+}
+
+func (x *Spread) GetShares() []*SpreadShare {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+func (x *Spread) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// SpreadShare of one value.
+type SpreadShare struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Value         string                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+	Percent       uint32                 `protobuf:"varint,2,opt,name=percent,proto3" json:"percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SpreadShare) Reset() {
+	*x = SpreadShare{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SpreadShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SpreadShare) ProtoMessage() {}
+
+func (x *SpreadShare) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SpreadShare.ProtoReflect.Descriptor instead.
+func (*SpreadShare) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SpreadShare) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *SpreadShare) GetPercent() uint32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
 // TaintEffect is what a taint does to VMs that do not tolerate it.
 type TaintEffect struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1605,7 +1804,7 @@ type TaintEffect struct {
 
 func (x *TaintEffect) Reset() {
 	*x = TaintEffect{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1816,7 @@ func (x *TaintEffect) String() string {
 func (*TaintEffect) ProtoMessage() {}
 
 func (x *TaintEffect) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1829,7 @@ func (x *TaintEffect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaintEffect.ProtoReflect.Descriptor instead.
 func (*TaintEffect) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
 }
 
 // Taint keeps VMs off a node that do not tolerate it. A node has one of each key.
@@ -1645,7 +1844,7 @@ type Taint struct {
 
 func (x *Taint) Reset() {
 	*x = Taint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +1856,7 @@ func (x *Taint) String() string {
 func (*Taint) ProtoMessage() {}
 
 func (x *Taint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +1869,7 @@ func (x *Taint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Taint.ProtoReflect.Descriptor instead.
 func (*Taint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Taint) GetKey() string {
@@ -1708,7 +1907,7 @@ type Toleration struct {
 
 func (x *Toleration) Reset() {
 	*x = Toleration{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +1919,7 @@ func (x *Toleration) String() string {
 func (*Toleration) ProtoMessage() {}
 
 func (x *Toleration) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1733,7 +1932,7 @@ func (x *Toleration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Toleration.ProtoReflect.Descriptor instead.
 func (*Toleration) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Toleration) GetKey() string {
@@ -1766,7 +1965,7 @@ type Strategy struct {
 
 func (x *Strategy) Reset() {
 	*x = Strategy{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1977,7 @@ func (x *Strategy) String() string {
 func (*Strategy) ProtoMessage() {}
 
 func (x *Strategy) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1990,7 @@ func (x *Strategy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Strategy.ProtoReflect.Descriptor instead.
 func (*Strategy) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
 }
 
 // Operator of a constraint. The words of in and not_in are values; less and its
@@ -1804,7 +2003,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +2015,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +2028,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
 }
 
 // Constraint is a condition on a node.
@@ -1848,7 +2047,7 @@ type Constraint struct {
 
 func (x *Constraint) Reset() {
 	*x = Constraint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +2059,7 @@ func (x *Constraint) String() string {
 func (*Constraint) ProtoMessage() {}
 
 func (x *Constraint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +2072,7 @@ func (x *Constraint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Constraint.ProtoReflect.Descriptor instead.
 func (*Constraint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Constraint) GetKey() string {
@@ -1909,7 +2108,7 @@ type Preference struct {
 
 func (x *Preference) Reset() {
 	*x = Preference{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2120,7 @@ func (x *Preference) String() string {
 func (*Preference) ProtoMessage() {}
 
 func (x *Preference) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2133,7 @@ func (x *Preference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preference.ProtoReflect.Descriptor instead.
 func (*Preference) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Preference) GetConstraint() *Constraint {
@@ -1969,7 +2168,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2180,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2193,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Affinity) GetKey() string {
@@ -2041,7 +2240,7 @@ type InitMode struct {
 
 func (x *InitMode) Reset() {
 	*x = InitMode{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +2252,7 @@ func (x *InitMode) String() string {
 func (*InitMode) ProtoMessage() {}
 
 func (x *InitMode) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +2265,7 @@ func (x *InitMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitMode.ProtoReflect.Descriptor instead.
 func (*InitMode) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19}
 }
 
 // NetworkAttachment gives the VM a NIC in a network.
@@ -2082,7 +2281,7 @@ type NetworkAttachment struct {
 
 func (x *NetworkAttachment) Reset() {
 	*x = NetworkAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2293,7 @@ func (x *NetworkAttachment) String() string {
 func (*NetworkAttachment) ProtoMessage() {}
 
 func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2306,7 @@ func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkAttachment.ProtoReflect.Descriptor instead.
 func (*NetworkAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NetworkAttachment) GetNetwork() string {
@@ -2133,7 +2332,7 @@ type Protocol struct {
 
 func (x *Protocol) Reset() {
 	*x = Protocol{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[19]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2344,7 @@ func (x *Protocol) String() string {
 func (*Protocol) ProtoMessage() {}
 
 func (x *Protocol) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[19]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2357,7 @@ func (x *Protocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Protocol.ProtoReflect.Descriptor instead.
 func (*Protocol) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21}
 }
 
 // PublishedPort makes a port of the VM reachable at every node of the cluster.
@@ -2175,7 +2374,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[20]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2386,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[20]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2399,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PublishedPort) GetHostPort() uint32 {
@@ -2239,7 +2438,7 @@ type VolumeAttachment struct {
 
 func (x *VolumeAttachment) Reset() {
 	*x = VolumeAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[21]
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2450,7 @@ func (x *VolumeAttachment) String() string {
 func (*VolumeAttachment) ProtoMessage() {}
 
 func (x *VolumeAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[21]
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2463,7 @@ func (x *VolumeAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeAttachment.ProtoReflect.Descriptor instead.
 func (*VolumeAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *VolumeAttachment) GetVolume() string {
@@ -2303,7 +2502,7 @@ type GuestFile struct {
 
 func (x *GuestFile) Reset() {
 	*x = GuestFile{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[22]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +2514,7 @@ func (x *GuestFile) String() string {
 func (*GuestFile) ProtoMessage() {}
 
 func (x *GuestFile) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[22]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +2527,7 @@ func (x *GuestFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestFile.ProtoReflect.Descriptor instead.
 func (*GuestFile) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GuestFile) GetPath() string {
@@ -2383,7 +2582,7 @@ type SecretAttachment struct {
 
 func (x *SecretAttachment) Reset() {
 	*x = SecretAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2395,7 +2594,7 @@ func (x *SecretAttachment) String() string {
 func (*SecretAttachment) ProtoMessage() {}
 
 func (x *SecretAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2408,7 +2607,7 @@ func (x *SecretAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretAttachment.ProtoReflect.Descriptor instead.
 func (*SecretAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SecretAttachment) GetSecret() string {
@@ -2472,7 +2671,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[24]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2484,7 +2683,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[24]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2497,7 +2696,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HealthCheck) GetProbe() isHealthCheck_Probe {
@@ -2619,7 +2818,7 @@ type HealthExec struct {
 
 func (x *HealthExec) Reset() {
 	*x = HealthExec{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[25]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +2830,7 @@ func (x *HealthExec) String() string {
 func (*HealthExec) ProtoMessage() {}
 
 func (x *HealthExec) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[25]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +2843,7 @@ func (x *HealthExec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthExec.ProtoReflect.Descriptor instead.
 func (*HealthExec) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *HealthExec) GetCommand() []string {
@@ -2665,7 +2864,7 @@ type HealthHTTP struct {
 
 func (x *HealthHTTP) Reset() {
 	*x = HealthHTTP{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[26]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +2876,7 @@ func (x *HealthHTTP) String() string {
 func (*HealthHTTP) ProtoMessage() {}
 
 func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[26]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +2889,7 @@ func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthHTTP.ProtoReflect.Descriptor instead.
 func (*HealthHTTP) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *HealthHTTP) GetPort() uint32 {
@@ -2716,7 +2915,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[27]
+	mi := &file_blixard_v1_objects_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2927,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[27]
+	mi := &file_blixard_v1_objects_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2940,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{29}
 }
 
 // AllocationState is the observed state of an allocation. The legal moves are
@@ -2754,7 +2953,7 @@ type AllocationState struct {
 
 func (x *AllocationState) Reset() {
 	*x = AllocationState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[28]
+	mi := &file_blixard_v1_objects_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +2965,7 @@ func (x *AllocationState) String() string {
 func (*AllocationState) ProtoMessage() {}
 
 func (x *AllocationState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[28]
+	mi := &file_blixard_v1_objects_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +2978,7 @@ func (x *AllocationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationState.ProtoReflect.Descriptor instead.
 func (*AllocationState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30}
 }
 
 // VMStatus is what the cluster observes of a VM; it mirrors the status of its
@@ -2837,7 +3036,7 @@ type VMStatus struct {
 
 func (x *VMStatus) Reset() {
 	*x = VMStatus{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[29]
+	mi := &file_blixard_v1_objects_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +3048,7 @@ func (x *VMStatus) String() string {
 func (*VMStatus) ProtoMessage() {}
 
 func (x *VMStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[29]
+	mi := &file_blixard_v1_objects_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +3061,7 @@ func (x *VMStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStatus.ProtoReflect.Descriptor instead.
 func (*VMStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VMStatus) GetState() AllocationState_Enum {
@@ -3049,7 +3248,7 @@ type DesiredAllocation struct {
 
 func (x *DesiredAllocation) Reset() {
 	*x = DesiredAllocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[30]
+	mi := &file_blixard_v1_objects_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3061,7 +3260,7 @@ func (x *DesiredAllocation) String() string {
 func (*DesiredAllocation) ProtoMessage() {}
 
 func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[30]
+	mi := &file_blixard_v1_objects_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3074,7 +3273,7 @@ func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DesiredAllocation.ProtoReflect.Descriptor instead.
 func (*DesiredAllocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{32}
 }
 
 // Allocation is one placement of one VM on one node.
@@ -3115,7 +3314,7 @@ type Allocation struct {
 
 func (x *Allocation) Reset() {
 	*x = Allocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[31]
+	mi := &file_blixard_v1_objects_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3326,7 @@ func (x *Allocation) String() string {
 func (*Allocation) ProtoMessage() {}
 
 func (x *Allocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[31]
+	mi := &file_blixard_v1_objects_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3339,7 @@ func (x *Allocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
 func (*Allocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Allocation) GetId() string {
@@ -3286,7 +3485,7 @@ type AllocatedVolume struct {
 
 func (x *AllocatedVolume) Reset() {
 	*x = AllocatedVolume{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[32]
+	mi := &file_blixard_v1_objects_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3298,7 +3497,7 @@ func (x *AllocatedVolume) String() string {
 func (*AllocatedVolume) ProtoMessage() {}
 
 func (x *AllocatedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[32]
+	mi := &file_blixard_v1_objects_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3311,7 +3510,7 @@ func (x *AllocatedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocatedVolume.ProtoReflect.Descriptor instead.
 func (*AllocatedVolume) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AllocatedVolume) GetVolumeId() string {
@@ -3365,7 +3564,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[33]
+	mi := &file_blixard_v1_objects_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3377,7 +3576,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[33]
+	mi := &file_blixard_v1_objects_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3390,7 +3589,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{35}
 }
 
 // Node is a host that runs VMs.
@@ -3422,14 +3621,17 @@ type Node struct {
 	// damped: it was lost again and again, so VMs are placed elsewhere where they can be.
 	Damped bool `protobuf:"varint,15,opt,name=damped,proto3" json:"damped,omitempty"`
 	// taints that people gave it, by key.
-	Taints        []*Taint `protobuf:"bytes,16,rep,name=taints,proto3" json:"taints,omitempty"`
+	Taints []*Taint `protobuf:"bytes,16,rep,name=taints,proto3" json:"taints,omitempty"`
+	// drain that empties it step by step; unset without one, and of a drain that takes all
+	// VMs off at once.
+	Drain         *NodeDrain `protobuf:"bytes,17,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[34]
+	mi := &file_blixard_v1_objects_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3441,7 +3643,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[34]
+	mi := &file_blixard_v1_objects_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3454,7 +3656,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Node) GetId() string {
@@ -3569,6 +3771,159 @@ func (x *Node) GetTaints() []*Taint {
 	return nil
 }
 
+func (x *Node) GetDrain() *NodeDrain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+// DrainState says how far a drain is.
+type DrainState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainState) Reset() {
+	*x = DrainState{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainState) ProtoMessage() {}
+
+func (x *DrainState) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainState.ProtoReflect.Descriptor instead.
+func (*DrainState) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{37}
+}
+
+// NodeDrain empties a node step by step: VMs leave it while they have a place elsewhere,
+// those of the lowest priority first.
+type NodeDrain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State DrainState_Enum        `protobuf:"varint,1,opt,name=state,proto3,enum=blixard.v1.DrainState_Enum" json:"state,omitempty"`
+	// message says in a sentence what the drain waits for, or what stays.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// deadline after which VMs are stopped that have no other place; unset means never.
+	Deadline *durationpb.Duration `protobuf:"bytes,3,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// left of the deadline when the leader noted it last. A new leader counts on from there,
+	// by its own clock.
+	Left *durationpb.Duration `protobuf:"bytes,4,opt,name=left,proto3" json:"left,omitempty"`
+	// expired: the deadline is over, and what has no other place was stopped.
+	Expired bool `protobuf:"varint,5,opt,name=expired,proto3" json:"expired,omitempty"`
+	// begun_index of the log at which it began, and begun_at.
+	BegunIndex uint64                 `protobuf:"varint,6,opt,name=begun_index,json=begunIndex,proto3" json:"begun_index,omitempty"`
+	BegunAt    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=begun_at,json=begunAt,proto3" json:"begun_at,omitempty"`
+	// evicted VMs so far.
+	Evicted       uint32 `protobuf:"varint,8,opt,name=evicted,proto3" json:"evicted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeDrain) Reset() {
+	*x = NodeDrain{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeDrain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeDrain) ProtoMessage() {}
+
+func (x *NodeDrain) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeDrain.ProtoReflect.Descriptor instead.
+func (*NodeDrain) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *NodeDrain) GetState() DrainState_Enum {
+	if x != nil {
+		return x.State
+	}
+	return DrainState_unspecified
+}
+
+func (x *NodeDrain) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *NodeDrain) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *NodeDrain) GetLeft() *durationpb.Duration {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *NodeDrain) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
+}
+
+func (x *NodeDrain) GetBegunIndex() uint64 {
+	if x != nil {
+		return x.BegunIndex
+	}
+	return 0
+}
+
+func (x *NodeDrain) GetBegunAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BegunAt
+	}
+	return nil
+}
+
+func (x *NodeDrain) GetEvicted() uint32 {
+	if x != nil {
+		return x.Evicted
+	}
+	return 0
+}
+
 // Resources of a node or a VM.
 type Resources struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3581,7 +3936,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[35]
+	mi := &file_blixard_v1_objects_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3948,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[35]
+	mi := &file_blixard_v1_objects_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3961,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Resources) GetVcpus() uint32 {
@@ -3667,7 +4022,7 @@ type NodeFingerprint struct {
 
 func (x *NodeFingerprint) Reset() {
 	*x = NodeFingerprint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[36]
+	mi := &file_blixard_v1_objects_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3679,7 +4034,7 @@ func (x *NodeFingerprint) String() string {
 func (*NodeFingerprint) ProtoMessage() {}
 
 func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[36]
+	mi := &file_blixard_v1_objects_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3692,7 +4047,7 @@ func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeFingerprint.ProtoReflect.Descriptor instead.
 func (*NodeFingerprint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *NodeFingerprint) GetCapacity() *Resources {
@@ -3832,7 +4187,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[37]
+	mi := &file_blixard_v1_objects_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3844,7 +4199,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[37]
+	mi := &file_blixard_v1_objects_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3857,7 +4212,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Event) GetIndex() uint64 {
@@ -4047,7 +4402,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"scheduling\x18\x1e \x01(\v2\x16.blixard.v1.SchedulingR\n" +
 	"scheduling\x12.\n" +
 	"\vreschedules\x18\x1f \x01(\rB\a\xbaH\x04*\x02\x18\bH\x00R\vreschedules\x88\x01\x01B\x0e\n" +
-	"\f_reschedules\"\x90\x03\n" +
+	"\f_reschedules\"\xc8\x03\n" +
 	"\n" +
 	"Scheduling\x12B\n" +
 	"\vconstraints\x18\x01 \x03(\v2\x16.blixard.v1.ConstraintB\b\xbaH\x05\x92\x01\x02\x10 R\vconstraints\x12B\n" +
@@ -4057,8 +4412,18 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"affinities\x12?\n" +
 	"\bstrategy\x18\x04 \x01(\x0e2\x19.blixard.v1.Strategy.EnumB\b\xbaH\x05\x82\x01\x02\x10\x01R\bstrategy\x12(\n" +
 	"\bpriority\x18\x05 \x01(\rB\a\xbaH\x04*\x02\x18dH\x00R\bpriority\x88\x01\x01\x12B\n" +
-	"\vtolerations\x18\x06 \x03(\v2\x16.blixard.v1.TolerationB\b\xbaH\x05\x92\x01\x02\x10 R\vtolerationsB\v\n" +
-	"\t_priority\"B\n" +
+	"\vtolerations\x18\x06 \x03(\v2\x16.blixard.v1.TolerationB\b\xbaH\x05\x92\x01\x02\x10 R\vtolerations\x126\n" +
+	"\aspreads\x18\x12 \x03(\v2\x12.blixard.v1.SpreadB\b\xbaH\x05\x92\x01\x02\x10\bR\aspreadsB\v\n" +
+	"\t_priority\"\x9c\x02\n" +
+	"\x06Spread\x12I\n" +
+	"\x03key\x18\x01 \x01(\tB7\xbaH4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$R\x03key\x12\x1e\n" +
+	"\x05value\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\xfd\x01R\x05value\x12K\n" +
+	"\x04over\x18\x03 \x01(\tB7\xbaH4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$R\x04over\x129\n" +
+	"\x06shares\x18\x04 \x03(\v2\x17.blixard.v1.SpreadShareB\b\xbaH\x05\x92\x01\x02\x10 R\x06shares\x12\x1f\n" +
+	"\x06weight\x18\x05 \x01(\rB\a\xbaH\x04*\x02\x18dR\x06weight\"q\n" +
+	"\vSpreadShare\x12?\n" +
+	"\x05value\x18\x01 \x01(\tB)\xbaH&r$\x18\xfd\x012\x1f^[A-Za-z0-9][-A-Za-z0-9_.+:/]*$R\x05value\x12!\n" +
+	"\apercent\x18\x02 \x01(\rB\a\xbaH\x04*\x02\x18dR\apercent\"B\n" +
 	"\vTaintEffect\"3\n" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\x0f\n" +
@@ -4275,7 +4640,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05ready\x10\x02\x12\v\n" +
 	"\asuspect\x10\x03\x12\b\n" +
 	"\x04down\x10\x04\x12\b\n" +
-	"\x04left\x10\x05\"\xc9\x05\n" +
+	"\x04left\x10\x05\"\xf6\x05\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
@@ -4294,10 +4659,29 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\bcordoned\x18\r \x01(\bR\bcordoned\x120\n" +
 	"\x05downs\x18\x0e \x03(\v2\x1a.google.protobuf.TimestampR\x05downs\x12\x16\n" +
 	"\x06damped\x18\x0f \x01(\bR\x06damped\x12)\n" +
-	"\x06taints\x18\x10 \x03(\v2\x11.blixard.v1.TaintR\x06taints\x1a9\n" +
+	"\x06taints\x18\x10 \x03(\v2\x11.blixard.v1.TaintR\x06taints\x12+\n" +
+	"\x05drain\x18\x11 \x01(\v2\x15.blixard.v1.NodeDrainR\x05drain\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
+	"\n" +
+	"DrainState\":\n" +
+	"\x04Enum\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\n" +
+	"\n" +
+	"\x06moving\x10\x01\x12\v\n" +
+	"\ablocked\x10\x02\x12\b\n" +
+	"\x04done\x10\x03\"\xca\x02\n" +
+	"\tNodeDrain\x121\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1b.blixard.v1.DrainState.EnumR\x05state\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x125\n" +
+	"\bdeadline\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12-\n" +
+	"\x04left\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04left\x12\x18\n" +
+	"\aexpired\x18\x05 \x01(\bR\aexpired\x12\x1f\n" +
+	"\vbegun_index\x18\x06 \x01(\x04R\n" +
+	"begunIndex\x125\n" +
+	"\bbegun_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\abegunAt\x12\x18\n" +
+	"\aevicted\x18\b \x01(\rR\aevicted\"_\n" +
 	"\tResources\x12\x14\n" +
 	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12\x1d\n" +
 	"\n" +
@@ -4353,8 +4737,8 @@ func file_blixard_v1_objects_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_objects_proto_rawDescData
 }
 
-var file_blixard_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 12)
-var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_blixard_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
+var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_blixard_v1_objects_proto_goTypes = []any{
 	(DesiredState_Enum)(0),        // 0: blixard.v1.DesiredState.Enum
 	(RestartMode_Enum)(0),         // 1: blixard.v1.RestartMode.Enum
@@ -4368,114 +4752,126 @@ var file_blixard_v1_objects_proto_goTypes = []any{
 	(AllocationState_Enum)(0),     // 9: blixard.v1.AllocationState.Enum
 	(DesiredAllocation_Enum)(0),   // 10: blixard.v1.DesiredAllocation.Enum
 	(NodeState_Enum)(0),           // 11: blixard.v1.NodeState.Enum
-	(*VM)(nil),                    // 12: blixard.v1.VM
-	(*Interface)(nil),             // 13: blixard.v1.Interface
-	(*DesiredState)(nil),          // 14: blixard.v1.DesiredState
-	(*RestartMode)(nil),           // 15: blixard.v1.RestartMode
-	(*RestartPolicy)(nil),         // 16: blixard.v1.RestartPolicy
-	(*NodeLossPolicy)(nil),        // 17: blixard.v1.NodeLossPolicy
-	(*EnvVar)(nil),                // 18: blixard.v1.EnvVar
-	(*VMSpec)(nil),                // 19: blixard.v1.VMSpec
-	(*Scheduling)(nil),            // 20: blixard.v1.Scheduling
-	(*TaintEffect)(nil),           // 21: blixard.v1.TaintEffect
-	(*Taint)(nil),                 // 22: blixard.v1.Taint
-	(*Toleration)(nil),            // 23: blixard.v1.Toleration
-	(*Strategy)(nil),              // 24: blixard.v1.Strategy
-	(*Operator)(nil),              // 25: blixard.v1.Operator
-	(*Constraint)(nil),            // 26: blixard.v1.Constraint
-	(*Preference)(nil),            // 27: blixard.v1.Preference
-	(*Affinity)(nil),              // 28: blixard.v1.Affinity
-	(*InitMode)(nil),              // 29: blixard.v1.InitMode
-	(*NetworkAttachment)(nil),     // 30: blixard.v1.NetworkAttachment
-	(*Protocol)(nil),              // 31: blixard.v1.Protocol
-	(*PublishedPort)(nil),         // 32: blixard.v1.PublishedPort
-	(*VolumeAttachment)(nil),      // 33: blixard.v1.VolumeAttachment
-	(*GuestFile)(nil),             // 34: blixard.v1.GuestFile
-	(*SecretAttachment)(nil),      // 35: blixard.v1.SecretAttachment
-	(*HealthCheck)(nil),           // 36: blixard.v1.HealthCheck
-	(*HealthExec)(nil),            // 37: blixard.v1.HealthExec
-	(*HealthHTTP)(nil),            // 38: blixard.v1.HealthHTTP
-	(*Health)(nil),                // 39: blixard.v1.Health
-	(*AllocationState)(nil),       // 40: blixard.v1.AllocationState
-	(*VMStatus)(nil),              // 41: blixard.v1.VMStatus
-	(*DesiredAllocation)(nil),     // 42: blixard.v1.DesiredAllocation
-	(*Allocation)(nil),            // 43: blixard.v1.Allocation
-	(*AllocatedVolume)(nil),       // 44: blixard.v1.AllocatedVolume
-	(*NodeState)(nil),             // 45: blixard.v1.NodeState
-	(*Node)(nil),                  // 46: blixard.v1.Node
-	(*Resources)(nil),             // 47: blixard.v1.Resources
-	(*NodeFingerprint)(nil),       // 48: blixard.v1.NodeFingerprint
-	(*Event)(nil),                 // 49: blixard.v1.Event
-	nil,                           // 50: blixard.v1.VM.LabelsEntry
-	nil,                           // 51: blixard.v1.Node.LabelsEntry
-	nil,                           // 52: blixard.v1.NodeFingerprint.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 54: google.protobuf.Duration
+	(DrainState_Enum)(0),          // 12: blixard.v1.DrainState.Enum
+	(*VM)(nil),                    // 13: blixard.v1.VM
+	(*Interface)(nil),             // 14: blixard.v1.Interface
+	(*DesiredState)(nil),          // 15: blixard.v1.DesiredState
+	(*RestartMode)(nil),           // 16: blixard.v1.RestartMode
+	(*RestartPolicy)(nil),         // 17: blixard.v1.RestartPolicy
+	(*NodeLossPolicy)(nil),        // 18: blixard.v1.NodeLossPolicy
+	(*EnvVar)(nil),                // 19: blixard.v1.EnvVar
+	(*VMSpec)(nil),                // 20: blixard.v1.VMSpec
+	(*Scheduling)(nil),            // 21: blixard.v1.Scheduling
+	(*Spread)(nil),                // 22: blixard.v1.Spread
+	(*SpreadShare)(nil),           // 23: blixard.v1.SpreadShare
+	(*TaintEffect)(nil),           // 24: blixard.v1.TaintEffect
+	(*Taint)(nil),                 // 25: blixard.v1.Taint
+	(*Toleration)(nil),            // 26: blixard.v1.Toleration
+	(*Strategy)(nil),              // 27: blixard.v1.Strategy
+	(*Operator)(nil),              // 28: blixard.v1.Operator
+	(*Constraint)(nil),            // 29: blixard.v1.Constraint
+	(*Preference)(nil),            // 30: blixard.v1.Preference
+	(*Affinity)(nil),              // 31: blixard.v1.Affinity
+	(*InitMode)(nil),              // 32: blixard.v1.InitMode
+	(*NetworkAttachment)(nil),     // 33: blixard.v1.NetworkAttachment
+	(*Protocol)(nil),              // 34: blixard.v1.Protocol
+	(*PublishedPort)(nil),         // 35: blixard.v1.PublishedPort
+	(*VolumeAttachment)(nil),      // 36: blixard.v1.VolumeAttachment
+	(*GuestFile)(nil),             // 37: blixard.v1.GuestFile
+	(*SecretAttachment)(nil),      // 38: blixard.v1.SecretAttachment
+	(*HealthCheck)(nil),           // 39: blixard.v1.HealthCheck
+	(*HealthExec)(nil),            // 40: blixard.v1.HealthExec
+	(*HealthHTTP)(nil),            // 41: blixard.v1.HealthHTTP
+	(*Health)(nil),                // 42: blixard.v1.Health
+	(*AllocationState)(nil),       // 43: blixard.v1.AllocationState
+	(*VMStatus)(nil),              // 44: blixard.v1.VMStatus
+	(*DesiredAllocation)(nil),     // 45: blixard.v1.DesiredAllocation
+	(*Allocation)(nil),            // 46: blixard.v1.Allocation
+	(*AllocatedVolume)(nil),       // 47: blixard.v1.AllocatedVolume
+	(*NodeState)(nil),             // 48: blixard.v1.NodeState
+	(*Node)(nil),                  // 49: blixard.v1.Node
+	(*DrainState)(nil),            // 50: blixard.v1.DrainState
+	(*NodeDrain)(nil),             // 51: blixard.v1.NodeDrain
+	(*Resources)(nil),             // 52: blixard.v1.Resources
+	(*NodeFingerprint)(nil),       // 53: blixard.v1.NodeFingerprint
+	(*Event)(nil),                 // 54: blixard.v1.Event
+	nil,                           // 55: blixard.v1.VM.LabelsEntry
+	nil,                           // 56: blixard.v1.Node.LabelsEntry
+	nil,                           // 57: blixard.v1.NodeFingerprint.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 58: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 59: google.protobuf.Duration
 }
 var file_blixard_v1_objects_proto_depIdxs = []int32{
-	19, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
-	41, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
-	53, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	50, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
-	13, // 4: blixard.v1.VM.interfaces:type_name -> blixard.v1.Interface
+	20, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
+	44, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
+	58, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	55, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
+	14, // 4: blixard.v1.VM.interfaces:type_name -> blixard.v1.Interface
 	1,  // 5: blixard.v1.RestartPolicy.mode:type_name -> blixard.v1.RestartMode.Enum
-	54, // 6: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
-	18, // 7: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
+	59, // 6: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
+	19, // 7: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
 	0,  // 8: blixard.v1.VMSpec.desired:type_name -> blixard.v1.DesiredState.Enum
-	16, // 9: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
+	17, // 9: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
 	2,  // 10: blixard.v1.VMSpec.on_node_loss:type_name -> blixard.v1.NodeLossPolicy.Enum
-	30, // 11: blixard.v1.VMSpec.networks:type_name -> blixard.v1.NetworkAttachment
-	32, // 12: blixard.v1.VMSpec.ports:type_name -> blixard.v1.PublishedPort
-	33, // 13: blixard.v1.VMSpec.volumes:type_name -> blixard.v1.VolumeAttachment
-	34, // 14: blixard.v1.VMSpec.files:type_name -> blixard.v1.GuestFile
-	35, // 15: blixard.v1.VMSpec.secrets:type_name -> blixard.v1.SecretAttachment
-	36, // 16: blixard.v1.VMSpec.health:type_name -> blixard.v1.HealthCheck
+	33, // 11: blixard.v1.VMSpec.networks:type_name -> blixard.v1.NetworkAttachment
+	35, // 12: blixard.v1.VMSpec.ports:type_name -> blixard.v1.PublishedPort
+	36, // 13: blixard.v1.VMSpec.volumes:type_name -> blixard.v1.VolumeAttachment
+	37, // 14: blixard.v1.VMSpec.files:type_name -> blixard.v1.GuestFile
+	38, // 15: blixard.v1.VMSpec.secrets:type_name -> blixard.v1.SecretAttachment
+	39, // 16: blixard.v1.VMSpec.health:type_name -> blixard.v1.HealthCheck
 	6,  // 17: blixard.v1.VMSpec.init:type_name -> blixard.v1.InitMode.Enum
-	20, // 18: blixard.v1.VMSpec.scheduling:type_name -> blixard.v1.Scheduling
-	26, // 19: blixard.v1.Scheduling.constraints:type_name -> blixard.v1.Constraint
-	27, // 20: blixard.v1.Scheduling.preferences:type_name -> blixard.v1.Preference
-	28, // 21: blixard.v1.Scheduling.affinities:type_name -> blixard.v1.Affinity
+	21, // 18: blixard.v1.VMSpec.scheduling:type_name -> blixard.v1.Scheduling
+	29, // 19: blixard.v1.Scheduling.constraints:type_name -> blixard.v1.Constraint
+	30, // 20: blixard.v1.Scheduling.preferences:type_name -> blixard.v1.Preference
+	31, // 21: blixard.v1.Scheduling.affinities:type_name -> blixard.v1.Affinity
 	4,  // 22: blixard.v1.Scheduling.strategy:type_name -> blixard.v1.Strategy.Enum
-	23, // 23: blixard.v1.Scheduling.tolerations:type_name -> blixard.v1.Toleration
-	3,  // 24: blixard.v1.Taint.effect:type_name -> blixard.v1.TaintEffect.Enum
-	3,  // 25: blixard.v1.Toleration.effect:type_name -> blixard.v1.TaintEffect.Enum
-	5,  // 26: blixard.v1.Constraint.operator:type_name -> blixard.v1.Operator.Enum
-	26, // 27: blixard.v1.Preference.constraint:type_name -> blixard.v1.Constraint
-	7,  // 28: blixard.v1.PublishedPort.protocol:type_name -> blixard.v1.Protocol.Enum
-	37, // 29: blixard.v1.HealthCheck.exec:type_name -> blixard.v1.HealthExec
-	38, // 30: blixard.v1.HealthCheck.http:type_name -> blixard.v1.HealthHTTP
-	54, // 31: blixard.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	54, // 32: blixard.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	54, // 33: blixard.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
-	9,  // 34: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
-	53, // 35: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
-	53, // 36: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
-	53, // 37: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
-	53, // 38: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
-	8,  // 39: blixard.v1.VMStatus.health:type_name -> blixard.v1.Health.Enum
-	10, // 40: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
-	19, // 41: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
-	41, // 42: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
-	54, // 43: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
-	13, // 44: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
-	44, // 45: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
-	54, // 46: blixard.v1.Allocation.keep_output:type_name -> google.protobuf.Duration
-	11, // 47: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
-	48, // 48: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	47, // 49: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
-	47, // 50: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
-	54, // 51: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
-	51, // 52: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
-	53, // 53: blixard.v1.Node.downs:type_name -> google.protobuf.Timestamp
-	22, // 54: blixard.v1.Node.taints:type_name -> blixard.v1.Taint
-	47, // 55: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
-	52, // 56: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
-	53, // 57: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
-	58, // [58:58] is the sub-list for method output_type
-	58, // [58:58] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	26, // 23: blixard.v1.Scheduling.tolerations:type_name -> blixard.v1.Toleration
+	22, // 24: blixard.v1.Scheduling.spreads:type_name -> blixard.v1.Spread
+	23, // 25: blixard.v1.Spread.shares:type_name -> blixard.v1.SpreadShare
+	3,  // 26: blixard.v1.Taint.effect:type_name -> blixard.v1.TaintEffect.Enum
+	3,  // 27: blixard.v1.Toleration.effect:type_name -> blixard.v1.TaintEffect.Enum
+	5,  // 28: blixard.v1.Constraint.operator:type_name -> blixard.v1.Operator.Enum
+	29, // 29: blixard.v1.Preference.constraint:type_name -> blixard.v1.Constraint
+	7,  // 30: blixard.v1.PublishedPort.protocol:type_name -> blixard.v1.Protocol.Enum
+	40, // 31: blixard.v1.HealthCheck.exec:type_name -> blixard.v1.HealthExec
+	41, // 32: blixard.v1.HealthCheck.http:type_name -> blixard.v1.HealthHTTP
+	59, // 33: blixard.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	59, // 34: blixard.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	59, // 35: blixard.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	9,  // 36: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
+	58, // 37: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
+	58, // 38: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
+	58, // 39: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
+	58, // 40: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
+	8,  // 41: blixard.v1.VMStatus.health:type_name -> blixard.v1.Health.Enum
+	10, // 42: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
+	20, // 43: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
+	44, // 44: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
+	59, // 45: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
+	14, // 46: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
+	47, // 47: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
+	59, // 48: blixard.v1.Allocation.keep_output:type_name -> google.protobuf.Duration
+	11, // 49: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
+	53, // 50: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	52, // 51: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
+	52, // 52: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
+	59, // 53: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
+	56, // 54: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
+	58, // 55: blixard.v1.Node.downs:type_name -> google.protobuf.Timestamp
+	25, // 56: blixard.v1.Node.taints:type_name -> blixard.v1.Taint
+	51, // 57: blixard.v1.Node.drain:type_name -> blixard.v1.NodeDrain
+	12, // 58: blixard.v1.NodeDrain.state:type_name -> blixard.v1.DrainState.Enum
+	59, // 59: blixard.v1.NodeDrain.deadline:type_name -> google.protobuf.Duration
+	59, // 60: blixard.v1.NodeDrain.left:type_name -> google.protobuf.Duration
+	58, // 61: blixard.v1.NodeDrain.begun_at:type_name -> google.protobuf.Timestamp
+	52, // 62: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
+	57, // 63: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
+	58, // 64: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
+	65, // [65:65] is the sub-list for method output_type
+	65, // [65:65] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_objects_proto_init() }
@@ -4485,20 +4881,20 @@ func file_blixard_v1_objects_proto_init() {
 	}
 	file_blixard_v1_objects_proto_msgTypes[7].OneofWrappers = []any{}
 	file_blixard_v1_objects_proto_msgTypes[8].OneofWrappers = []any{}
-	file_blixard_v1_objects_proto_msgTypes[24].OneofWrappers = []any{
+	file_blixard_v1_objects_proto_msgTypes[26].OneofWrappers = []any{
 		(*HealthCheck_Exec)(nil),
 		(*HealthCheck_Http)(nil),
 		(*HealthCheck_TcpPort)(nil),
 		(*HealthCheck_Agent)(nil),
 	}
-	file_blixard_v1_objects_proto_msgTypes[29].OneofWrappers = []any{}
+	file_blixard_v1_objects_proto_msgTypes[31].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_objects_proto_rawDesc), len(file_blixard_v1_objects_proto_rawDesc)),
-			NumEnums:      12,
-			NumMessages:   41,
+			NumEnums:      13,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

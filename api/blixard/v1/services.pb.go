@@ -3482,7 +3482,8 @@ func (x *PlanDrainRequest) GetNode() string {
 type PlanDrainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	// steps, a VM each, by name.
+	// steps, a VM each, in the order in which they leave: those of the lowest priority first,
+	// equal ones by name.
 	Steps         []*PlannedVM `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3647,9 +3648,11 @@ type PlannedVM struct {
 	Stays bool `protobuf:"varint,2,opt,name=stays,proto3" json:"stays,omitempty"`
 	// to is the node that it goes to; empty when it stays, or when no node is possible, and
 	// then reason and message say why.
-	To            string `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	To      string `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	Reason  string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// preempts is who makes room for it, when it would wait without and preemption is on.
+	Preempts      *Preemption `protobuf:"bytes,6,opt,name=preempts,proto3" json:"preempts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3717,6 +3720,13 @@ func (x *PlannedVM) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *PlannedVM) GetPreempts() *Preemption {
+	if x != nil {
+		return x.Preempts
+	}
+	return nil
 }
 
 type MoveVMRequest struct {
@@ -5790,13 +5800,14 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\rwithout_nodes\x18\x02 \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\xe8\a\"\x04r\x02\x18@R\fwithoutNodes\"Q\n" +
 	"\x10SimulateResponse\x12'\n" +
 	"\x03vms\x18\x01 \x03(\v2\x15.blixard.v1.PlannedVMR\x03vms\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\x83\x01\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\xb7\x01\n" +
 	"\tPlannedVM\x12\x1e\n" +
 	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x14\n" +
 	"\x05stays\x18\x02 \x01(\bR\x05stays\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"\x96\x02\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x122\n" +
+	"\bpreempts\x18\x06 \x01(\v2\x16.blixard.v1.PreemptionR\bpreempts\"\x96\x02\n" +
 	"\rMoveVMRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
 	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
@@ -6144,107 +6155,108 @@ var file_blixard_v1_services_proto_depIdxs = []int32{
 	0,   // 42: blixard.v1.SimulateRequest.vms:type_name -> blixard.v1.CreateVMRequest
 	54,  // 43: blixard.v1.SimulateResponse.vms:type_name -> blixard.v1.PlannedVM
 	90,  // 44: blixard.v1.PlannedVM.vm:type_name -> blixard.v1.VM
-	91,  // 45: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
-	90,  // 46: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
-	89,  // 47: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
-	86,  // 48: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
-	90,  // 49: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
-	61,  // 50: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
-	59,  // 51: blixard.v1.ExplainVMResponse.preempts:type_name -> blixard.v1.Preemption
-	60,  // 52: blixard.v1.Preemption.vms:type_name -> blixard.v1.PreemptedVM
-	62,  // 53: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
-	94,  // 54: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	92,  // 55: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	65,  // 56: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	87,  // 57: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	92,  // 58: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	91,  // 59: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	96,  // 60: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	94,  // 61: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	97,  // 62: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	98,  // 63: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
-	70,  // 64: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	91,  // 65: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	91,  // 66: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	88,  // 67: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
-	92,  // 68: blixard.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
-	77,  // 69: blixard.v1.ListEventsRequest.filter:type_name -> blixard.v1.EventFilter
-	99,  // 70: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
-	77,  // 71: blixard.v1.WatchEventsRequest.filter:type_name -> blixard.v1.EventFilter
-	99,  // 72: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,   // 73: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,   // 74: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,   // 75: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,   // 76: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,   // 77: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10,  // 78: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12,  // 79: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14,  // 80: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16,  // 81: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18,  // 82: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20,  // 83: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23,  // 84: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26,  // 85: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29,  // 86: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	44,  // 87: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	34,  // 88: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
-	36,  // 89: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
-	39,  // 90: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
-	42,  // 91: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
-	31,  // 92: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
-	57,  // 93: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
-	55,  // 94: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
-	46,  // 95: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	63,  // 96: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	48,  // 97: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
-	50,  // 98: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
-	52,  // 99: blixard.v1.NodeService.Simulate:input_type -> blixard.v1.SimulateRequest
-	66,  // 100: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	68,  // 101: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	71,  // 102: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	73,  // 103: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	75,  // 104: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
-	78,  // 105: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	80,  // 106: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,   // 107: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,   // 108: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,   // 109: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,   // 110: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,   // 111: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11,  // 112: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13,  // 113: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15,  // 114: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17,  // 115: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19,  // 116: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21,  // 117: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24,  // 118: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27,  // 119: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30,  // 120: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	45,  // 121: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	35,  // 122: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
-	37,  // 123: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
-	40,  // 124: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
-	43,  // 125: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
-	32,  // 126: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
-	58,  // 127: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
-	56,  // 128: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
-	47,  // 129: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	64,  // 130: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	49,  // 131: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
-	51,  // 132: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
-	53,  // 133: blixard.v1.NodeService.Simulate:output_type -> blixard.v1.SimulateResponse
-	67,  // 134: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	69,  // 135: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	72,  // 136: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	74,  // 137: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	76,  // 138: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
-	79,  // 139: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	81,  // 140: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	107, // [107:141] is the sub-list for method output_type
-	73,  // [73:107] is the sub-list for method input_type
-	73,  // [73:73] is the sub-list for extension type_name
-	73,  // [73:73] is the sub-list for extension extendee
-	0,   // [0:73] is the sub-list for field type_name
+	59,  // 45: blixard.v1.PlannedVM.preempts:type_name -> blixard.v1.Preemption
+	91,  // 46: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
+	90,  // 47: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
+	89,  // 48: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
+	86,  // 49: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
+	90,  // 50: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
+	61,  // 51: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
+	59,  // 52: blixard.v1.ExplainVMResponse.preempts:type_name -> blixard.v1.Preemption
+	60,  // 53: blixard.v1.Preemption.vms:type_name -> blixard.v1.PreemptedVM
+	62,  // 54: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
+	94,  // 55: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	92,  // 56: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	65,  // 57: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
+	87,  // 58: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	92,  // 59: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	91,  // 60: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	96,  // 61: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	94,  // 62: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	97,  // 63: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	98,  // 64: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	70,  // 65: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
+	91,  // 66: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	91,  // 67: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	88,  // 68: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
+	92,  // 69: blixard.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	77,  // 70: blixard.v1.ListEventsRequest.filter:type_name -> blixard.v1.EventFilter
+	99,  // 71: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	77,  // 72: blixard.v1.WatchEventsRequest.filter:type_name -> blixard.v1.EventFilter
+	99,  // 73: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	0,   // 74: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,   // 75: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,   // 76: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,   // 77: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,   // 78: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10,  // 79: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12,  // 80: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14,  // 81: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16,  // 82: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18,  // 83: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20,  // 84: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23,  // 85: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26,  // 86: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29,  // 87: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	44,  // 88: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	34,  // 89: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
+	36,  // 90: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
+	39,  // 91: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
+	42,  // 92: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
+	31,  // 93: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
+	57,  // 94: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
+	55,  // 95: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
+	46,  // 96: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	63,  // 97: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	48,  // 98: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
+	50,  // 99: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
+	52,  // 100: blixard.v1.NodeService.Simulate:input_type -> blixard.v1.SimulateRequest
+	66,  // 101: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	68,  // 102: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	71,  // 103: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	73,  // 104: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	75,  // 105: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
+	78,  // 106: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	80,  // 107: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,   // 108: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,   // 109: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,   // 110: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,   // 111: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,   // 112: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11,  // 113: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13,  // 114: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15,  // 115: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17,  // 116: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19,  // 117: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21,  // 118: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24,  // 119: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27,  // 120: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30,  // 121: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	45,  // 122: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	35,  // 123: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
+	37,  // 124: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
+	40,  // 125: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
+	43,  // 126: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
+	32,  // 127: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
+	58,  // 128: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
+	56,  // 129: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
+	47,  // 130: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	64,  // 131: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	49,  // 132: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
+	51,  // 133: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
+	53,  // 134: blixard.v1.NodeService.Simulate:output_type -> blixard.v1.SimulateResponse
+	67,  // 135: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	69,  // 136: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	72,  // 137: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	74,  // 138: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	76,  // 139: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
+	79,  // 140: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	81,  // 141: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	108, // [108:142] is the sub-list for method output_type
+	74,  // [74:108] is the sub-list for method input_type
+	74,  // [74:74] is the sub-list for extension type_name
+	74,  // [74:74] is the sub-list for extension extendee
+	0,   // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }
