@@ -176,6 +176,7 @@ func New(cfg Config) (*Server, error) {
 	s.register(&blixardv1.NetworkService_ServiceDesc, networkService{Server: s})
 	s.register(&blixardv1.SecretService_ServiceDesc, secretService{Server: s})
 	s.register(&blixardv1.TaskService_ServiceDesc, taskService{Server: s})
+	s.register(&blixardv1.ScheduleService_ServiceDesc, scheduleService{Server: s})
 	s.register(&blixardv1.QuotaService_ServiceDesc, quotaService{Server: s})
 	if cfg.Trust != nil {
 		s.register(&blixardv1.ClusterService_ServiceDesc, clusterService{Server: s})

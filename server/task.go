@@ -25,17 +25,7 @@ func noTask(name string) *problem.Error {
 
 func (s taskService) SubmitTask(ctx context.Context, req *blixardv1.SubmitTaskRequest) (*blixardv1.SubmitTaskResponse, error) {
 	spec := proto.CloneOf(req.GetSpec())
-	if err := checkTask(spec); err != nil {
-		return nil, err
-	}
-	if spec.GetDelivery() == blixardv1.Delivery_unspecified {
-		spec.Delivery = blixardv1.Delivery_at_least_once
-	}
-	if spec.GetKeep() == nil {
-		spec.Keep = durationpb.New(state.TaskKeep(spec))
-	}
-	spec.Vm.Restart = nil
-	if err := s.complete(ctx, spec.GetVm()); err != nil {
+	if err := s.completeTask(ctx, spec); err != nil {
 		return nil, err
 	}
 	name := req.GetName()
@@ -49,6 +39,21 @@ func (s taskService) SubmitTask(ctx context.Context, req *blixardv1.SubmitTaskRe
 		return nil, err
 	}
 	return &blixardv1.SubmitTaskResponse{Task: r.Tasks[0], Count: max(1, req.GetCount())}, nil
+}
+
+// completeTask checks and completes what is run.
+func (s *Server) completeTask(ctx context.Context, spec *blixardv1.TaskSpec) error {
+	if err := checkTask(spec); err != nil {
+		return err
+	}
+	if spec.GetDelivery() == blixardv1.Delivery_unspecified {
+		spec.Delivery = blixardv1.Delivery_at_least_once
+	}
+	if spec.GetKeep() == nil {
+		spec.Keep = durationpb.New(state.TaskKeep(spec))
+	}
+	spec.Vm.Restart = nil
+	return s.complete(ctx, spec.GetVm())
 }
 
 // checkTask refuses what contradicts itself.

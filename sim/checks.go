@@ -52,6 +52,13 @@ type checks struct {
 	commands map[string]string
 	// attempts of tasks when they were submitted or retried.
 	attempts map[string]uint32
+	// openRuns of schedules, by their ids, are those that are not finished, and runTimes
+	// the newest time with a run.
+	openRuns map[string]map[string]string
+	runTimes map[string]runTime
+	// scheduled are the schedules as they are, but those whose times were changed.
+	scheduled    map[string]*blixardv1.Schedule
+	changedTimes map[string]bool
 	// preempts are the preemptions in the log by index, and vms what was declared of the
 	// VMs that ever were.
 	preempts map[uint64]*blixardv1.PreemptCommand
@@ -64,6 +71,7 @@ func newChecks(w *world) *checks {
 		epochs: map[string]uint64{}, lives: map[life]string{}, acked: map[uint64]bool{},
 		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{}, lost: map[string]bool{},
 		once: map[string]bool{}, commands: map[string]string{}, attempts: map[string]uint32{},
+		openRuns: map[string]map[string]string{}, runTimes: map[string]runTime{}, scheduled: map[string]*blixardv1.Schedule{}, changedTimes: map[string]bool{},
 		preempts: map[uint64]*blixardv1.PreemptCommand{}, vms: map[string]*blixardv1.VMSpec{},
 	}
 }
@@ -217,6 +225,7 @@ func (c *checks) saw(view *state.View) {
 	c.seen = view.Index()
 	if err != nil { // after a snapshot, the changes that led there are not known
 		c.tasksUnknown()
+		c.schedulesUnknown()
 		for _, n := range view.Nodes() {
 			c.node(n)
 		}
@@ -240,6 +249,9 @@ func (c *checks) saw(view *state.View) {
 			}
 		case state.KindTask:
 			c.task(ch.Task)
+			c.run(ch.Task, ch.Deleted)
+		case state.KindSchedule:
+			c.schedule(ch.Schedule, ch.Deleted)
 		}
 	}
 }
@@ -340,6 +352,10 @@ func (w *world) settled(view *state.View) bool {
 	w.unsettled = ""
 	if w.damaged != nil {
 		w.unsettled = fmt.Sprintf("host %d is being replaced", w.damaged.n)
+		return false
+	}
+	if left := view.Schedules("", 1); len(left) > 0 {
+		w.unsettled = fmt.Sprintf("schedule %s is there", left[0].GetName())
 		return false
 	}
 	for _, t := range view.Tasks("", 0) {

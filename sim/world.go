@@ -23,6 +23,9 @@ const (
 	setupTime    = time.Minute
 	convergeTime = 2 * time.Minute
 	clients      = 5
+	// schedulesTime is how long faults happen at least where schedules are: some minutes
+	// must come.
+	schedulesTime = 100 * time.Second
 	// checkTime bounds the search of porcupine, in real time.
 	checkTime = 20 * time.Second
 	// extensionsMax of the time of faults, for runs that did too little.
@@ -128,6 +131,7 @@ func Run(o Options) (result Result) {
 	}
 	w.faults = w.drawFaults()
 	w.faults.preemption = o.Seed%2 == 0
+	w.faults.schedules = w.faults.tasks && o.Seed%3 == 0
 	w.note("%+v", w.faults)
 	w.live(o.Safety)
 	return Result{}
@@ -146,12 +150,19 @@ func (w *world) live(safety time.Duration) {
 	if w.faults.tasks {
 		w.tasks()
 	}
+	if w.faults.schedules {
+		w.schedules()
+		safety = max(safety, schedulesTime)
+	}
 	w.inject()
 	// One whose faults let too little happen goes on for longer.
 	for try := 0; try < extensionsMax && (try == 0 || len(w.history) < operationsMin); try++ {
 		w.run(w.now+safety, w.failed)
 	}
 	w.quiet = true
+	if w.faults.schedules {
+		w.endSchedules()
+	}
 	w.heal()
 	w.converge("after all faults ended")
 	if w.bearsALoss() {

@@ -20,7 +20,8 @@ import (
 //	10 tasks
 //	11 projects and quotas
 //	12 taints of nodes, priorities of VMs, and preemption
-const FeatureLevel = 12
+//	14 schedules, what comes out of tasks, and quotas that bound tasks
+const FeatureLevel = 14
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -32,7 +33,8 @@ var levels = map[protoreflect.Name]uint32{
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
 	"submit_task": 10, "step_tasks": 10, "change_tasks": 10,
 	"set_quota": 11, "remove_quota": 11,
-	"preempt": 12,
+	"preempt":         12,
+	"create_schedule": 14, "update_schedule": 14, "change_schedule": 14, "step_schedules": 14,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.

@@ -115,6 +115,9 @@ func (v *View) putObjects(sw *snapshotWriter) {
 	each(txn, tableQuota, func(o *blixardv1.Quota) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Quota{Quota: o}})
 	})
+	each(txn, tableSchedule, func(o *blixardv1.Schedule) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Schedule{Schedule: o}})
+	})
 }
 
 // Hash is a digest of everything in the view: replicas at the same index have
@@ -265,6 +268,8 @@ func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) erro
 		s.tasks++
 	case *blixardv1.StateSnapshot_Quota:
 		err = txn.Insert(tableQuota, o.Quota)
+	case *blixardv1.StateSnapshot_Schedule:
+		err = txn.Insert(tableSchedule, o.Schedule)
 	case *blixardv1.StateSnapshot_Event:
 		s.events = append(s.events, o.Event)
 	case *blixardv1.StateSnapshot_Idempotency:

@@ -78,6 +78,7 @@ func copyTask(t *blixardv1.Task) *blixardv1.Task {
 	return &blixardv1.Task{
 		Id: t.Id, Name: t.Name, Spec: t.Spec, Status: proto.CloneOf(t.Status), CreateIndex: t.CreateIndex, ModifyIndex: t.ModifyIndex,
 		CreatedAt: t.CreatedAt, Labels: t.Labels, Array: t.Array, ArrayName: t.ArrayName, Number: t.Number, Project: t.Project,
+		Schedule: t.Schedule, Run: t.Run, ScheduledAt: t.ScheduledAt,
 	}
 }
 

@@ -2,6 +2,7 @@ package cron
 
 import (
 	"regexp"
+	"sync"
 	"time"
 	_ "time/tzdata" // zones are known on hosts without a database of them, too
 
@@ -10,6 +11,9 @@ import (
 
 // zonePattern of names in the database of zones.
 var zonePattern = regexp.MustCompile(`^[A-Za-z0-9_+-]{1,32}(/[A-Za-z0-9_+-]{1,32}){0,2}$`)
+
+// zones that were found: to read one takes far longer than to use it. There are some 600.
+var zones sync.Map
 
 // Zone finds a time zone by its name in the IANA's database; the empty name is UTC.
 func Zone(name string) (*time.Location, *problem.Error) {
@@ -21,9 +25,13 @@ func Zone(name string) (*time.Location, *problem.Error) {
 	if !zonePattern.MatchString(name) || name == "Local" {
 		return nil, unknown
 	}
+	if loc, ok := zones.Load(name); ok {
+		return loc.(*time.Location), nil
+	}
 	loc, err := time.LoadLocation(name)
 	if err != nil {
 		return nil, unknown
 	}
+	zones.Store(name, loc)
 	return loc, nil
 }

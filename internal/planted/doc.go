@@ -42,6 +42,10 @@ const (
 	QuotaNotChecked   Bug = "VMs are declared without looking at the quota"
 	EqualsPreempted   Bug = "a VM takes the room of one of equal priority"
 	KeptPreempted     Bug = "a VM that is kept on its node is preempted"
+	// Schedules.
+	ScheduleForgetsTime Bug = "a schedule does not note of which times it is decided"
+	ScheduleZoneIgnored Bug = "a schedule's times are counted in UTC, whatever its zone"
+	OverlapIgnored      Bug = "a run of a schedule begins although the one before is not finished"
 	// Leases.
 	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
 	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"

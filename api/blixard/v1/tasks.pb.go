@@ -160,7 +160,12 @@ type Task struct {
 	ArrayName string `protobuf:"bytes,10,opt,name=array_name,json=arrayName,proto3" json:"array_name,omitempty"`
 	Number    uint32 `protobuf:"varint,11,opt,name=number,proto3" json:"number,omitempty"`
 	// project whose quota its VMs count to; empty means "default".
-	Project       string `protobuf:"bytes,12,opt,name=project,proto3" json:"project,omitempty"`
+	Project string `protobuf:"bytes,12,opt,name=project,proto3" json:"project,omitempty"`
+	// schedule is the id of the schedule whose run it is, run its number there from 1, and
+	// scheduled_at its time; that is unset for a run that a person began.
+	Schedule      string                 `protobuf:"bytes,13,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	Run           uint64                 `protobuf:"varint,14,opt,name=run,proto3" json:"run,omitempty"`
+	ScheduledAt   *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,6 +282,27 @@ func (x *Task) GetProject() string {
 		return x.Project
 	}
 	return ""
+}
+
+func (x *Task) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *Task) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *Task) GetScheduledAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ScheduledAt
+	}
+	return nil
 }
 
 // Delivery says what may become of a task that is not known to have ended.
@@ -1508,7 +1534,7 @@ var File_blixard_v1_tasks_proto protoreflect.FileDescriptor
 const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\n" +
 	"\x16blixard/v1/tasks.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x03\n" +
+	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xca\x04\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
@@ -1524,7 +1550,10 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"array_name\x18\n" +
 	" \x01(\tR\tarrayName\x12\x16\n" +
 	"\x06number\x18\v \x01(\rR\x06number\x12\x18\n" +
-	"\aproject\x18\f \x01(\tR\aproject\x1a9\n" +
+	"\aproject\x18\f \x01(\tR\aproject\x12\x1a\n" +
+	"\bschedule\x18\r \x01(\tR\bschedule\x12\x10\n" +
+	"\x03run\x18\x0e \x01(\x04R\x03run\x12=\n" +
+	"\fscheduled_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\vscheduledAt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
@@ -1698,45 +1727,46 @@ var file_blixard_v1_tasks_proto_depIdxs = []int32{
 	6,  // 1: blixard.v1.Task.status:type_name -> blixard.v1.TaskStatus
 	25, // 2: blixard.v1.Task.created_at:type_name -> google.protobuf.Timestamp
 	23, // 3: blixard.v1.Task.labels:type_name -> blixard.v1.Task.LabelsEntry
-	26, // 4: blixard.v1.TaskSpec.vm:type_name -> blixard.v1.VMSpec
-	27, // 5: blixard.v1.TaskSpec.timeout:type_name -> google.protobuf.Duration
-	27, // 6: blixard.v1.TaskSpec.backoff:type_name -> google.protobuf.Duration
-	0,  // 7: blixard.v1.TaskSpec.delivery:type_name -> blixard.v1.Delivery.Enum
-	27, // 8: blixard.v1.TaskSpec.keep:type_name -> google.protobuf.Duration
-	1,  // 9: blixard.v1.TaskStatus.state:type_name -> blixard.v1.TaskState.Enum
-	25, // 10: blixard.v1.TaskStatus.started_at:type_name -> google.protobuf.Timestamp
-	25, // 11: blixard.v1.TaskStatus.finished_at:type_name -> google.protobuf.Timestamp
-	25, // 12: blixard.v1.TaskStatus.next_try_at:type_name -> google.protobuf.Timestamp
-	4,  // 13: blixard.v1.SubmitTaskRequest.spec:type_name -> blixard.v1.TaskSpec
-	24, // 14: blixard.v1.SubmitTaskRequest.labels:type_name -> blixard.v1.SubmitTaskRequest.LabelsEntry
-	2,  // 15: blixard.v1.SubmitTaskResponse.task:type_name -> blixard.v1.Task
-	2,  // 16: blixard.v1.GetTaskResponse.task:type_name -> blixard.v1.Task
-	2,  // 17: blixard.v1.ListTasksResponse.tasks:type_name -> blixard.v1.Task
-	2,  // 18: blixard.v1.WatchTasksResponse.task:type_name -> blixard.v1.Task
-	2,  // 19: blixard.v1.CancelTaskResponse.tasks:type_name -> blixard.v1.Task
-	2,  // 20: blixard.v1.RetryTaskResponse.tasks:type_name -> blixard.v1.Task
-	2,  // 21: blixard.v1.RemoveTaskResponse.tasks:type_name -> blixard.v1.Task
-	7,  // 22: blixard.v1.TaskService.SubmitTask:input_type -> blixard.v1.SubmitTaskRequest
-	9,  // 23: blixard.v1.TaskService.GetTask:input_type -> blixard.v1.GetTaskRequest
-	11, // 24: blixard.v1.TaskService.ListTasks:input_type -> blixard.v1.ListTasksRequest
-	13, // 25: blixard.v1.TaskService.WatchTasks:input_type -> blixard.v1.WatchTasksRequest
-	15, // 26: blixard.v1.TaskService.CancelTask:input_type -> blixard.v1.CancelTaskRequest
-	17, // 27: blixard.v1.TaskService.RetryTask:input_type -> blixard.v1.RetryTaskRequest
-	19, // 28: blixard.v1.TaskService.RemoveTask:input_type -> blixard.v1.RemoveTaskRequest
-	21, // 29: blixard.v1.TaskService.TaskLogs:input_type -> blixard.v1.TaskLogsRequest
-	8,  // 30: blixard.v1.TaskService.SubmitTask:output_type -> blixard.v1.SubmitTaskResponse
-	10, // 31: blixard.v1.TaskService.GetTask:output_type -> blixard.v1.GetTaskResponse
-	12, // 32: blixard.v1.TaskService.ListTasks:output_type -> blixard.v1.ListTasksResponse
-	14, // 33: blixard.v1.TaskService.WatchTasks:output_type -> blixard.v1.WatchTasksResponse
-	16, // 34: blixard.v1.TaskService.CancelTask:output_type -> blixard.v1.CancelTaskResponse
-	18, // 35: blixard.v1.TaskService.RetryTask:output_type -> blixard.v1.RetryTaskResponse
-	20, // 36: blixard.v1.TaskService.RemoveTask:output_type -> blixard.v1.RemoveTaskResponse
-	22, // 37: blixard.v1.TaskService.TaskLogs:output_type -> blixard.v1.TaskLogsResponse
-	30, // [30:38] is the sub-list for method output_type
-	22, // [22:30] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	25, // 4: blixard.v1.Task.scheduled_at:type_name -> google.protobuf.Timestamp
+	26, // 5: blixard.v1.TaskSpec.vm:type_name -> blixard.v1.VMSpec
+	27, // 6: blixard.v1.TaskSpec.timeout:type_name -> google.protobuf.Duration
+	27, // 7: blixard.v1.TaskSpec.backoff:type_name -> google.protobuf.Duration
+	0,  // 8: blixard.v1.TaskSpec.delivery:type_name -> blixard.v1.Delivery.Enum
+	27, // 9: blixard.v1.TaskSpec.keep:type_name -> google.protobuf.Duration
+	1,  // 10: blixard.v1.TaskStatus.state:type_name -> blixard.v1.TaskState.Enum
+	25, // 11: blixard.v1.TaskStatus.started_at:type_name -> google.protobuf.Timestamp
+	25, // 12: blixard.v1.TaskStatus.finished_at:type_name -> google.protobuf.Timestamp
+	25, // 13: blixard.v1.TaskStatus.next_try_at:type_name -> google.protobuf.Timestamp
+	4,  // 14: blixard.v1.SubmitTaskRequest.spec:type_name -> blixard.v1.TaskSpec
+	24, // 15: blixard.v1.SubmitTaskRequest.labels:type_name -> blixard.v1.SubmitTaskRequest.LabelsEntry
+	2,  // 16: blixard.v1.SubmitTaskResponse.task:type_name -> blixard.v1.Task
+	2,  // 17: blixard.v1.GetTaskResponse.task:type_name -> blixard.v1.Task
+	2,  // 18: blixard.v1.ListTasksResponse.tasks:type_name -> blixard.v1.Task
+	2,  // 19: blixard.v1.WatchTasksResponse.task:type_name -> blixard.v1.Task
+	2,  // 20: blixard.v1.CancelTaskResponse.tasks:type_name -> blixard.v1.Task
+	2,  // 21: blixard.v1.RetryTaskResponse.tasks:type_name -> blixard.v1.Task
+	2,  // 22: blixard.v1.RemoveTaskResponse.tasks:type_name -> blixard.v1.Task
+	7,  // 23: blixard.v1.TaskService.SubmitTask:input_type -> blixard.v1.SubmitTaskRequest
+	9,  // 24: blixard.v1.TaskService.GetTask:input_type -> blixard.v1.GetTaskRequest
+	11, // 25: blixard.v1.TaskService.ListTasks:input_type -> blixard.v1.ListTasksRequest
+	13, // 26: blixard.v1.TaskService.WatchTasks:input_type -> blixard.v1.WatchTasksRequest
+	15, // 27: blixard.v1.TaskService.CancelTask:input_type -> blixard.v1.CancelTaskRequest
+	17, // 28: blixard.v1.TaskService.RetryTask:input_type -> blixard.v1.RetryTaskRequest
+	19, // 29: blixard.v1.TaskService.RemoveTask:input_type -> blixard.v1.RemoveTaskRequest
+	21, // 30: blixard.v1.TaskService.TaskLogs:input_type -> blixard.v1.TaskLogsRequest
+	8,  // 31: blixard.v1.TaskService.SubmitTask:output_type -> blixard.v1.SubmitTaskResponse
+	10, // 32: blixard.v1.TaskService.GetTask:output_type -> blixard.v1.GetTaskResponse
+	12, // 33: blixard.v1.TaskService.ListTasks:output_type -> blixard.v1.ListTasksResponse
+	14, // 34: blixard.v1.TaskService.WatchTasks:output_type -> blixard.v1.WatchTasksResponse
+	16, // 35: blixard.v1.TaskService.CancelTask:output_type -> blixard.v1.CancelTaskResponse
+	18, // 36: blixard.v1.TaskService.RetryTask:output_type -> blixard.v1.RetryTaskResponse
+	20, // 37: blixard.v1.TaskService.RemoveTask:output_type -> blixard.v1.RemoveTaskResponse
+	22, // 38: blixard.v1.TaskService.TaskLogs:output_type -> blixard.v1.TaskLogsResponse
+	31, // [31:39] is the sub-list for method output_type
+	23, // [23:31] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_tasks_proto_init() }
