@@ -210,21 +210,14 @@ func (a *app) taskListCommand() *cobra.Command {
 		Use: "list [ARRAY]", Aliases: []string{"ls"}, Short: "List tasks", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeTasks,
 		Example: "  blixard task list\n  blixard task list part --state failed\n  blixard task list -o json | jq -r '.tasks[].name'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &blixardv1.ListTasksRequest{}
+			array := ""
 			if len(args) > 0 {
-				req.Array = args[0]
+				array = args[0]
 			}
-			return a.withTask(cmd.Context(), req.Array, func(ctx context.Context, c *client.Client) error {
-				var tasks []*blixardv1.Task
-				for {
-					resp, err := c.Tasks().ListTasks(ctx, req)
-					if err != nil {
-						return err
-					}
-					tasks = append(tasks, resp.GetTasks()...)
-					if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
-						break
-					}
+			return a.withTask(cmd.Context(), array, func(ctx context.Context, c *client.Client) error {
+				tasks, err := allTasks(ctx, c, array)
+				if err != nil {
+					return err
 				}
 				tasks = slices.DeleteFunc(tasks, func(t *blixardv1.Task) bool {
 					return len(states) > 0 && !slices.Contains(states, t.GetStatus().GetState().String())

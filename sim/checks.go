@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"hash/crc64"
@@ -188,13 +189,28 @@ func (c *checks) quotas(view *state.View) {
 			newest[project] = vm
 		}
 	}
+	open, newestTask := map[string]uint64{}, map[string]*blixardv1.Task{}
+	for _, t := range view.Tasks("", 0) {
+		if state.Finished(t.GetStatus().GetState()) {
+			continue
+		}
+		project := cmp.Or(t.GetProject(), state.DefaultProject)
+		open[project]++
+		if t.GetCreateIndex() > newestTask[project].GetCreateIndex() {
+			newestTask[project] = t
+		}
+	}
 	for _, said := range view.ProjectUsages("", 0) {
 		u, vm := has[said.GetProject()], newest[said.GetProject()]
 		if u == nil {
 			u = &blixardv1.ProjectUsage{Project: said.GetProject()}
 		}
 		delete(has, said.GetProject())
+		u.Tasks = open[said.GetProject()]
 		l := said.GetLimits()
+		if t := newestTask[said.GetProject()]; l != nil && l.Tasks != nil && u.GetTasks() > l.GetTasks() && t.GetCreateIndex() > view.Quota(said.GetProject()).GetModifyIndex() {
+			c.w.fail("project %s has %d tasks, its quota is %d, and %s was submitted after that was set", said.GetProject(), u.GetTasks(), l.GetTasks(), t.GetName())
+		}
 		over := l != nil && (l.Vms != nil && u.GetVms() > l.GetVms() || l.MemoryMib != nil && u.GetMemoryMib() > l.GetMemoryMib())
 		if over && vm.GetCreateIndex() > view.Quota(said.GetProject()).GetModifyIndex() {
 			c.w.fail("project %s has %d VMs and %d MiB, its quota is %d and %d, and VM %s was declared after that was set",

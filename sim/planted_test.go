@@ -51,6 +51,7 @@ var found = []struct {
 	{planted.ScheduleZoneIgnored, 200, 0},
 	{planted.OverlapIgnored, 100, 0},
 	{planted.QuotaNotChecked, 100, 0},
+	{planted.TaskQuotaNotChecked, 100, 0},
 	{planted.EqualsPreempted, 100, 0},
 	{planted.KeptPreempted, 100, 0},
 	{planted.NewLeaderDoesNotWait, 200, 0},

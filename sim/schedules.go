@@ -33,7 +33,7 @@ func (w *world) schedules() {
 			if err == nil {
 				w.count("operations on schedules")
 			}
-			w.after(w.tail(6*w.faults.think), next)
+			w.after(w.tail(4*w.faults.think), next)
 		}})
 	}
 	w.after(time.Second, next)
@@ -141,6 +141,9 @@ func (c *checks) schedule(s *blixardv1.Schedule, deleted bool) {
 		return
 	}
 	c.scheduled[id] = s
+	if s.GetStatus().GetMissed() > old.GetStatus().GetMissed() {
+		c.w.count("schedules that missed times")
+	}
 	if m := s.GetStatus().GetReason(); m != "" {
 		c.w.count("schedules " + strings.ReplaceAll(m, ".", " "))
 	}

@@ -23,6 +23,8 @@ const (
 	setupTime    = time.Minute
 	convergeTime = 2 * time.Minute
 	clients      = 5
+	// boundedTasks of the default project, where schedules are.
+	boundedTasks = 6
 	// schedulesTime is how long faults happen at least where schedules are: some minutes
 	// must come.
 	schedulesTime = 100 * time.Second
@@ -284,6 +286,11 @@ func (w *world) setup() {
 	w.must(&blixardv1.Command{Change: &blixardv1.Command_SetQuota{SetQuota: &blixardv1.SetQuotaCommand{
 		Project: bounded, Limits: &blixardv1.QuotaLimits{Vms: proto.Uint64(boundedVMs), MemoryMib: proto.Uint64(boundedVMs * workerMiB)},
 	}}})
+	if w.faults.schedules {
+		w.must(&blixardv1.Command{Change: &blixardv1.Command_SetQuota{SetQuota: &blixardv1.SetQuotaCommand{
+			Project: state.DefaultProject, Limits: &blixardv1.QuotaLimits{Tasks: proto.Uint64(boundedTasks)},
+		}}})
+	}
 	for i := range registers {
 		w.must(w.change(operation{name: fmt.Sprintf("r%d", i), kind: "create"}))
 	}

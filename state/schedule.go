@@ -258,7 +258,7 @@ func (b *batch) runFits(s *blixardv1.Schedule, canceled int) *problem.Error {
 		return problem.New(problem.Conflict, "task.name_taken", "there is a task %q already, which is no run of the schedule", name).
 			WithHint("remove that task: blixard task remove %s", name)
 	}
-	return nil
+	return b.quotaAllowsTasks(s.GetProject(), 1, uint64(canceled))
 }
 
 // beginRun submits the next run of s, a fresh copy that its caller puts; runFits has said

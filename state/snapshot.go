@@ -264,8 +264,10 @@ func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) erro
 	case *blixardv1.StateSnapshot_Secret:
 		err = txn.Insert(tableSecret, o.Secret)
 	case *blixardv1.StateSnapshot_Task:
-		err = txn.Insert(tableTask, o.Task)
-		s.tasks++
+		if err = txn.Insert(tableTask, o.Task); err == nil {
+			recountTask(txn, o.Task, nil)
+			s.tasks++
+		}
 	case *blixardv1.StateSnapshot_Quota:
 		err = txn.Insert(tableQuota, o.Quota)
 	case *blixardv1.StateSnapshot_Schedule:

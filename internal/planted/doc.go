@@ -40,6 +40,7 @@ const (
 	TaskEndIsLost     Bug = "the end of a task's attempt is not noted"
 	RetriesNotCounted Bug = "the attempts of a task are not counted"
 	QuotaNotChecked   Bug = "VMs are declared without looking at the quota"
+	TaskQuotaNotChecked Bug = "tasks are submitted without looking at the quota"
 	EqualsPreempted   Bug = "a VM takes the room of one of equal priority"
 	KeptPreempted     Bug = "a VM that is kept on its node is preempted"
 	// Schedules.
