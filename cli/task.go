@@ -23,7 +23,7 @@ import (
 
 func (a *app) taskCommand() *cobra.Command {
 	return noun("task", "Run commands to their end, each in a VM of its own", []string{"tasks"},
-		a.taskSubmitCommand(), a.taskListCommand(), a.taskStatusCommand(), a.taskLogsCommand(), a.taskWaitCommand(),
+		a.taskSubmitCommand(), a.taskListCommand(), a.taskStatusCommand(), a.taskLogsCommand(), a.taskArtifactsCommand(), a.taskWaitCommand(),
 		a.taskChangeCommand("cancel", "canceled", "End tasks that are not finished", `End a task, or all unfinished tasks of an array. A command that runs is stopped as "vm stop" does it.`),
 		a.taskChangeCommand("retry", "runs again", "Let finished tasks run again", "Let a finished task run again, or those of an array that did not succeed: with the number of its next attempt, and all its retries anew."),
 		a.taskChangeCommand("remove", "removed", "Forget finished tasks", "Forget a finished task, or all finished tasks of an array. They go by themselves after the time of --keep. Their output stays with their nodes for that time, but can't be asked for any more."),
@@ -50,6 +50,7 @@ type taskFlags struct {
 	spec                 specFlags
 	limit, backoff, keep durationFlag
 	once                 bool
+	artifacts            []string
 	retries              uint32
 }
 
@@ -61,6 +62,7 @@ func (t *taskFlags) register(a *app, cmd *cobra.Command) {
 	f.Var(&t.limit, "time-limit", "end an attempt that runs longer (default: none)")
 	f.Uint32Var(&t.retries, "retries", 0, "try again so often when the command fails")
 	f.Var(&t.backoff, "backoff", "wait before the first retry, doubled by each further one (default: 5s)")
+	f.StringArrayVar(&t.artifacts, "artifact", nil, "absolute path of a file or directory in the guest, which is kept when the command ended; may be repeated")
 	f.BoolVar(&t.once, "at-most-once", false, "never begin the command a second time")
 	f.Var(&t.keep, "keep", "keep the finished task and its output for that time (default: 1d)")
 }
@@ -73,7 +75,7 @@ func (t *taskFlags) fill(to *blixardv1.TaskSpec, image string, command []string)
 	if err != nil {
 		return nil, err
 	}
-	to.Vm, to.Retries = vm.GetSpec(), t.retries
+	to.Vm, to.Retries, to.Artifacts = vm.GetSpec(), t.retries, t.artifacts
 	to.Vm.Restart = nil
 	if t.once {
 		to.Delivery = blixardv1.Delivery_at_most_once

@@ -117,6 +117,8 @@ var rules = map[string]rule{
 	"/blixard.v1.TaskService/RemoveTask": {route: toLeader, who: operate},
 	"/blixard.v1.TaskService/TaskLogs":   {route: toTask, who: look},
 
+	"/blixard.v1.TaskService/TaskArtifacts": {route: toTask, who: look},
+
 	"/blixard.v1.ScheduleService/CreateSchedule": {route: toLeader, who: operate},
 	"/blixard.v1.ScheduleService/GetSchedule":    {route: here, who: look},
 	"/blixard.v1.ScheduleService/ListSchedules":  {route: here, who: look},

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,6 +60,8 @@ type Local interface {
 	Locate(allocID string) (agent.Place, error)
 	// Output gives the path of the log of an allocation that is here or was.
 	Output(allocID string) (path string, kept bool, err error)
+	// Artifacts as in [agent.Agent.Artifacts].
+	Artifacts(allocID string) (archive *os.File, notes []string, err error)
 	Drained(allocID string)
 	LeaseLeft() time.Duration
 }

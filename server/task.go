@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"errors"
+	"io"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -11,6 +13,9 @@ import (
 	"github.com/blixard/blixard/state"
 	"github.com/blixard/blixard/supervisor"
 )
+
+// artifactChunkBytes is one message of files.
+const artifactChunkBytes = 64 << 10
 
 // taskService is TaskService; see the .proto for its contract.
 type taskService struct {
@@ -223,6 +228,57 @@ func (s *Server) nodeOfTask(ctx context.Context, req proto.Message) (string, err
 		return id, nil
 	}
 	return s.cfg.NodeID, nil
+}
+
+// TaskArtifacts sends what the node has of the newest attempt's files.
+func (s taskService) TaskArtifacts(req *blixardv1.TaskArtifactsRequest, stream blixardv1.TaskService_TaskArtifactsServer) error {
+	view, err := s.read(stream.Context())
+	if err != nil {
+		return err
+	}
+	task := view.Task(req.GetName())
+	st := task.GetStatus()
+	switch {
+	case task == nil:
+		return noTask(req.GetName())
+	case len(task.GetSpec().GetArtifacts()) == 0:
+		return problem.New(problem.NotFound, "artifacts.none", "task %q has no artifacts", task.GetName()).
+			WithHint("name them when it is submitted: blixard task submit --artifact PATH")
+	case !state.Finished(st.GetState()) || st.GetAllocationId() == "":
+		return problem.New(problem.NotFound, "artifacts.none", "task %q is %s and has no artifacts yet", task.GetName(), st.GetState()).
+			WithHint("wait for its end: blixard task wait %s", task.GetName())
+	case st.GetNodeId() != s.cfg.NodeID:
+		return elsewhere(s.nodeName(st.GetNodeId()))
+	}
+	local, err := s.agent()
+	if err != nil {
+		return err
+	}
+	archive, notes, err := local.Artifacts(st.GetAllocationId())
+	if err != nil {
+		return err
+	}
+	if archive != nil {
+		defer func() { _ = archive.Close() }()
+	}
+	if err := stream.Send(&blixardv1.TaskArtifactsResponse{Notes: notes}); err != nil || archive == nil {
+		return err
+	}
+	buf := make([]byte, artifactChunkBytes)
+	for {
+		n, err := archive.Read(buf)
+		if n > 0 {
+			if err := stream.Send(&blixardv1.TaskArtifactsResponse{Data: buf[:n]}); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // TaskLogs sends what the node has of the newest attempt's output.

@@ -70,6 +70,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	if cmd.GetReport().GetIncarnation() != 0 {
 		return 9
 	}
+	if len(cmd.GetSubmitTask().GetSpec().GetArtifacts()) > 0 {
+		return 14
+	}
 	if cmd.GetSetQuota().GetLimits().GetTasks() != 0 {
 		return 14
 	}

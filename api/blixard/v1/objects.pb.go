@@ -3108,7 +3108,10 @@ type Allocation struct {
 	// allocation is gone; unset means not at all.
 	KeepOutput *durationpb.Duration `protobuf:"bytes,17,opt,name=keep_output,json=keepOutput,proto3" json:"keep_output,omitempty"`
 	// once: the node starts its hypervisor once, whatever becomes of it.
-	Once          bool `protobuf:"varint,18,opt,name=once,proto3" json:"once,omitempty"`
+	Once bool `protobuf:"varint,18,opt,name=once,proto3" json:"once,omitempty"`
+	// artifacts are absolute paths that the node takes out of the guest when its command
+	// ended, and keeps as long as keep_output says.
+	Artifacts     []string `protobuf:"bytes,24,rep,name=artifacts,proto3" json:"artifacts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3267,6 +3270,13 @@ func (x *Allocation) GetOnce() bool {
 		return x.Once
 	}
 	return false
+}
+
+func (x *Allocation) GetArtifacts() []string {
+	if x != nil {
+		return x.Artifacts
+	}
+	return nil
 }
 
 // AllocatedVolume is a volume as it was given to an allocation.
@@ -4249,7 +4259,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x03run\x10\x01\x12\b\n" +
 	"\x04stop\x10\x02\x12\n" +
 	"\n" +
-	"\x06remove\x10\x03\"\xaf\x05\n" +
+	"\x06remove\x10\x03\"\xcd\x05\n" +
 	"\n" +
 	"Allocation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x13\n" +
@@ -4277,7 +4287,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\avolumes\x18\x10 \x03(\v2\x1b.blixard.v1.AllocatedVolumeR\avolumes\x12:\n" +
 	"\vkeep_output\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"keepOutput\x12\x12\n" +
-	"\x04once\x18\x12 \x01(\bR\x04once\"\xa8\x01\n" +
+	"\x04once\x18\x12 \x01(\bR\x04once\x12\x1c\n" +
+	"\tartifacts\x18\x18 \x03(\tR\tartifacts\"\xa8\x01\n" +
 	"\x0fAllocatedVolume\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
