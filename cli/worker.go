@@ -33,7 +33,7 @@ func (a *app) workerListCommand() *cobra.Command {
 		Long: fmt.Sprintf(`List for each node whether it takes tasks, how many it has and at most takes, and below them tasks that find no node, with the
 reason: the first %d of them. A node says what it takes with tasks.accept and tasks.max of its configuration; cordon, drain and taints count
 for tasks as for all VMs.`, waitingShown),
-		Example: "  blixard worker list\n  blixard node start --set tasks.max=4",
+		Example: "  blixard worker list",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				nodes, err := c.Nodes().ListNodes(ctx, &blixardv1.ListNodesRequest{})
