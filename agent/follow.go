@@ -333,6 +333,14 @@ func (a *Agent) guestExited(ctx context.Context, f *follower, s *guest.Session, 
 			return ctx.Err()
 		}
 	}
+	if paths := f.rec.GetAllocation().GetArtifacts(); len(paths) > 0 && st.Exit.Reason == guest.ExitCommand {
+		if err := a.takeArtifacts(ctx, f.id, paths, s); err != nil {
+			f.log.Warn("the task's files can't be kept", "err", err)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 	kept := make(chan struct{})
 	a.postThen(ctx, func(now time.Time) { a.core.GuestExited(f.id, f.boots, bye, now) }, func() { close(kept) })
 	select {

@@ -50,6 +50,11 @@ func (o *outputs) keep(id, from string, until time.Time) error {
 		rest := strings.TrimPrefix(filepath.Base(path), consoleLog)
 		return strings.Trim(rest, ".0123456789") != ""
 	})
+	for _, name := range []string{artifactsFile, artifactNotes} {
+		if path := filepath.Join(from, name); exists(path) {
+			logs = append(logs, path)
+		}
+	}
 	if len(logs) == 0 {
 		return nil
 	}

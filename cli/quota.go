@@ -105,6 +105,7 @@ make it more is refused.
 A project exists by being named: by "vm create --project", or by a quota.`,
 		Example: `  blixard quota set web --vms 10 --cpus 20 --memory 16GiB
   blixard quota set web --disk 200GiB --addresses 10
+  blixard quota set batch --tasks 500
   blixard quota set web --vms unlimited`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().NFlag() == 0 || !limited(limits) {
@@ -128,12 +129,13 @@ A project exists by being named: by "vm create --project", or by a quota.`,
 	f.Var(&limitFlag{to: &limits.Vcpus}, "cpus", "virtual CPUs of all its VMs")
 	f.Var(&limitFlag{to: &limits.MemoryMib, unit: units.MiB}, "memory", "memory of all its VMs, such as 16GiB")
 	f.Var(&limitFlag{to: &limits.DiskBytes, unit: 1}, "disk", "root disks of all its VMs, such as 200GiB")
+	f.Var(&limitFlag{to: &limits.Tasks}, "tasks", "tasks that are not finished")
 	f.Var(&limitFlag{to: &limits.Addresses}, "addresses", "IPv4 addresses leased to its VMs")
 	return cmd
 }
 
 func limited(l *blixardv1.QuotaLimits) bool {
-	return l.Vms != nil || l.Vcpus != nil || l.MemoryMib != nil || l.DiskBytes != nil || l.Addresses != nil
+	return l.Vms != nil || l.Vcpus != nil || l.MemoryMib != nil || l.DiskBytes != nil || l.Addresses != nil || l.Tasks != nil
 }
 
 // noteOver tells on standard error that a quota is below what there is.
@@ -169,6 +171,7 @@ func boundedOf(u *blixardv1.ProjectUsage) []bounded {
 		{"memory_mib", "MEMORY", "memory", u.GetMemoryMib(), l.MemoryMib, memory},
 		{"disk_bytes", "DISK", "disk", u.GetDiskBytes(), l.DiskBytes, disk},
 		{"addresses", "ADDRESSES", "addresses", u.GetAddresses(), l.Addresses, number},
+		{"tasks", "TASKS", "tasks", u.GetTasks(), l.Tasks, number},
 	}
 }
 

@@ -23,7 +23,7 @@ import (
 
 func (a *app) taskCommand() *cobra.Command {
 	return noun("task", "Run commands to their end, each in a VM of its own", []string{"tasks"},
-		a.taskSubmitCommand(), a.taskListCommand(), a.taskStatusCommand(), a.taskLogsCommand(), a.taskWaitCommand(),
+		a.taskSubmitCommand(), a.taskListCommand(), a.taskStatusCommand(), a.taskLogsCommand(), a.taskArtifactsCommand(), a.taskWaitCommand(),
 		a.taskChangeCommand("cancel", "canceled", "End tasks that are not finished", `End a task, or all unfinished tasks of an array. A command that runs is stopped as "vm stop" does it.`),
 		a.taskChangeCommand("retry", "runs again", "Let finished tasks run again", "Let a finished task run again, or those of an array that did not succeed: with the number of its next attempt, and all its retries anew."),
 		a.taskChangeCommand("remove", "removed", "Forget finished tasks", "Forget a finished task, or all finished tasks of an array. They go by themselves after the time of --keep. Their output stays with their nodes for that time, but can't be asked for any more."),
@@ -45,12 +45,53 @@ func (s *specFlags) registerTask(cmd *cobra.Command) {
 	s.cmd = cmd
 }
 
+// taskFlags are those of what a task is, whoever submits it.
+type taskFlags struct {
+	spec                 specFlags
+	limit, backoff, keep durationFlag
+	once                 bool
+	artifacts            []string
+	retries              uint32
+}
+
+// register adds the flags.
+func (t *taskFlags) register(a *app, cmd *cobra.Command) {
+	t.spec.registerTask(cmd)
+	a.projectFlag(cmd, &t.spec)
+	f := cmd.Flags()
+	f.Var(&t.limit, "time-limit", "end an attempt that runs longer (default: none)")
+	f.Uint32Var(&t.retries, "retries", 0, "try again so often when the command fails")
+	f.Var(&t.backoff, "backoff", "wait before the first retry, doubled by each further one (default: 5s)")
+	f.StringArrayVar(&t.artifacts, "artifact", nil, "absolute path of a file or directory in the guest, which is kept when the command ended; may be repeated")
+	f.BoolVar(&t.once, "at-most-once", false, "never begin the command a second time")
+	f.Var(&t.keep, "keep", "keep the finished task and its output for that time (default: 1d)")
+}
+
+// fill makes of the flags what a task is, and gives what else they say in the request of
+// a VM.
+func (t *taskFlags) fill(to *blixardv1.TaskSpec, image string, command []string) (*blixardv1.CreateVMRequest, error) {
+	t.spec.image = image
+	vm, err := t.spec.request(command)
+	if err != nil {
+		return nil, err
+	}
+	to.Vm, to.Retries, to.Artifacts = vm.GetSpec(), t.retries, t.artifacts
+	to.Vm.Restart = nil
+	if t.once {
+		to.Delivery = blixardv1.Delivery_at_most_once
+	}
+	for flag, field := range map[*durationFlag]**durationpb.Duration{&t.limit: &to.Timeout, &t.backoff: &to.Backoff, &t.keep: &to.Keep} {
+		if *flag > 0 {
+			*field = durationpb.New(time.Duration(*flag))
+		}
+	}
+	return vm, nil
+}
+
 func (a *app) taskSubmitCommand() *cobra.Command {
-	var spec specFlags
-	var limit, backoff, keep durationFlag
-	var once, wait, quiet bool
+	var flags taskFlags
+	var wait, quiet bool
 	req := &blixardv1.SubmitTaskRequest{Spec: &blixardv1.TaskSpec{}}
-	t := req.Spec
 	cmd := &cobra.Command{
 		Use: "submit IMAGE [flags] [--] [COMMAND [ARG]...]", Short: "Run a command to its end in a VM of its own",
 		Long: `Submit a task: a command that runs to its end in a VM of its own, on whichever node has room. It succeeds when its command ends
@@ -78,37 +119,21 @@ The command finds BLIXARD_TASK, BLIXARD_TASK_ATTEMPT and, in an array, BLIXARD_T
 			if cmd.Flags().Changed("count") && req.Count == 0 {
 				return usageError("--count is 0").WithHint("leave it out for one task")
 			}
-			spec.image = image
-			vm, err := spec.request(command)
+			vm, err := flags.fill(req.Spec, image, command)
 			if err != nil {
 				return err
 			}
-			t.Vm, req.Name, req.Project, req.Labels, req.IdempotencyKey = vm.GetSpec(), vm.GetName(), vm.GetProject(), vm.GetLabels(), client.NewKey()
-			t.Vm.Restart = nil
-			if once {
-				t.Delivery = blixardv1.Delivery_at_most_once
-			}
-			for flag, to := range map[*durationFlag]**durationpb.Duration{&limit: &t.Timeout, &backoff: &t.Backoff, &keep: &t.Keep} {
-				if *flag > 0 {
-					*to = durationpb.New(time.Duration(*flag))
-				}
-			}
+			req.Name, req.Project, req.Labels, req.IdempotencyKey = vm.GetName(), vm.GetProject(), vm.GetLabels(), client.NewKey()
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				return a.submitTask(ctx, c, req, wait, quiet)
 			})
 		},
 	}
-	spec.registerTask(cmd)
-	a.projectFlag(cmd, &spec)
+	flags.register(a, cmd)
 	f := cmd.Flags()
-	f.StringVarP(&spec.name, "name", "n", "", "name of the task (default: chosen by the node)")
+	f.StringVarP(&flags.spec.name, "name", "n", "", "name of the task (default: chosen by the node)")
 	f.Uint32Var(&req.Count, "count", 0, "submit an array of so many tasks, named NAME-0, NAME-1 and so on")
-	f.Var(&limit, "time-limit", "end an attempt that runs longer (default: none)")
-	f.Uint32Var(&t.Retries, "retries", 0, "try again so often when the command fails")
-	f.Var(&backoff, "backoff", "wait before the first retry, doubled by each further one (default: 5s)")
-	f.BoolVar(&once, "at-most-once", false, "never begin the command a second time")
-	f.Var(&keep, "keep", "keep the finished task and its output for that time (default: 1d)")
-	f.StringArrayVar(&t.After, "after", nil, "begin when that task, or all of that array, succeeded; may be repeated")
+	f.StringArrayVar(&req.Spec.After, "after", nil, "begin when that task, or all of that array, succeeded; may be repeated")
 	f.BoolVar(&wait, "wait", false, "show the output, and end with the exit code of the command")
 	f.BoolVarP(&quiet, "quiet", "q", false, "print the name alone")
 	_ = cmd.RegisterFlagCompletionFunc("after", a.completeTasks)
@@ -187,21 +212,14 @@ func (a *app) taskListCommand() *cobra.Command {
 		Use: "list [ARRAY]", Aliases: []string{"ls"}, Short: "List tasks", Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.completeTasks,
 		Example: "  blixard task list\n  blixard task list part --state failed\n  blixard task list -o json | jq -r '.tasks[].name'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &blixardv1.ListTasksRequest{}
+			array := ""
 			if len(args) > 0 {
-				req.Array = args[0]
+				array = args[0]
 			}
-			return a.withTask(cmd.Context(), req.Array, func(ctx context.Context, c *client.Client) error {
-				var tasks []*blixardv1.Task
-				for {
-					resp, err := c.Tasks().ListTasks(ctx, req)
-					if err != nil {
-						return err
-					}
-					tasks = append(tasks, resp.GetTasks()...)
-					if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
-						break
-					}
+			return a.withTask(cmd.Context(), array, func(ctx context.Context, c *client.Client) error {
+				tasks, err := allTasks(ctx, c, array)
+				if err != nil {
+					return err
 				}
 				tasks = slices.DeleteFunc(tasks, func(t *blixardv1.Task) bool {
 					return len(states) > 0 && !slices.Contains(states, t.GetStatus().GetState().String())
@@ -305,6 +323,8 @@ func taskFacts(t *blixardv1.Task) [][2]string {
 	rows := [][2]string{
 		{"Name", t.GetName()},
 		{"ID", t.GetId()},
+		{"Schedule", t.GetSchedule()},
+		{"Scheduled at", at(t.GetScheduledAt())},
 		{"State", st.GetState().String()},
 		{"Message", st.GetMessage()},
 		{"Node", st.GetNode()},

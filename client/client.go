@@ -173,6 +173,11 @@ func (c *Client) Secrets() blixardv1.SecretServiceClient {
 	return blixardv1.NewSecretServiceClient(c.conn)
 }
 
+// Schedules gives ScheduleService.
+func (c *Client) Schedules() blixardv1.ScheduleServiceClient {
+	return blixardv1.NewScheduleServiceClient(c.conn)
+}
+
 // Tasks gives TaskService.
 func (c *Client) Tasks() blixardv1.TaskServiceClient { return blixardv1.NewTaskServiceClient(c.conn) }
 

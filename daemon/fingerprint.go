@@ -36,6 +36,7 @@ func fingerprint(cfg config.Config, info driver.Info, version string, kernels, i
 		BlixardVersion: version, KernelRelease: string(uts.Release[:max(0, bytes.IndexByte(uts.Release[:], 0))]),
 		BootId: strings.TrimSpace(string(bootID)), Kernels: kernels, Images: images, FailureDomain: cfg.Node.FailureDomain,
 		Labels: cfg.Node.LabelMap(), Arch: runtime.GOARCH,
+		RefusesTasks: cfg.Tasks.Accept == "off", TasksMax: cfg.Tasks.Max,
 	}, nil
 }
 

@@ -28,6 +28,8 @@ type View interface {
 	Task(ref string) *blixardv1.Task
 	Tasks(after string, limit int) []*blixardv1.Task
 	TasksNamed(ref string) []*blixardv1.Task
+	Schedule(ref string) *blixardv1.Schedule
+	Schedules(after string, limit int) []*blixardv1.Schedule
 }
 
 // Core decides what the leader proposes. It is not safe for concurrent use.
@@ -73,6 +75,7 @@ type Core struct {
 	stormPercent int
 	storm        string
 	tasks        *tasks
+	schedules    *schedules
 }
 
 // blocked is a VM that found no node.
@@ -100,7 +103,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 	return &Core{
 		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{}, social: map[string]bool{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
-		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(),
+		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(), schedules: newSchedules(),
 		ranks: map[string]rank{}, promises: map[string]*promise{}, tainted: map[string]bool{}, drains: map[string]*drainWatch{}, tries: preemptTries,
 	}
 }
@@ -123,6 +126,10 @@ func (c *Core) Reset(view View) {
 	c.tasks.reset()
 	for _, t := range view.Tasks("", 0) {
 		c.tasks.changed(t, false)
+	}
+	c.schedules.reset()
+	for _, s := range view.Schedules("", 0) {
+		c.schedules.changed(s.GetId())
 	}
 	for _, vm := range view.VMs("", 0) {
 		if vm.GetTask() != "" {
@@ -158,6 +165,8 @@ func (c *Core) Changed(ch state.Change) {
 	switch ch.Kind {
 	case state.KindTask:
 		c.tasks.changed(ch.Task, ch.Deleted)
+	case state.KindSchedule:
+		c.schedules.changed(ch.Schedule.GetId())
 	case state.KindVM:
 		if ch.VM.GetTask() != "" {
 			c.tasks.attempt(ch.VM, ch.Deleted)
@@ -369,6 +378,10 @@ func (c *Core) Refused(parts []state.Refusal) {
 	for _, f := range parts {
 		if f.TaskID != "" {
 			c.tasks.refused(f.TaskID)
+			continue
+		}
+		if f.ScheduleID != "" {
+			c.schedules.changed(f.ScheduleID)
 			continue
 		}
 		c.breakPromise(f.VMID)

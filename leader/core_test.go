@@ -36,7 +36,9 @@ func (c *cluster) apply(cmd *blixardv1.Command) state.Result {
 	c.t.Helper()
 	before := c.index
 	c.index++
-	cmd.Time = timestamppb.New(time.Unix(int64(c.index), 0))
+	if cmd.Time == nil {
+		cmd.Time = timestamppb.New(time.Unix(int64(c.index), 0))
+	}
 	r := c.state.Apply([]state.Entry{{Index: c.index, Command: cmd}})[0]
 	changes, err := c.state.View().ChangesAfter(before)
 	if err != nil {

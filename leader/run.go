@@ -157,6 +157,7 @@ func (r *runner) round(ctx context.Context, now time.Time) error {
 	cmds = append(cmds, r.core.TasksDue(view, wallclock.Now())...)
 	cmds = append(cmds, r.core.Drains(view, now)...)
 	cmds = append(cmds, PruneEvents(view, wallclock.Now())...)
+	cmds = append(cmds, r.core.SchedulesDue(view, wallclock.Now())...)
 	if view.Cluster() == nil {
 		return r.proposeAll(ctx, cmds)
 	}
@@ -230,7 +231,7 @@ func (r *runner) propose(ctx context.Context, cmd *blixardv1.Command) error {
 // refused tells the core and the log what the state did not take.
 func (r *runner) refused(cmd *blixardv1.Command, res state.Result) {
 	for _, f := range res.Refused {
-		r.cfg.Logger.Debug("a part of a plan was refused", "vm", f.VMID, "task", f.TaskID, "code", f.Problem.Code)
+		r.cfg.Logger.Debug("a part of a plan was refused", "vm", f.VMID, "task", f.TaskID, "schedule", f.ScheduleID, "code", f.Problem.Code)
 	}
 	r.core.Refused(res.Refused)
 	if res.Problem != nil && cmd.GetPlace() == nil {

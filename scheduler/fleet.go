@@ -39,11 +39,15 @@ type Fleet struct {
 	index uint64
 	begun bool
 
-	slots  map[string]*slot // by the node's id
-	names  map[string]*slot // by the node's name
-	order  []*slot          // by the node's name
-	vms    map[string]member
-	groups map[label]*group
+	slots map[string]*slot // by the node's id
+	names map[string]*slot // by the node's name
+	order []*slot          // by the node's name
+	vms   map[string]member
+	// attempts are the VMs of tasks that have their place, and workers how many of them
+	// are on a node, by its name: it may become known after them.
+	attempts map[string]string
+	workers  map[string]int
+	groups   map[label]*group
 	// ranked are the VMs with a place whose priority is not the default, and ranks counts
 	// them by it.
 	ranked map[string]uint32
@@ -77,6 +81,8 @@ type slot struct {
 	// taken is used once placements took something; it is the slot's own.
 	taken  *blixardv1.Resources
 	labels map[string]string
+	// placedTasks since Follow; those before are in the fleet's workers.
+	placedTasks int
 	// barred says why no VM is placed on it; only others have classes, one in each
 	// partition, in their order.
 	barred  string
@@ -147,6 +153,7 @@ func (f *Fleet) Follow(view View) {
 	clear(f.values)
 	f.partitions, f.vms, f.groups = nil, map[string]member{}, map[label]*group{}
 	f.ranked, f.ranks = map[string]uint32{}, [state.PriorityMax + 1]int{}
+	f.attempts, f.workers = map[string]string{}, map[string]int{}
 	f.largest = 0
 	for _, n := range view.Nodes() {
 		f.putNode(view, n)
@@ -173,6 +180,7 @@ func (f *Fleet) changed(view View, c state.Change) {
 // forget undoes what placements took.
 func (f *Fleet) forget() {
 	for _, s := range f.touched {
+		s.placedTasks = 0
 		f.reserve(s, s.node.GetAllocated())
 	}
 	for _, id := range f.added {
@@ -402,6 +410,7 @@ func classKey(s *slot, keys []string) string {
 
 func (f *Fleet) putVM(vm *blixardv1.VM, gone bool) {
 	f.rank(vm, gone)
+	f.putAttempt(vm, gone)
 	next := member{}
 	if len(vm.GetLabels()) > 0 && !gone && vm.GetStatus().GetAllocationId() != "" {
 		if s := f.names[vm.GetStatus().GetNode()]; s != nil {
@@ -409,6 +418,31 @@ func (f *Fleet) putVM(vm *blixardv1.VM, gone bool) {
 		}
 	}
 	f.join(vm.GetId(), next)
+}
+
+// putAttempt counts the VMs of tasks by their nodes.
+func (f *Fleet) putAttempt(vm *blixardv1.VM, gone bool) {
+	if vm.GetTask() == "" {
+		return
+	}
+	next := ""
+	if !gone && vm.GetStatus().GetAllocationId() != "" {
+		next = vm.GetStatus().GetNode()
+	}
+	old := f.attempts[vm.GetId()]
+	if old == next {
+		return
+	}
+	if old != "" {
+		if f.workers[old]--; f.workers[old] == 0 {
+			delete(f.workers, old)
+		}
+		delete(f.attempts, vm.GetId())
+	}
+	if next != "" {
+		f.workers[next]++
+		f.attempts[vm.GetId()] = next
+	}
 }
 
 // join says where a VM is, and with which labels; nowhere takes it out.

@@ -101,12 +101,30 @@ func personal(q *question, s *slot, tell bool) (reason, message string) {
 	if q.not != "" && q.not == s.node.GetId() {
 		return say(ReasonConstraint, tell, "node %s is not meant", s.node.GetName())
 	}
+	if q.vm.GetTask() != "" {
+		if reason, message = worker(q, s, tell); reason != "" {
+			return reason, message
+		}
+	}
 	for _, c := range q.spec.GetScheduling().GetConstraints() {
 		if c.GetKey() == factName && !meets(s, c) {
 			return unmet(s, c, tell)
 		}
 	}
 	return social(q, s, true, tell)
+}
+
+// worker looks at what a node takes of tasks. One that has its place counts where it is.
+func worker(q *question, s *slot, tell bool) (reason, message string) {
+	name, fp := s.node.GetName(), s.node.GetFingerprint()
+	if fp.GetRefusesTasks() {
+		return say(ReasonNoWorker, tell, "node %s takes no tasks", name)
+	}
+	running := q.workers[name] + s.placedTasks
+	if limit := int(fp.GetTasksMax()); limit > 0 && running >= limit {
+		return say(ReasonNoWorker, tell, "node %s runs %d tasks, and takes no more than %d", name, running, limit)
+	}
+	return "", ""
 }
 
 // place gives the value that makes the place that an affinity is about; itself says that

@@ -21,6 +21,8 @@ const (
 	ReasonTaint      = "taint"
 	ReasonAffinity   = "affinity"
 	ReasonSpread     = "spread"
+	// ReasonNoWorker: the nodes take no tasks, or no more of them.
+	ReasonNoWorker   = "no_worker"
 	ReasonNoCapacity = "no_capacity"
 	// ReasonPreempting is of a VM for which others are taken off a node.
 	ReasonPreempting = "preempting"
@@ -29,7 +31,7 @@ const (
 // nearness orders the reasons: what is said of all nodes together is what is missing
 // of the node that is nearest to being one.
 var nearness = []string{
-	ReasonNoNodes, ReasonNoImage, ReasonNoKernel, ReasonVolumes, ReasonNoNetwork, ReasonConstraint, ReasonTaint, ReasonAffinity, ReasonSpread, ReasonNoCapacity,
+	ReasonNoNodes, ReasonNoImage, ReasonNoKernel, ReasonVolumes, ReasonNoNetwork, ReasonConstraint, ReasonTaint, ReasonAffinity, ReasonSpread, ReasonNoWorker, ReasonNoCapacity,
 }
 
 // Limits of a decision.
@@ -61,6 +63,9 @@ func (f *Fleet) Place(view View, vm *blixardv1.VM) Decision {
 	}
 	f.touched = append(f.touched, s)
 	f.reserve(s, s.plus(q.need))
+	if vm.GetTask() != "" {
+		s.placedTasks++
+	}
 	if len(vm.GetLabels()) > 0 {
 		f.added = append(f.added, vm.GetId())
 		f.join(vm.GetId(), member{at: s, labels: vm.GetLabels()})
@@ -81,6 +86,8 @@ type question struct {
 	// pin is the node that has its volumes, and volume the one that says so; lost is
 	// one that is nowhere.
 	pin, volume, lost string
+	// workers are the fleet's.
+	workers map[string]int
 	// not is a node that is not meant.
 	not string
 	// moveTo is the node that it moves to.
@@ -111,7 +118,7 @@ func (f *Fleet) ask(view View, vm *blixardv1.VM) *question {
 	spec := vm.GetSpec()
 	q := &f.question
 	*q = question{
-		vm: vm, spec: spec, need: view.Limits().Reservation(spec), own: f.vms[vm.GetId()],
+		vm: vm, spec: spec, need: view.Limits().Reservation(spec), own: f.vms[vm.GetId()], workers: f.workers,
 		networks: q.networks[:0], must: q.must[:0], should: q.should[:0], keys: q.keys[:0], spreads: q.spreads[:0],
 	}
 	strategy := spec.GetScheduling().GetStrategy()

@@ -117,6 +117,17 @@ var rules = map[string]rule{
 	"/blixard.v1.TaskService/RemoveTask": {route: toLeader, who: operate},
 	"/blixard.v1.TaskService/TaskLogs":   {route: toTask, who: look},
 
+	"/blixard.v1.TaskService/TaskArtifacts": {route: toTask, who: look},
+
+	"/blixard.v1.ScheduleService/CreateSchedule": {route: toLeader, who: operate},
+	"/blixard.v1.ScheduleService/GetSchedule":    {route: here, who: look},
+	"/blixard.v1.ScheduleService/ListSchedules":  {route: here, who: look},
+	"/blixard.v1.ScheduleService/UpdateSchedule": {route: toLeader, who: operate},
+	"/blixard.v1.ScheduleService/PauseSchedule":  {route: toLeader, who: operate},
+	"/blixard.v1.ScheduleService/ResumeSchedule": {route: toLeader, who: operate},
+	"/blixard.v1.ScheduleService/RunSchedule":    {route: toLeader, who: operate},
+	"/blixard.v1.ScheduleService/RemoveSchedule": {route: toLeader, who: operate},
+
 	"/blixard.v1.QuotaService/SetQuota":    {route: toLeader, who: operate},
 	"/blixard.v1.QuotaService/GetQuota":    {route: here, who: look},
 	"/blixard.v1.QuotaService/ListQuotas":  {route: here, who: look},

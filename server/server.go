@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,6 +60,8 @@ type Local interface {
 	Locate(allocID string) (agent.Place, error)
 	// Output gives the path of the log of an allocation that is here or was.
 	Output(allocID string) (path string, kept bool, err error)
+	// Artifacts as in [agent.Agent.Artifacts].
+	Artifacts(allocID string) (archive *os.File, notes []string, err error)
 	Drained(allocID string)
 	LeaseLeft() time.Duration
 }
@@ -180,6 +183,7 @@ func New(cfg Config) (*Server, error) {
 	s.register(&blixardv1.NetworkService_ServiceDesc, networkService{Server: s})
 	s.register(&blixardv1.SecretService_ServiceDesc, secretService{Server: s})
 	s.register(&blixardv1.TaskService_ServiceDesc, taskService{Server: s})
+	s.register(&blixardv1.ScheduleService_ServiceDesc, scheduleService{Server: s})
 	s.register(&blixardv1.QuotaService_ServiceDesc, quotaService{Server: s})
 	if cfg.Trust != nil {
 		s.register(&blixardv1.ClusterService_ServiceDesc, clusterService{Server: s})

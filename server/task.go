@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"errors"
+	"io"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -11,6 +13,9 @@ import (
 	"github.com/blixard/blixard/state"
 	"github.com/blixard/blixard/supervisor"
 )
+
+// artifactChunkBytes is one message of files.
+const artifactChunkBytes = 64 << 10
 
 // taskService is TaskService; see the .proto for its contract.
 type taskService struct {
@@ -25,17 +30,7 @@ func noTask(name string) *problem.Error {
 
 func (s taskService) SubmitTask(ctx context.Context, req *blixardv1.SubmitTaskRequest) (*blixardv1.SubmitTaskResponse, error) {
 	spec := proto.CloneOf(req.GetSpec())
-	if err := checkTask(spec); err != nil {
-		return nil, err
-	}
-	if spec.GetDelivery() == blixardv1.Delivery_unspecified {
-		spec.Delivery = blixardv1.Delivery_at_least_once
-	}
-	if spec.GetKeep() == nil {
-		spec.Keep = durationpb.New(state.TaskKeep(spec))
-	}
-	spec.Vm.Restart = nil
-	if err := s.complete(ctx, spec.GetVm()); err != nil {
+	if err := s.completeTask(ctx, spec); err != nil {
 		return nil, err
 	}
 	name := req.GetName()
@@ -49,6 +44,21 @@ func (s taskService) SubmitTask(ctx context.Context, req *blixardv1.SubmitTaskRe
 		return nil, err
 	}
 	return &blixardv1.SubmitTaskResponse{Task: r.Tasks[0], Count: max(1, req.GetCount())}, nil
+}
+
+// completeTask checks and completes what is run.
+func (s *Server) completeTask(ctx context.Context, spec *blixardv1.TaskSpec) error {
+	if err := checkTask(spec); err != nil {
+		return err
+	}
+	if spec.GetDelivery() == blixardv1.Delivery_unspecified {
+		spec.Delivery = blixardv1.Delivery_at_least_once
+	}
+	if spec.GetKeep() == nil {
+		spec.Keep = durationpb.New(state.TaskKeep(spec))
+	}
+	spec.Vm.Restart = nil
+	return s.complete(ctx, spec.GetVm())
 }
 
 // checkTask refuses what contradicts itself.
@@ -218,6 +228,57 @@ func (s *Server) nodeOfTask(ctx context.Context, req proto.Message) (string, err
 		return id, nil
 	}
 	return s.cfg.NodeID, nil
+}
+
+// TaskArtifacts sends what the node has of the newest attempt's files.
+func (s taskService) TaskArtifacts(req *blixardv1.TaskArtifactsRequest, stream blixardv1.TaskService_TaskArtifactsServer) error {
+	view, err := s.read(stream.Context())
+	if err != nil {
+		return err
+	}
+	task := view.Task(req.GetName())
+	st := task.GetStatus()
+	switch {
+	case task == nil:
+		return noTask(req.GetName())
+	case len(task.GetSpec().GetArtifacts()) == 0:
+		return problem.New(problem.NotFound, "artifacts.none", "task %q has no artifacts", task.GetName()).
+			WithHint("name them when it is submitted: blixard task submit --artifact PATH")
+	case !state.Finished(st.GetState()) || st.GetAllocationId() == "":
+		return problem.New(problem.NotFound, "artifacts.none", "task %q is %s and has no artifacts yet", task.GetName(), st.GetState()).
+			WithHint("wait for its end: blixard task wait %s", task.GetName())
+	case st.GetNodeId() != s.cfg.NodeID:
+		return elsewhere(s.nodeName(st.GetNodeId()))
+	}
+	local, err := s.agent()
+	if err != nil {
+		return err
+	}
+	archive, notes, err := local.Artifacts(st.GetAllocationId())
+	if err != nil {
+		return err
+	}
+	if archive != nil {
+		defer func() { _ = archive.Close() }()
+	}
+	if err := stream.Send(&blixardv1.TaskArtifactsResponse{Notes: notes}); err != nil || archive == nil {
+		return err
+	}
+	buf := make([]byte, artifactChunkBytes)
+	for {
+		n, err := archive.Read(buf)
+		if n > 0 {
+			if err := stream.Send(&blixardv1.TaskArtifactsResponse{Data: buf[:n]}); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // TaskLogs sends what the node has of the newest attempt's output.

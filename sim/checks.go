@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"hash/crc64"
@@ -52,6 +53,13 @@ type checks struct {
 	commands map[string]string
 	// attempts of tasks when they were submitted or retried.
 	attempts map[string]uint32
+	// openRuns of schedules, by their ids, are those that are not finished, and runTimes
+	// the newest time with a run.
+	openRuns map[string]map[string]string
+	runTimes map[string]runTime
+	// scheduled are the schedules as they are, but those whose times were changed.
+	scheduled    map[string]*blixardv1.Schedule
+	changedTimes map[string]bool
 	// preempts are the preemptions in the log by index, and vms what was declared of the
 	// VMs that ever were.
 	preempts map[uint64]*blixardv1.PreemptCommand
@@ -67,6 +75,7 @@ func newChecks(w *world) *checks {
 		epochs: map[string]uint64{}, lives: map[life]string{}, acked: map[uint64]bool{},
 		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{}, lost: map[string]bool{},
 		once: map[string]bool{}, commands: map[string]string{}, attempts: map[string]uint32{},
+		openRuns: map[string]map[string]string{}, runTimes: map[string]runTime{}, scheduled: map[string]*blixardv1.Schedule{}, changedTimes: map[string]bool{},
 		preempts: map[uint64]*blixardv1.PreemptCommand{}, vms: map[string]*blixardv1.VMSpec{},
 		advances: map[uint64]bool{}, drains: map[string]*blixardv1.NodeDrain{},
 	}
@@ -195,13 +204,28 @@ func (c *checks) quotas(view *state.View) {
 			newest[project] = vm
 		}
 	}
+	open, newestTask := map[string]uint64{}, map[string]*blixardv1.Task{}
+	for _, t := range view.Tasks("", 0) {
+		if state.Finished(t.GetStatus().GetState()) {
+			continue
+		}
+		project := cmp.Or(t.GetProject(), state.DefaultProject)
+		open[project]++
+		if t.GetCreateIndex() > newestTask[project].GetCreateIndex() {
+			newestTask[project] = t
+		}
+	}
 	for _, said := range view.ProjectUsages("", 0) {
 		u, vm := has[said.GetProject()], newest[said.GetProject()]
 		if u == nil {
 			u = &blixardv1.ProjectUsage{Project: said.GetProject()}
 		}
 		delete(has, said.GetProject())
+		u.Tasks = open[said.GetProject()]
 		l := said.GetLimits()
+		if t := newestTask[said.GetProject()]; l != nil && l.Tasks != nil && u.GetTasks() > l.GetTasks() && t.GetCreateIndex() > view.Quota(said.GetProject()).GetModifyIndex() {
+			c.w.fail("project %s has %d tasks, its quota is %d, and %s was submitted after that was set", said.GetProject(), u.GetTasks(), l.GetTasks(), t.GetName())
+		}
 		over := l != nil && (l.Vms != nil && u.GetVms() > l.GetVms() || l.MemoryMib != nil && u.GetMemoryMib() > l.GetMemoryMib())
 		if over && vm.GetCreateIndex() > view.Quota(said.GetProject()).GetModifyIndex() {
 			c.w.fail("project %s has %d VMs and %d MiB, its quota is %d and %d, and VM %s was declared after that was set",
@@ -232,6 +256,7 @@ func (c *checks) saw(view *state.View) {
 	c.seen = view.Index()
 	if err != nil { // after a snapshot, the changes that led there are not known
 		c.tasksUnknown()
+		c.schedulesUnknown()
 		for _, n := range view.Nodes() {
 			c.node(n)
 		}
@@ -258,6 +283,9 @@ func (c *checks) saw(view *state.View) {
 			}
 		case state.KindTask:
 			c.task(ch.Task)
+			c.run(ch.Task, ch.Deleted)
+		case state.KindSchedule:
+			c.schedule(ch.Schedule, ch.Deleted)
 		}
 	}
 }
@@ -359,6 +387,10 @@ func (w *world) settled(view *state.View) bool {
 	w.unsettled = ""
 	if w.damaged != nil {
 		w.unsettled = fmt.Sprintf("host %d is being replaced", w.damaged.n)
+		return false
+	}
+	if left := view.Schedules("", 1); len(left) > 0 {
+		w.unsettled = fmt.Sprintf("schedule %s is there", left[0].GetName())
 		return false
 	}
 	for _, t := range view.Tasks("", 0) {

@@ -47,6 +47,7 @@ type faults struct {
 	bootFails          float64
 	guestEnds          time.Duration
 	tasks              bool
+	schedules          bool
 	// rot of disks, and flips in snapshots on their way.
 	rot   time.Duration
 	flips float64

@@ -23,6 +23,11 @@ const (
 	setupTime    = time.Minute
 	convergeTime = 2 * time.Minute
 	clients      = 5
+	// boundedTasks of the default project, where schedules are.
+	boundedTasks = 6
+	// schedulesTime is how long faults happen at least where schedules are: some minutes
+	// must come.
+	schedulesTime = 100 * time.Second
 	// checkTime bounds the search of porcupine, in real time.
 	checkTime = 20 * time.Second
 	// extensionsMax of the time of faults, for runs that did too little.
@@ -128,6 +133,7 @@ func Run(o Options) (result Result) {
 	}
 	w.faults = w.drawFaults()
 	w.faults.preemption = o.Seed%2 == 0
+	w.faults.schedules = w.faults.tasks && o.Seed%3 == 0
 	w.note("%+v", w.faults)
 	w.live(o.Safety)
 	return Result{}
@@ -146,12 +152,19 @@ func (w *world) live(safety time.Duration) {
 	if w.faults.tasks {
 		w.tasks()
 	}
+	if w.faults.schedules {
+		w.schedules()
+		safety = max(safety, schedulesTime)
+	}
 	w.inject()
 	// One whose faults let too little happen goes on for longer.
 	for try := 0; try < extensionsMax && (try == 0 || len(w.history) < operationsMin); try++ {
 		w.run(w.now+safety, w.failed)
 	}
 	w.quiet = true
+	if w.faults.schedules {
+		w.endSchedules()
+	}
 	w.heal()
 	w.converge("after all faults ended")
 	if w.bearsALoss() {
@@ -273,6 +286,11 @@ func (w *world) setup() {
 	w.must(&blixardv1.Command{Change: &blixardv1.Command_SetQuota{SetQuota: &blixardv1.SetQuotaCommand{
 		Project: bounded, Limits: &blixardv1.QuotaLimits{Vms: proto.Uint64(boundedVMs), MemoryMib: proto.Uint64(boundedVMs * workerMiB)},
 	}}})
+	if w.faults.schedules {
+		w.must(&blixardv1.Command{Change: &blixardv1.Command_SetQuota{SetQuota: &blixardv1.SetQuotaCommand{
+			Project: state.DefaultProject, Limits: &blixardv1.QuotaLimits{Tasks: proto.Uint64(boundedTasks)},
+		}}})
+	}
 	for i := range registers {
 		w.must(w.change(operation{name: fmt.Sprintf("r%d", i), kind: "create"}))
 	}

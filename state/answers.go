@@ -40,6 +40,10 @@ func Digest(cmd *blixardv1.Command) []byte {
 		t := proto.CloneOf(change.SubmitTask)
 		t.Id = ""
 		c.Change = &blixardv1.Command_SubmitTask{SubmitTask: t}
+	case *blixardv1.Command_CreateSchedule:
+		s := proto.CloneOf(change.CreateSchedule)
+		s.Id = ""
+		c.Change = &blixardv1.Command_CreateSchedule{CreateSchedule: s}
 	case *blixardv1.Command_SetSecret:
 		// Sealing the same value twice gives other bytes.
 		c.Change = &blixardv1.Command_SetSecret{SetSecret: &blixardv1.SetSecretCommand{
@@ -100,6 +104,8 @@ func (b *batch) once(cmd *blixardv1.Command) Result {
 		a.objectID, a.objectName, a.modifyIndex = r.Volume.GetId(), r.Volume.GetName(), r.Volume.GetModifyIndex()
 	case r.Network != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.Network.GetId(), r.Network.GetName(), r.Network.GetModifyIndex()
+	case r.Schedule != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.Schedule.GetId(), r.Schedule.GetName(), r.Schedule.GetModifyIndex()
 	case len(r.Tasks) > 0:
 		a.objectID, a.objectName, a.modifyIndex = r.Tasks[0].GetId(), r.Tasks[0].GetName(), r.Tasks[0].GetModifyIndex()
 	case r.Secret != nil:
@@ -187,6 +193,10 @@ func (b *batch) repeatGuests(a *answer, cmd *blixardv1.Command, r *Result) bool 
 			t = &blixardv1.Task{Id: a.objectID, Name: a.objectName}
 		}
 		r.Tasks = []*blixardv1.Task{t}
+	case *blixardv1.Command_CreateSchedule, *blixardv1.Command_UpdateSchedule, *blixardv1.Command_ChangeSchedule:
+		if r.Schedule = b.schedule(a.objectID); r.Schedule == nil {
+			r.Schedule = &blixardv1.Schedule{Id: a.objectID, Name: a.objectName}
+		}
 	case *blixardv1.Command_SetQuota, *blixardv1.Command_RemoveQuota:
 		if r.Quota = b.quota(a.objectID); r.Quota == nil {
 			r.Quota = &blixardv1.Quota{Project: a.objectID}

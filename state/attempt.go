@@ -60,6 +60,9 @@ func attemptSpec(t *blixardv1.Task) *blixardv1.VMSpec {
 	if t.GetArray() != "" {
 		env = append(env, &blixardv1.EnvVar{Name: "BLIXARD_TASK_NUMBER", Value: strconv.FormatUint(uint64(t.GetNumber()), 10)})
 	}
+	if t.GetScheduledAt() != nil {
+		env = append(env, &blixardv1.EnvVar{Name: "BLIXARD_SCHEDULED_AT", Value: t.GetScheduledAt().AsTime().Format(time.RFC3339)})
+	}
 	spec.Env = append(env, spec.Env...) // what the owner says wins
 	return spec
 }
@@ -188,6 +191,7 @@ func (b *batch) finish(t *blixardv1.Task, state blixardv1.TaskState_Enum, reason
 	b.putTask(t)
 	b.taskEvent(t, "task."+state.String(), reason, message)
 	b.deleteAttempt(vmID)
+	b.runEnded(t)
 }
 
 // deleteAttempt removes the VM of an attempt that is over, if it is there still.

@@ -235,7 +235,7 @@ func copyAllocation(a *blixardv1.Allocation) *blixardv1.Allocation {
 		Id: a.Id, VmId: a.VmId, VmName: a.VmName, NodeId: a.NodeId, Epoch: a.Epoch, Desired: a.Desired,
 		Spec: a.Spec, Generation: a.Generation, StartCount: a.StartCount, Status: a.Status,
 		CreateIndex: a.CreateIndex, ModifyIndex: a.ModifyIndex, ForceStop: a.ForceStop, StopTimeout: a.StopTimeout,
-		Interfaces: a.Interfaces, Volumes: a.Volumes, KeepOutput: a.KeepOutput, Once: a.Once,
+		Interfaces: a.Interfaces, Volumes: a.Volumes, KeepOutput: a.KeepOutput, Once: a.Once, Artifacts: a.Artifacts,
 	}
 }
 

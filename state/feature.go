@@ -20,6 +20,7 @@ import (
 //	10 tasks
 //	11 projects and quotas
 //	12 taints of nodes, priorities of VMs, and preemption
+//	14 schedules, what comes out of tasks, and quotas that bound tasks
 //	15 drains in steps, settings of the cluster, events that age, and spreads by shares
 const FeatureLevel = 15
 
@@ -33,7 +34,8 @@ var levels = map[protoreflect.Name]uint32{
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
 	"submit_task": 10, "step_tasks": 10, "change_tasks": 10,
 	"set_quota": 11, "remove_quota": 11,
-	"preempt":       12,
+	"preempt":         12,
+	"create_schedule": 14, "update_schedule": 14, "change_schedule": 14, "step_schedules": 14,
 	"advance_drain": 15, "set_settings": 15, "prune_events": 15,
 }
 
@@ -75,6 +77,12 @@ func Level(cmd *blixardv1.Command) uint32 {
 	}
 	if cmd.GetReport().GetIncarnation() != 0 {
 		return 9
+	}
+	if len(cmd.GetSubmitTask().GetSpec().GetArtifacts()) > 0 {
+		return 14
+	}
+	if cmd.GetSetQuota().GetLimits().GetTasks() != 0 {
+		return 14
 	}
 	if cmd.GetCreateVm().GetProject() != "" {
 		return 11

@@ -61,6 +61,7 @@ func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
 	if vm.GetTask() != "" {
 		t := b.task(vm.GetTask())
 		a.KeepOutput, a.Once = durationpb.New(TaskKeep(t.GetSpec())), atMostOnce(t)
+		a.Artifacts = t.GetSpec().GetArtifacts()
 	}
 	b.putAllocation(a)
 	next := copyVM(vm)

@@ -21,11 +21,14 @@ const (
 )
 
 // ProjectOf names the project of a VM.
-func ProjectOf(vm *blixardv1.VM) string {
-	if vm.GetProject() == "" {
+func ProjectOf(vm *blixardv1.VM) string { return projectNamed(vm.GetProject()) }
+
+// projectNamed is the project that is stored under a name.
+func projectNamed(stored string) string {
+	if stored == "" {
 		return DefaultProject
 	}
-	return vm.GetProject()
+	return stored
 }
 
 // storedProject is how a VM keeps the name of its project. Older members keep none,
@@ -72,7 +75,14 @@ var everyBounded = []bounded{
 		"addresses", "addresses", "addresses",
 		func(u *blixardv1.ProjectUsage) *uint64 { return &u.Addresses }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.Addresses }, plain,
 	},
+	{
+		"tasks", "tasks", "tasks",
+		func(u *blixardv1.ProjectUsage) *uint64 { return &u.Tasks }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.Tasks }, plain,
+	},
 }
+
+// tasksBounded bounds tasks, of which VMs take none.
+var tasksBounded = &everyBounded[len(everyBounded)-1]
 
 // takenBy is what a VM takes of its project's quota, from its declaration until it is
 // gone; nothing for nil. 1,000,000 VMs with the largest root disk are 2^64 bytes less a
@@ -104,7 +114,8 @@ func usage(txn *memdb.Txn, project string) *blixardv1.ProjectUsage {
 // recount gives a project what a VM takes after a change, in place of what it took
 // before; either may be nil.
 //
-// Invariant: the usages are exactly the sums of takenBy over the VMs of each project.
+// Invariant: the usages are exactly the sums of takenBy over the VMs of each project, and
+// the number of its tasks that are not finished.
 func recount(txn *memdb.Txn, after, before *blixardv1.VM) {
 	vm := after
 	if vm == nil {
@@ -115,11 +126,58 @@ func recount(txn *memdb.Txn, after, before *blixardv1.VM) {
 	for _, r := range everyBounded {
 		*r.used(next) += *r.used(more) - *r.used(less)
 	}
-	if next.GetVms() == 0 {
-		remove(txn, tableUsage, next)
+	putUsage(txn, next)
+}
+
+func putUsage(txn *memdb.Txn, u *blixardv1.ProjectUsage) {
+	if u.GetVms() == 0 && u.GetTasks() == 0 {
+		remove(txn, tableUsage, u)
 		return
 	}
-	insert(txn, tableUsage, next)
+	insert(txn, tableUsage, u)
+}
+
+// openTasks is 1 for a task that is not finished; nil is none.
+func openTasks(t *blixardv1.Task) uint64 {
+	if t == nil || Finished(t.GetStatus().GetState()) {
+		return 0
+	}
+	return 1
+}
+
+// recountTask is recount for a task.
+func recountTask(txn *memdb.Txn, after, before *blixardv1.Task) {
+	more, less := openTasks(after), openTasks(before)
+	if more == less {
+		return
+	}
+	project := after.GetProject()
+	if after == nil {
+		project = before.GetProject()
+	}
+	next := proto.CloneOf(usage(txn, projectNamed(project)))
+	next.Tasks += more - less
+	putUsage(txn, next)
+}
+
+// quotaAllowsTasks says why a project, as it is stored, can't have so many more tasks that
+// are not finished, once others of them are; nil when it can.
+func (b *batch) quotaAllowsTasks(stored string, more, fewer uint64) *problem.Error {
+	q := b.quota(projectNamed(stored))
+	if q == nil || planted.Is(planted.TaskQuotaNotChecked) {
+		return nil
+	}
+	has, limit := usage(b.txn, q.GetProject()).GetTasks(), q.GetLimits().Tasks
+	if limit == nil || more <= fewer || has-fewer+more <= *limit {
+		return nil
+	}
+	return exceeded(q, tasksBounded, *limit, has, more-fewer).
+		WithHint("`blixard quota usage %s` shows what it has; wait for tasks of it, cancel some, or raise the quota: blixard quota set %s --tasks %d", q.GetProject(), q.GetProject(), has-fewer+more)
+}
+
+func exceeded(q *blixardv1.Quota, r *bounded, limit, has, more uint64) *problem.Error {
+	return problem.New(problem.NoCapacity, "quota.exceeded", "project %q would exceed its quota of %s: limit %s, in use %s, wanted %s more",
+		q.GetProject(), r.word, r.text(limit), r.text(has), r.text(more))
 }
 
 // quotaAllows says why a VM can't take what it shall; nil when it can. What it takes no
@@ -136,8 +194,7 @@ func (b *batch) quotaAllows(vm, old *blixardv1.VM) *problem.Error {
 		if limit == nil || after <= before || has-before+after <= *limit {
 			continue
 		}
-		return problem.New(problem.NoCapacity, "quota.exceeded", "project %q would exceed its quota of %s: limit %s, in use %s, wanted %s more",
-			q.GetProject(), r.word, r.text(*limit), r.text(has), r.text(after-before)).
+		return exceeded(q, &r, *limit, has, after-before).
 			WithHint("`blixard quota usage %s` shows what it has; delete VMs of it, or raise the quota: blixard quota set %s --%s %s",
 				q.GetProject(), q.GetProject(), r.flag, r.text(has-before+after))
 	}
@@ -248,7 +305,7 @@ func (v *View) ProjectUsage(project string) *blixardv1.ProjectUsage {
 	return u
 }
 
-// ProjectUsages is ProjectUsage for the projects with a VM or a quota whose name comes
+// ProjectUsages is ProjectUsage for the projects with a VM, a task or a quota whose name comes
 // after the given one, in the order of names, at most limit of them; a limit of 0 or
 // less means all.
 func (v *View) ProjectUsages(after string, limit int) []*blixardv1.ProjectUsage {

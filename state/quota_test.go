@@ -29,6 +29,16 @@ func checkUsage(t *rapid.T, v *View) {
 			}
 		}
 	}
+	for _, task := range v.Tasks("", 0) {
+		project := projectNamed(task.GetProject())
+		if Finished(task.GetStatus().GetState()) {
+			continue
+		}
+		if counted[project] == nil {
+			counted[project] = &blixardv1.ProjectUsage{Project: project}
+		}
+		counted[project].Tasks++
+	}
 	for _, u := range all[blixardv1.ProjectUsage](v.db.Txn(false), tableUsage, indexID) {
 		if !proto.Equal(u, counted[u.GetProject()]) {
 			t.Fatalf("project %s is said to have %v, its VMs say %v", u.GetProject(), u, counted[u.GetProject()])
@@ -56,12 +66,21 @@ func checkQuotas(t *rapid.T, before, after *View) {
 // quotaLife is guestsLife with quotas that often refuse something.
 func quotaLife(t *rapid.T, st *story) string {
 	project := rapid.SampledFrom([]string{"default", "p"}).Draw(t, "project of a quota")
-	switch rapid.IntRange(0, 9).Draw(t, "about quotas") {
+	switch rapid.IntRange(0, 14).Draw(t, "about quotas") {
 	case 0:
 		return fmt.Sprintf("set_quota {project: %q limits {vms: %d memory_mib: %d}}", project, rapid.IntRange(0, 4).Draw(t, "vms"), rapid.IntRange(0, 260).Draw(t, "memory of a quota"))
 	case 1:
 		return fmt.Sprintf("set_quota {project: %q limits {vcpus: %d disk_bytes: %d addresses: %d}}", project, rapid.IntRange(0, 6).Draw(t, "vcpus of a quota"),
 			rapid.IntRange(0, 40).Draw(t, "disk of a quota"), rapid.IntRange(0, 3).Draw(t, "addresses"))
+	case 3:
+		return fmt.Sprintf("set_quota {project: %q limits {tasks: %d}}", project, rapid.IntRange(0, 4).Draw(t, "tasks"))
+	case 4:
+		return fmt.Sprintf(`submit_task {id: "task-%d" name: "t%d" project: %q count: %d spec {vm {image: "busybox" memory_mib: 1}}}`, st.index,
+			rapid.IntRange(0, 5).Draw(t, "task"), project, rapid.IntRange(0, 3).Draw(t, "count"))
+	case 5:
+		return fmt.Sprintf(`change_tasks {name: "t%d" change: %s}`, rapid.IntRange(0, 5).Draw(t, "task"), rapid.SampledFrom([]string{"cancel", "retry", "remove"}).Draw(t, "change"))
+	case 6:
+		return fmt.Sprintf(`change_schedule {name: "s" change: %s}`, rapid.SampledFrom([]string{"run", "pause", "resume"}).Draw(t, "change"))
 	case 2:
 		return fmt.Sprintf("remove_quota {project: %q}", project)
 	}
@@ -82,7 +101,7 @@ func TestUsageIsARecount(t *testing.T) {
 			return r
 		}
 		for _, text := range []string{
-			registerN1, `create_network {network {id: "net-a" name: "na" type: nat ipv4_subnet: "10.64.0.0/29"}}`,
+			`create_schedule {id: "schedule-s" name: "s" project: "p" spec {cron: "@daily" overlap: replace task {vm {image: "busybox" memory_mib: 1}}}}`, registerN1, `create_network {network {id: "net-a" name: "na" type: nat ipv4_subnet: "10.64.0.0/29"}}`,
 			`create_network {network {id: "net-u" name: "user" type: user}}`,
 		} {
 			if r := do(text); r.Problem != nil {

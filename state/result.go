@@ -38,6 +38,9 @@ type Result struct {
 	Secret  *blixardv1.Secret
 	// Tasks after SubmitTask and ChangeTasks, at most 1000 of them.
 	Tasks []*blixardv1.Task
+	// Schedule after CreateSchedule, UpdateSchedule and ChangeSchedule, which gives the
+	// task of a run that began in Tasks.
+	Schedule *blixardv1.Schedule
 	// Quota after SetQuota, and its last form after RemoveQuota.
 	Quota *blixardv1.Quota
 	// Settings after SetSettings.
@@ -53,14 +56,16 @@ type Result struct {
 	Repeated bool
 }
 
-// Refusal of one part of a Place, Report or StepTasks command.
+// Refusal of one part of a Place, Report, StepTasks or StepSchedules command.
 type Refusal struct {
 	// AllocationID of the placement or report, and its VM where known.
 	AllocationID string
 	VMID         string
 	// TaskID of the step.
-	TaskID  string
-	Problem *problem.Error
+	TaskID string
+	// ScheduleID of the step.
+	ScheduleID string
+	Problem    *problem.Error
 }
 
 // Kind of what a Change is about.
@@ -80,6 +85,7 @@ const (
 	KindSecret     Kind = 10
 	KindTask       Kind = 11
 	KindQuota      Kind = 12
+	KindSchedule   Kind = 15
 )
 
 // Change is one object as an entry left it. Exactly the field that Kind names is
@@ -100,4 +106,5 @@ type Change struct {
 	Secret     *blixardv1.Secret
 	Task       *blixardv1.Task
 	Quota      *blixardv1.Quota
+	Schedule   *blixardv1.Schedule
 }

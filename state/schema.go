@@ -23,6 +23,7 @@ const (
 	tableTask       = "task"
 	tableQuota      = "quota"
 	tableSettings   = "settings"
+	tableSchedule   = "schedule"
 	// Claims and usages are derived from the VMs and no part of a snapshot.
 	tableClaim = "claim"
 	tableUsage = "usage"
@@ -34,6 +35,8 @@ const (
 	// indexArray has the tasks of an array, and indexArrayName those by its name.
 	indexArray     = "array"
 	indexArrayName = "array_name"
+	// indexSchedule has the tasks that are runs of a schedule.
+	indexSchedule = "schedule"
 
 	// settingsID is the key of the settings, of which there is one object at most.
 	settingsID = "settings"
@@ -126,12 +129,17 @@ func schema() *memdb.DBSchema {
 			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetName)},
 			&memdb.IndexSchema{Name: indexArray, AllowMissing: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetArray)},
 			&memdb.IndexSchema{Name: indexArrayName, AllowMissing: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetArrayName)},
+			&memdb.IndexSchema{Name: indexSchedule, AllowMissing: true, Indexer: stringIndex[*blixardv1.Task]((*blixardv1.Task).GetSchedule)},
 		),
 		tableQuota: table(tableQuota,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Quota]((*blixardv1.Quota).GetProject)},
 		),
 		tableSettings: table(tableSettings,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Settings](func(*blixardv1.Settings) string { return settingsID })},
+		),
+		tableSchedule: table(tableSchedule,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Schedule]((*blixardv1.Schedule).GetId)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Schedule]((*blixardv1.Schedule).GetName)},
 		),
 		tableUsage: table(tableUsage,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.ProjectUsage]((*blixardv1.ProjectUsage).GetProject)},

@@ -118,6 +118,9 @@ func (v *View) putObjects(sw *snapshotWriter) {
 	each(txn, tableSettings, func(o *blixardv1.Settings) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Settings{Settings: o}})
 	})
+	each(txn, tableSchedule, func(o *blixardv1.Schedule) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Schedule{Schedule: o}})
+	})
 }
 
 // Hash is a digest of everything in the view: replicas at the same index have
@@ -264,12 +267,16 @@ func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) erro
 	case *blixardv1.StateSnapshot_Secret:
 		err = txn.Insert(tableSecret, o.Secret)
 	case *blixardv1.StateSnapshot_Task:
-		err = txn.Insert(tableTask, o.Task)
-		s.tasks++
+		if err = txn.Insert(tableTask, o.Task); err == nil {
+			recountTask(txn, o.Task, nil)
+			s.tasks++
+		}
 	case *blixardv1.StateSnapshot_Quota:
 		err = txn.Insert(tableQuota, o.Quota)
 	case *blixardv1.StateSnapshot_Settings:
 		err = txn.Insert(tableSettings, o.Settings)
+	case *blixardv1.StateSnapshot_Schedule:
+		err = txn.Insert(tableSchedule, o.Schedule)
 	case *blixardv1.StateSnapshot_Event:
 		s.events = append(s.events, o.Event)
 	case *blixardv1.StateSnapshot_Idempotency:

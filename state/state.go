@@ -196,6 +196,14 @@ func (b *batch) runGuests(cmd *blixardv1.Command) Result {
 		return b.stepTasks(c.StepTasks)
 	case *blixardv1.Command_ChangeTasks:
 		return b.changeTasks(c.ChangeTasks)
+	case *blixardv1.Command_CreateSchedule:
+		return b.createSchedule(c.CreateSchedule)
+	case *blixardv1.Command_UpdateSchedule:
+		return b.updateSchedule(c.UpdateSchedule)
+	case *blixardv1.Command_ChangeSchedule:
+		return b.changeSchedule(c.ChangeSchedule)
+	case *blixardv1.Command_StepSchedules:
+		return b.stepSchedules(c.StepSchedules)
 	case *blixardv1.Command_SetQuota:
 		return b.setQuota(c.SetQuota)
 	case *blixardv1.Command_RemoveQuota:

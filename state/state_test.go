@@ -175,6 +175,18 @@ func (st *story) describe() string {
 		}
 		b.WriteString("\n")
 	}
+	for _, s := range v.Schedules("", 0) {
+		st := s.GetStatus()
+		fmt.Fprintf(&b, "schedule %s id=%s index=%d until=%s runs=%d skipped=%d missed=%d reason=%s", s.GetName(), s.GetId(), s.GetModifyIndex(),
+			st.GetDecidedUntil().AsTime().Format(time.TimeOnly), st.GetRuns(), st.GetSkipped(), st.GetMissed(), st.GetReason())
+		if st.GetPaused() {
+			b.WriteString(" paused")
+		}
+		if st.GetQueued() {
+			b.WriteString(" queued")
+		}
+		b.WriteString("\n")
+	}
 	for _, o := range v.Secrets() {
 		fmt.Fprintf(&b, "secret %s %d bytes\n", o.GetName(), o.GetSizeBytes())
 	}
@@ -225,7 +237,7 @@ func (st *story) outcome(r Result, before uint64) string {
 		fmt.Fprintf(&b, "gives %s\n", describeVM(r.VM))
 	}
 	for _, f := range r.Refused {
-		fmt.Fprintf(&b, "part %s%s refused: %s\n", f.AllocationID, f.TaskID, f.Problem.Code)
+		fmt.Fprintf(&b, "part %s%s%s refused: %s\n", f.AllocationID, f.TaskID, f.ScheduleID, f.Problem.Code)
 	}
 	changes, err := st.s.View().ChangesAfter(before)
 	if err != nil {

@@ -55,11 +55,13 @@ func (b *batch) task(ref string) *blixardv1.Task { return taskNamed(b.txn, ref) 
 
 func (b *batch) putTask(t *blixardv1.Task) {
 	t.ModifyIndex = b.index
+	recountTask(b.txn, t, first[blixardv1.Task](b.txn, tableTask, indexID, t.GetId()))
 	insert(b.txn, tableTask, t)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindTask, Task: t})
 }
 
 func (b *batch) dropTask(t *blixardv1.Task) {
+	recountTask(b.txn, nil, first[blixardv1.Task](b.txn, tableTask, indexID, t.GetId()))
 	remove(b.txn, tableTask, t)
 	t.ModifyIndex = b.index
 	b.s.tasks--
@@ -78,6 +80,7 @@ func copyTask(t *blixardv1.Task) *blixardv1.Task {
 	return &blixardv1.Task{
 		Id: t.Id, Name: t.Name, Spec: t.Spec, Status: proto.CloneOf(t.Status), CreateIndex: t.CreateIndex, ModifyIndex: t.ModifyIndex,
 		CreatedAt: t.CreatedAt, Labels: t.Labels, Array: t.Array, ArrayName: t.ArrayName, Number: t.Number, Project: t.Project,
+		Schedule: t.Schedule, Run: t.Run, ScheduledAt: t.ScheduledAt,
 	}
 }
 
@@ -114,6 +117,9 @@ func (b *batch) submitTask(c *blixardv1.SubmitTaskCommand) Result {
 	if c.GetCount() > 0 && (b.arrayNamed(c.GetName()) != "" || b.task(c.GetName()) != nil) {
 		return refused(b.index, problem.New(problem.Conflict, "task.name_taken", "there are tasks of the name %q already", c.GetName()).
 			WithHint("choose another name, or remove those first: blixard task remove %s", c.GetName()))
+	}
+	if why := b.quotaAllowsTasks(storedProject(c.GetProject()), uint64(len(tasks)), 0); why != nil {
+		return refused(b.index, why)
 	}
 	b.s.tasks += len(tasks)
 	for _, t := range tasks {
@@ -233,6 +239,9 @@ func (b *batch) changeTask(old *blixardv1.Task, change blixardv1.ChangeTasksComm
 		if !finished {
 			return nil, problem.New(problem.Conflict, "task.unfinished", "task %q is %s", old.GetName(), old.GetStatus().GetState()).
 				WithHint("only finished tasks run again; cancel it first with `blixard task cancel %s`", old.GetName())
+		}
+		if why := b.quotaAllowsTasks(old.GetProject(), 1, 0); why != nil {
+			return nil, why
 		}
 		t.Status = &blixardv1.TaskStatus{State: taskPending, Reason: "retried", Attempt: old.GetStatus().GetAttempt()}
 		if slices.ContainsFunc(t.GetSpec().GetAfter(), b.unfinished) {

@@ -99,6 +99,16 @@ func checkStrategy(c *Config) (reason, hint string) {
 	return "it is no strategy", "use spread or pack"
 }
 
+// tasksMax of a node; more have no room on any.
+const tasksMax = 100_000
+
+func checkTasksMax(c *Config) (reason, hint string) {
+	if c.Tasks.Max <= tasksMax {
+		return "", ""
+	}
+	return "it is above 100000", "leave it out to have no bound"
+}
+
 func checkNetworkName(c *Config) (reason, hint string) {
 	if nodeNamePattern.MatchString(c.Network.Default) {
 		return "", ""

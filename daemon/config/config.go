@@ -29,6 +29,7 @@ type Config struct {
 	Log       Log
 	Lease     Lease
 	Scheduler Scheduler
+	Tasks     Tasks
 	Console   Console
 	Boot      Boot
 	QEMU      QEMU
@@ -131,6 +132,14 @@ type Scheduler struct {
 	Strategy string
 	// Preemption is off or on.
 	Preemption string
+}
+
+// Tasks is what the node takes of tasks.
+type Tasks struct {
+	// Accept is on or off.
+	Accept string
+	// Max tasks that run at a time; 0 means no bound.
+	Max uint32
 }
 
 // Cluster is what the cluster keeps to. It counts on the node that leads.

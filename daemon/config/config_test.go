@@ -42,6 +42,7 @@ func TestDefaults(t *testing.T) {
 		Log:             Log{Level: "info", Format: "auto"},
 		Lease:           Lease{TTL: 10 * time.Second, Margin: time.Second, Restart: 2 * time.Minute, StormPercent: 50},
 		Scheduler:       Scheduler{Strategy: "spread", Preemption: "off"},
+		Tasks:           Tasks{Accept: "on"},
 		Console:         Console{LogSize: 4 * units.MiB, LogFiles: 3},
 		Boot:            Boot{ReadyTimeout: time.Minute, Tries: 3},
 		QEMU:            QEMU{Path: "qemu-system-x86_64"},

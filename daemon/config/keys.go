@@ -236,6 +236,18 @@ var keys = []Key{
 		Default: fixed("off"),
 	},
 	{
+		Name: "tasks.accept", field: func(c *Config) any { return &c.Tasks.Accept },
+		check:   oneOf(func(c *Config) string { return c.Tasks.Accept }, "on", "off"),
+		Doc:     "Whether the node takes tasks: on or off. What it runs already stays.",
+		Default: fixed("on"),
+	},
+	{
+		Name: "tasks.max", field: func(c *Config) any { return &c.Tasks.Max }, check: checkTasksMax,
+		Doc:        "How many tasks the node runs at a time, at most.",
+		Default:    fixed("0"),
+		DefaultDoc: "0: as many as it has room for",
+	},
+	{
 		Name: "console.log_size", field: func(c *Config) any { return &c.Console.LogSize }, check: checkLogSize,
 		Doc:     "Size at which the console log of a VM is rotated.",
 		Default: fixed("4MiB"),

@@ -206,13 +206,21 @@ func (r *inbound) Read(p []byte) (int, error) {
 
 // copyFrom sends an archive of what is at a path.
 func (s *server) copyFrom(c *call, name string) error {
-	if err := s.m.beside(func() error { return checkSource(name) }); err != nil {
+	work := func(f func() error) error { return s.m.work(c.abort, f) }
+	// Once all processes are gone the root is as they left it, and still there until the end
+	// is acknowledged: what they made can be taken out then.
+	if st, _ := s.m.state(); st.Phase == wire.PhaseExited {
+		if err := checkSource(name); err != nil {
+			return fileProblem("guest.copy", err)
+		}
+		work = func(f func() error) error { return f() }
+	} else if err := s.m.beside(func() error { return checkSource(name) }); err != nil {
 		return fileProblem("guest.copy", err)
 	}
 	if c.respond(wire.Response{}) != nil {
 		return nil //nolint:nilerr // the caller is gone: nobody is left to tell
 	}
-	c.done(s.m.work(c.abort, func() error {
+	c.done(work(func() error {
 		w := bufio.NewWriterSize(outbound{c}, wire.MaxData)
 		if err := pack(name, w); err != nil {
 			return err

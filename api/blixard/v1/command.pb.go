@@ -134,6 +134,62 @@ func (ChangeTasksCommand_Change) EnumDescriptor() ([]byte, []int) {
 	return file_blixard_v1_command_proto_rawDescGZIP(), []int{8, 0}
 }
 
+type ChangeScheduleCommand_Change int32
+
+const (
+	ChangeScheduleCommand_unspecified ChangeScheduleCommand_Change = 0
+	ChangeScheduleCommand_pause       ChangeScheduleCommand_Change = 1
+	ChangeScheduleCommand_resume      ChangeScheduleCommand_Change = 2
+	// run begins a run now.
+	ChangeScheduleCommand_run    ChangeScheduleCommand_Change = 3
+	ChangeScheduleCommand_remove ChangeScheduleCommand_Change = 4
+)
+
+// Enum value maps for ChangeScheduleCommand_Change.
+var (
+	ChangeScheduleCommand_Change_name = map[int32]string{
+		0: "unspecified",
+		1: "pause",
+		2: "resume",
+		3: "run",
+		4: "remove",
+	}
+	ChangeScheduleCommand_Change_value = map[string]int32{
+		"unspecified": 0,
+		"pause":       1,
+		"resume":      2,
+		"run":         3,
+		"remove":      4,
+	}
+)
+
+func (x ChangeScheduleCommand_Change) Enum() *ChangeScheduleCommand_Change {
+	p := new(ChangeScheduleCommand_Change)
+	*p = x
+	return p
+}
+
+func (x ChangeScheduleCommand_Change) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeScheduleCommand_Change) Descriptor() protoreflect.EnumDescriptor {
+	return file_blixard_v1_command_proto_enumTypes[2].Descriptor()
+}
+
+func (ChangeScheduleCommand_Change) Type() protoreflect.EnumType {
+	return &file_blixard_v1_command_proto_enumTypes[2]
+}
+
+func (x ChangeScheduleCommand_Change) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeScheduleCommand_Change.Descriptor instead.
+func (ChangeScheduleCommand_Change) EnumDescriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12, 0}
+}
+
 // Command is the payload of a log entry. Everything that Apply needs and that
 // is not in the state (time, ids, random choices) travels in it.
 type Command struct {
@@ -198,6 +254,10 @@ type Command struct {
 	//	*Command_AdvanceDrain
 	//	*Command_SetSettings
 	//	*Command_PruneEvents
+	//	*Command_CreateSchedule
+	//	*Command_StepSchedules
+	//	*Command_ChangeSchedule
+	//	*Command_UpdateSchedule
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -700,6 +760,42 @@ func (x *Command) GetPruneEvents() *PruneEventsCommand {
 	return nil
 }
 
+func (x *Command) GetCreateSchedule() *CreateScheduleCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_CreateSchedule); ok {
+			return x.CreateSchedule
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetStepSchedules() *StepSchedulesCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_StepSchedules); ok {
+			return x.StepSchedules
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetChangeSchedule() *ChangeScheduleCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_ChangeSchedule); ok {
+			return x.ChangeSchedule
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetUpdateSchedule() *UpdateScheduleCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_UpdateSchedule); ok {
+			return x.UpdateSchedule
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -896,6 +992,22 @@ type Command_PruneEvents struct {
 	PruneEvents *PruneEventsCommand `protobuf:"bytes,71,opt,name=prune_events,json=pruneEvents,proto3,oneof"`
 }
 
+type Command_CreateSchedule struct {
+	CreateSchedule *CreateScheduleCommand `protobuf:"bytes,63,opt,name=create_schedule,json=createSchedule,proto3,oneof"`
+}
+
+type Command_StepSchedules struct {
+	StepSchedules *StepSchedulesCommand `protobuf:"bytes,64,opt,name=step_schedules,json=stepSchedules,proto3,oneof"`
+}
+
+type Command_ChangeSchedule struct {
+	ChangeSchedule *ChangeScheduleCommand `protobuf:"bytes,65,opt,name=change_schedule,json=changeSchedule,proto3,oneof"`
+}
+
+type Command_UpdateSchedule struct {
+	UpdateSchedule *UpdateScheduleCommand `protobuf:"bytes,66,opt,name=update_schedule,json=updateSchedule,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -991,6 +1103,14 @@ func (*Command_AdvanceDrain) isCommand_Change() {}
 func (*Command_SetSettings) isCommand_Change() {}
 
 func (*Command_PruneEvents) isCommand_Change() {}
+
+func (*Command_CreateSchedule) isCommand_Change() {}
+
+func (*Command_StepSchedules) isCommand_Change() {}
+
+func (*Command_ChangeSchedule) isCommand_Change() {}
+
+func (*Command_UpdateSchedule) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -1508,6 +1628,341 @@ func (x *ChangeTasksCommand) GetName() string {
 	return ""
 }
 
+// CreateScheduleCommand declares a schedule with its final, defaulted spec.
+type CreateScheduleCommand struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Spec   *ScheduleSpec          `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	Labels map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// project as in Task.
+	Project       string `protobuf:"bytes,5,opt,name=project,proto3" json:"project,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateScheduleCommand) Reset() {
+	*x = CreateScheduleCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateScheduleCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateScheduleCommand) ProtoMessage() {}
+
+func (x *CreateScheduleCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateScheduleCommand.ProtoReflect.Descriptor instead.
+func (*CreateScheduleCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CreateScheduleCommand) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateScheduleCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateScheduleCommand) GetSpec() *ScheduleSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *CreateScheduleCommand) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *CreateScheduleCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+// StepSchedulesCommand tells of times that came, as the leader found them.
+type StepSchedulesCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*ScheduleStep        `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepSchedulesCommand) Reset() {
+	*x = StepSchedulesCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepSchedulesCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepSchedulesCommand) ProtoMessage() {}
+
+func (x *StepSchedulesCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepSchedulesCommand.ProtoReflect.Descriptor instead.
+func (*StepSchedulesCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *StepSchedulesCommand) GetSteps() []*ScheduleStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// ScheduleStep is refused by itself when the schedule is not as it was, or when of its time
+// is decided already.
+type ScheduleStep struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	ScheduleId          string                 `protobuf:"bytes,1,opt,name=schedule_id,json=scheduleId,proto3" json:"schedule_id,omitempty"`
+	ScheduleModifyIndex uint64                 `protobuf:"varint,2,opt,name=schedule_modify_index,json=scheduleModifyIndex,proto3" json:"schedule_modify_index,omitempty"`
+	// at is the time of the run, or of the newest that is missed. It is not after the
+	// command's time.
+	At *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	// begin a run for at; otherwise it is one of those missed.
+	Begin bool `protobuf:"varint,4,opt,name=begin,proto3" json:"begin,omitempty"`
+	// missed times up to at; at_least: there may be more, which were not counted.
+	Missed        uint64 `protobuf:"varint,5,opt,name=missed,proto3" json:"missed,omitempty"`
+	AtLeast       bool   `protobuf:"varint,6,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScheduleStep) Reset() {
+	*x = ScheduleStep{}
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScheduleStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScheduleStep) ProtoMessage() {}
+
+func (x *ScheduleStep) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScheduleStep.ProtoReflect.Descriptor instead.
+func (*ScheduleStep) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ScheduleStep) GetScheduleId() string {
+	if x != nil {
+		return x.ScheduleId
+	}
+	return ""
+}
+
+func (x *ScheduleStep) GetScheduleModifyIndex() uint64 {
+	if x != nil {
+		return x.ScheduleModifyIndex
+	}
+	return 0
+}
+
+func (x *ScheduleStep) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ScheduleStep) GetBegin() bool {
+	if x != nil {
+		return x.Begin
+	}
+	return false
+}
+
+func (x *ScheduleStep) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
+func (x *ScheduleStep) GetAtLeast() bool {
+	if x != nil {
+		return x.AtLeast
+	}
+	return false
+}
+
+// ChangeScheduleCommand is a person's wish for a schedule.
+type ChangeScheduleCommand struct {
+	state         protoimpl.MessageState       `protogen:"open.v1"`
+	Change        ChangeScheduleCommand_Change `protobuf:"varint,1,opt,name=change,proto3,enum=blixard.v1.ChangeScheduleCommand_Change" json:"change,omitempty"`
+	Name          string                       `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeScheduleCommand) Reset() {
+	*x = ChangeScheduleCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeScheduleCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeScheduleCommand) ProtoMessage() {}
+
+func (x *ChangeScheduleCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeScheduleCommand.ProtoReflect.Descriptor instead.
+func (*ChangeScheduleCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ChangeScheduleCommand) GetChange() ChangeScheduleCommand_Change {
+	if x != nil {
+		return x.Change
+	}
+	return ChangeScheduleCommand_unspecified
+}
+
+func (x *ChangeScheduleCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// UpdateScheduleCommand replaces spec and labels by final ones.
+type UpdateScheduleCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedIndex uint64                 `protobuf:"varint,2,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
+	Spec          *ScheduleSpec          `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateScheduleCommand) Reset() {
+	*x = UpdateScheduleCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateScheduleCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateScheduleCommand) ProtoMessage() {}
+
+func (x *UpdateScheduleCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateScheduleCommand.ProtoReflect.Descriptor instead.
+func (*UpdateScheduleCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UpdateScheduleCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateScheduleCommand) GetExpectedIndex() uint64 {
+	if x != nil {
+		return x.ExpectedIndex
+	}
+	return 0
+}
+
+func (x *UpdateScheduleCommand) GetSpec() *ScheduleSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *UpdateScheduleCommand) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 type RenameVMCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1519,7 +1974,7 @@ type RenameVMCommand struct {
 
 func (x *RenameVMCommand) Reset() {
 	*x = RenameVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1986,7 @@ func (x *RenameVMCommand) String() string {
 func (*RenameVMCommand) ProtoMessage() {}
 
 func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1999,7 @@ func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMCommand.ProtoReflect.Descriptor instead.
 func (*RenameVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenameVMCommand) GetName() string {
@@ -1582,7 +2037,7 @@ type PutImageCommand struct {
 
 func (x *PutImageCommand) Reset() {
 	*x = PutImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +2049,7 @@ func (x *PutImageCommand) String() string {
 func (*PutImageCommand) ProtoMessage() {}
 
 func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +2062,7 @@ func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutImageCommand.ProtoReflect.Descriptor instead.
 func (*PutImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PutImageCommand) GetImage() *Image {
@@ -1650,7 +2105,7 @@ type DropImageCommand struct {
 
 func (x *DropImageCommand) Reset() {
 	*x = DropImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +2117,7 @@ func (x *DropImageCommand) String() string {
 func (*DropImageCommand) ProtoMessage() {}
 
 func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +2130,7 @@ func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropImageCommand.ProtoReflect.Descriptor instead.
 func (*DropImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DropImageCommand) GetNames() []string {
@@ -1709,7 +2164,7 @@ type CreateVolumeCommand struct {
 
 func (x *CreateVolumeCommand) Reset() {
 	*x = CreateVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +2176,7 @@ func (x *CreateVolumeCommand) String() string {
 func (*CreateVolumeCommand) ProtoMessage() {}
 
 func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +2189,7 @@ func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeCommand.ProtoReflect.Descriptor instead.
 func (*CreateVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateVolumeCommand) GetId() string {
@@ -1799,7 +2254,7 @@ type ResizeVolumeCommand struct {
 
 func (x *ResizeVolumeCommand) Reset() {
 	*x = ResizeVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +2266,7 @@ func (x *ResizeVolumeCommand) String() string {
 func (*ResizeVolumeCommand) ProtoMessage() {}
 
 func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +2279,7 @@ func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResizeVolumeCommand) GetName() string {
@@ -1857,7 +2312,7 @@ type DeleteVolumeCommand struct {
 
 func (x *DeleteVolumeCommand) Reset() {
 	*x = DeleteVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +2324,7 @@ func (x *DeleteVolumeCommand) String() string {
 func (*DeleteVolumeCommand) ProtoMessage() {}
 
 func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2337,7 @@ func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteVolumeCommand) GetName() string {
@@ -1903,7 +2358,7 @@ type ReleaseVolumeCommand struct {
 
 func (x *ReleaseVolumeCommand) Reset() {
 	*x = ReleaseVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2370,7 @@ func (x *ReleaseVolumeCommand) String() string {
 func (*ReleaseVolumeCommand) ProtoMessage() {}
 
 func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2383,7 @@ func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ReleaseVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReleaseVolumeCommand) GetVolumeId() string {
@@ -1959,7 +2414,7 @@ type MoveVolumeCommand struct {
 
 func (x *MoveVolumeCommand) Reset() {
 	*x = MoveVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +2426,7 @@ func (x *MoveVolumeCommand) String() string {
 func (*MoveVolumeCommand) ProtoMessage() {}
 
 func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2439,7 @@ func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeCommand.ProtoReflect.Descriptor instead.
 func (*MoveVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MoveVolumeCommand) GetVolumeId() string {
@@ -2027,7 +2482,7 @@ type SnapshotVolumeCommand struct {
 
 func (x *SnapshotVolumeCommand) Reset() {
 	*x = SnapshotVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2494,7 @@ func (x *SnapshotVolumeCommand) String() string {
 func (*SnapshotVolumeCommand) ProtoMessage() {}
 
 func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2507,7 @@ func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotVolumeCommand.ProtoReflect.Descriptor instead.
 func (*SnapshotVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SnapshotVolumeCommand) GetVolumeId() string {
@@ -2086,7 +2541,7 @@ type CreateNetworkCommand struct {
 
 func (x *CreateNetworkCommand) Reset() {
 	*x = CreateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2553,7 @@ func (x *CreateNetworkCommand) String() string {
 func (*CreateNetworkCommand) ProtoMessage() {}
 
 func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2566,7 @@ func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*CreateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateNetworkCommand) GetNetwork() *Network {
@@ -2132,7 +2587,7 @@ type UpdateNetworkCommand struct {
 
 func (x *UpdateNetworkCommand) Reset() {
 	*x = UpdateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2599,7 @@ func (x *UpdateNetworkCommand) String() string {
 func (*UpdateNetworkCommand) ProtoMessage() {}
 
 func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2612,7 @@ func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateNetworkCommand) GetName() string {
@@ -2190,7 +2645,7 @@ type DeleteNetworkCommand struct {
 
 func (x *DeleteNetworkCommand) Reset() {
 	*x = DeleteNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2657,7 @@ func (x *DeleteNetworkCommand) String() string {
 func (*DeleteNetworkCommand) ProtoMessage() {}
 
 func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2670,7 @@ func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNetworkCommand.ProtoReflect.Descriptor instead.
 func (*DeleteNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteNetworkCommand) GetName() string {
@@ -2238,7 +2693,7 @@ type SetSecretCommand struct {
 
 func (x *SetSecretCommand) Reset() {
 	*x = SetSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2705,7 @@ func (x *SetSecretCommand) String() string {
 func (*SetSecretCommand) ProtoMessage() {}
 
 func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2718,7 @@ func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretCommand.ProtoReflect.Descriptor instead.
 func (*SetSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SetSecretCommand) GetName() string {
@@ -2303,7 +2758,7 @@ type DeleteSecretCommand struct {
 
 func (x *DeleteSecretCommand) Reset() {
 	*x = DeleteSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +2770,7 @@ func (x *DeleteSecretCommand) String() string {
 func (*DeleteSecretCommand) ProtoMessage() {}
 
 func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +2783,7 @@ func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretCommand.ProtoReflect.Descriptor instead.
 func (*DeleteSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteSecretCommand) GetName() string {
@@ -2350,7 +2805,7 @@ type SetQuotaCommand struct {
 
 func (x *SetQuotaCommand) Reset() {
 	*x = SetQuotaCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2817,7 @@ func (x *SetQuotaCommand) String() string {
 func (*SetQuotaCommand) ProtoMessage() {}
 
 func (x *SetQuotaCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2830,7 @@ func (x *SetQuotaCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuotaCommand.ProtoReflect.Descriptor instead.
 func (*SetQuotaCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetQuotaCommand) GetProject() string {
@@ -2409,7 +2864,7 @@ type RemoveQuotaCommand struct {
 
 func (x *RemoveQuotaCommand) Reset() {
 	*x = RemoveQuotaCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +2876,7 @@ func (x *RemoveQuotaCommand) String() string {
 func (*RemoveQuotaCommand) ProtoMessage() {}
 
 func (x *RemoveQuotaCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +2889,7 @@ func (x *RemoveQuotaCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveQuotaCommand.ProtoReflect.Descriptor instead.
 func (*RemoveQuotaCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveQuotaCommand) GetProject() string {
@@ -2468,7 +2923,7 @@ type SetVMDesiredCommand struct {
 
 func (x *SetVMDesiredCommand) Reset() {
 	*x = SetVMDesiredCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2935,7 @@ func (x *SetVMDesiredCommand) String() string {
 func (*SetVMDesiredCommand) ProtoMessage() {}
 
 func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2948,7 @@ func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMDesiredCommand.ProtoReflect.Descriptor instead.
 func (*SetVMDesiredCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetVMDesiredCommand) GetName() string {
@@ -2551,7 +3006,7 @@ type DeleteVMCommand struct {
 
 func (x *DeleteVMCommand) Reset() {
 	*x = DeleteVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2563,7 +3018,7 @@ func (x *DeleteVMCommand) String() string {
 func (*DeleteVMCommand) ProtoMessage() {}
 
 func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2576,7 +3031,7 @@ func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteVMCommand) GetName() string {
@@ -2619,7 +3074,7 @@ type LabelVMCommand struct {
 
 func (x *LabelVMCommand) Reset() {
 	*x = LabelVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2631,7 +3086,7 @@ func (x *LabelVMCommand) String() string {
 func (*LabelVMCommand) ProtoMessage() {}
 
 func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2644,7 +3099,7 @@ func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelVMCommand.ProtoReflect.Descriptor instead.
 func (*LabelVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LabelVMCommand) GetName() string {
@@ -2683,7 +3138,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +3150,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +3163,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Placement) GetVmId() string {
@@ -2750,7 +3205,7 @@ type PlaceCommand struct {
 
 func (x *PlaceCommand) Reset() {
 	*x = PlaceCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2762,7 +3217,7 @@ func (x *PlaceCommand) String() string {
 func (*PlaceCommand) ProtoMessage() {}
 
 func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2775,7 +3230,7 @@ func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceCommand.ProtoReflect.Descriptor instead.
 func (*PlaceCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PlaceCommand) GetPlacements() []*Placement {
@@ -2798,7 +3253,7 @@ type ReportCommand struct {
 
 func (x *ReportCommand) Reset() {
 	*x = ReportCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2810,7 +3265,7 @@ func (x *ReportCommand) String() string {
 func (*ReportCommand) ProtoMessage() {}
 
 func (x *ReportCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2823,7 +3278,7 @@ func (x *ReportCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportCommand.ProtoReflect.Descriptor instead.
 func (*ReportCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReportCommand) GetNodeId() string {
@@ -2860,7 +3315,7 @@ type RegisterNodeCommand struct {
 
 func (x *RegisterNodeCommand) Reset() {
 	*x = RegisterNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3327,7 @@ func (x *RegisterNodeCommand) String() string {
 func (*RegisterNodeCommand) ProtoMessage() {}
 
 func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +3340,7 @@ func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeCommand.ProtoReflect.Descriptor instead.
 func (*RegisterNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RegisterNodeCommand) GetNodeId() string {
@@ -2928,7 +3383,7 @@ type SetVMReasonCommand struct {
 
 func (x *SetVMReasonCommand) Reset() {
 	*x = SetVMReasonCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3395,7 @@ func (x *SetVMReasonCommand) String() string {
 func (*SetVMReasonCommand) ProtoMessage() {}
 
 func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3408,7 @@ func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMReasonCommand.ProtoReflect.Descriptor instead.
 func (*SetVMReasonCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SetVMReasonCommand) GetVmId() string {
@@ -2991,7 +3446,7 @@ type FormClusterCommand struct {
 
 func (x *FormClusterCommand) Reset() {
 	*x = FormClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3458,7 @@ func (x *FormClusterCommand) String() string {
 func (*FormClusterCommand) ProtoMessage() {}
 
 func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3471,7 @@ func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
 func (*FormClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FormClusterCommand) GetClusterId() string {
@@ -3062,7 +3517,7 @@ type RecoverClusterCommand struct {
 
 func (x *RecoverClusterCommand) Reset() {
 	*x = RecoverClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3074,7 +3529,7 @@ func (x *RecoverClusterCommand) String() string {
 func (*RecoverClusterCommand) ProtoMessage() {}
 
 func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3087,7 +3542,7 @@ func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
 func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RecoverClusterCommand) GetClusterId() string {
@@ -3134,7 +3589,7 @@ type RotateAuthorityCommand struct {
 
 func (x *RotateAuthorityCommand) Reset() {
 	*x = RotateAuthorityCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3146,7 +3601,7 @@ func (x *RotateAuthorityCommand) String() string {
 func (*RotateAuthorityCommand) ProtoMessage() {}
 
 func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3159,7 +3614,7 @@ func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
@@ -3200,7 +3655,7 @@ type DropAuthoritiesCommand struct {
 
 func (x *DropAuthoritiesCommand) Reset() {
 	*x = DropAuthoritiesCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3667,7 @@ func (x *DropAuthoritiesCommand) String() string {
 func (*DropAuthoritiesCommand) ProtoMessage() {}
 
 func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3680,7 @@ func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 // CreateTokenCommand makes a token known; its secret stays with who made it.
@@ -3242,7 +3697,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3254,7 +3709,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3267,7 +3722,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -3314,7 +3769,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3326,7 +3781,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3339,7 +3794,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -3362,7 +3817,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3829,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +3842,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -3427,7 +3882,7 @@ type ChangeMemberCommand struct {
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3439,7 +3894,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3452,7 +3907,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -3508,7 +3963,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3520,7 +3975,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3533,7 +3988,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -3561,7 +4016,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3573,7 +4028,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3586,7 +4041,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -3617,7 +4072,7 @@ type PreemptCommand struct {
 
 func (x *PreemptCommand) Reset() {
 	*x = PreemptCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3629,7 +4084,7 @@ func (x *PreemptCommand) String() string {
 func (*PreemptCommand) ProtoMessage() {}
 
 func (x *PreemptCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3642,7 +4097,7 @@ func (x *PreemptCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreemptCommand.ProtoReflect.Descriptor instead.
 func (*PreemptCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PreemptCommand) GetVmId() string {
@@ -3673,7 +4128,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3685,7 +4140,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3698,7 +4153,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -3729,7 +4184,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3741,7 +4196,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3754,7 +4209,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -3808,7 +4263,7 @@ type AdvanceDrainCommand struct {
 
 func (x *AdvanceDrainCommand) Reset() {
 	*x = AdvanceDrainCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3820,7 +4275,7 @@ func (x *AdvanceDrainCommand) String() string {
 func (*AdvanceDrainCommand) ProtoMessage() {}
 
 func (x *AdvanceDrainCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3833,7 +4288,7 @@ func (x *AdvanceDrainCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceDrainCommand.ProtoReflect.Descriptor instead.
 func (*AdvanceDrainCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *AdvanceDrainCommand) GetNodeId() string {
@@ -3900,7 +4355,7 @@ type SetSettingsCommand struct {
 
 func (x *SetSettingsCommand) Reset() {
 	*x = SetSettingsCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3912,7 +4367,7 @@ func (x *SetSettingsCommand) String() string {
 func (*SetSettingsCommand) ProtoMessage() {}
 
 func (x *SetSettingsCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3925,7 +4380,7 @@ func (x *SetSettingsCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSettingsCommand.ProtoReflect.Descriptor instead.
 func (*SetSettingsCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SetSettingsCommand) GetExpectedIndex() uint64 {
@@ -3974,7 +4429,7 @@ type PruneEventsCommand struct {
 
 func (x *PruneEventsCommand) Reset() {
 	*x = PruneEventsCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3986,7 +4441,7 @@ func (x *PruneEventsCommand) String() string {
 func (*PruneEventsCommand) ProtoMessage() {}
 
 func (x *PruneEventsCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3999,7 +4454,7 @@ func (x *PruneEventsCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneEventsCommand.ProtoReflect.Descriptor instead.
 func (*PruneEventsCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PruneEventsCommand) GetThroughIndex() uint64 {
@@ -4029,7 +4484,7 @@ type UpdateNodeCommand struct {
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4041,7 +4496,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4054,7 +4509,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -4122,7 +4577,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4134,7 +4589,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4147,7 +4602,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -4208,6 +4663,7 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Task
 	//	*StateSnapshot_Quota
 	//	*StateSnapshot_Settings
+	//	*StateSnapshot_Schedule
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4215,7 +4671,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[51]
+	mi := &file_blixard_v1_command_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4683,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[51]
+	mi := &file_blixard_v1_command_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4696,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{51}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -4403,6 +4859,15 @@ func (x *StateSnapshot) GetSettings() *Settings {
 	return nil
 }
 
+func (x *StateSnapshot) GetSchedule() *Schedule {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Schedule); ok {
+			return x.Schedule
+		}
+	}
+	return nil
+}
+
 type isStateSnapshot_Record interface {
 	isStateSnapshot_Record()
 }
@@ -4477,6 +4942,10 @@ type StateSnapshot_Settings struct {
 	Settings *Settings `protobuf:"bytes,19,opt,name=settings,proto3,oneof"`
 }
 
+type StateSnapshot_Schedule struct {
+	Schedule *Schedule `protobuf:"bytes,18,opt,name=schedule,proto3,oneof"`
+}
+
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Vm) isStateSnapshot_Record() {}
@@ -4511,6 +4980,8 @@ func (*StateSnapshot_Quota) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Settings) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_Schedule) isStateSnapshot_Record() {}
+
 // StateHeader says what the stream holds.
 type StateHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4522,7 +4993,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[52]
+	mi := &file_blixard_v1_command_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4534,7 +5005,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[52]
+	mi := &file_blixard_v1_command_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4547,7 +5018,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{52}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -4577,7 +5048,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[53]
+	mi := &file_blixard_v1_command_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4589,7 +5060,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[53]
+	mi := &file_blixard_v1_command_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4602,7 +5073,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{53}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -4640,7 +5111,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[54]
+	mi := &file_blixard_v1_command_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4652,7 +5123,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[54]
+	mi := &file_blixard_v1_command_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4665,7 +5136,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{54}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -4736,7 +5207,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x1a\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x1ablixard/v1/schedules.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x1c\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -4799,7 +5270,11 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\apreempt\x188 \x01(\v2\x1a.blixard.v1.PreemptCommandH\x00R\apreempt\x12F\n" +
 	"\radvance_drain\x18E \x01(\v2\x1f.blixard.v1.AdvanceDrainCommandH\x00R\fadvanceDrain\x12C\n" +
 	"\fset_settings\x18F \x01(\v2\x1e.blixard.v1.SetSettingsCommandH\x00R\vsetSettings\x12C\n" +
-	"\fprune_events\x18G \x01(\v2\x1e.blixard.v1.PruneEventsCommandH\x00R\vpruneEventsB\b\n" +
+	"\fprune_events\x18G \x01(\v2\x1e.blixard.v1.PruneEventsCommandH\x00R\vpruneEvents\x12L\n" +
+	"\x0fcreate_schedule\x18? \x01(\v2!.blixard.v1.CreateScheduleCommandH\x00R\x0ecreateSchedule\x12I\n" +
+	"\x0estep_schedules\x18@ \x01(\v2 .blixard.v1.StepSchedulesCommandH\x00R\rstepSchedules\x12L\n" +
+	"\x0fchange_schedule\x18A \x01(\v2!.blixard.v1.ChangeScheduleCommandH\x00R\x0echangeSchedule\x12L\n" +
+	"\x0fupdate_schedule\x18B \x01(\v2!.blixard.v1.UpdateScheduleCommandH\x00R\x0eupdateScheduleB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xf3\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -4858,7 +5333,45 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x06cancel\x10\x01\x12\t\n" +
 	"\x05retry\x10\x02\x12\n" +
 	"\n" +
-	"\x06remove\x10\x03\"g\n" +
+	"\x06remove\x10\x03\"\x85\x02\n" +
+	"\x15CreateScheduleCommand\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12,\n" +
+	"\x04spec\x18\x03 \x01(\v2\x18.blixard.v1.ScheduleSpecR\x04spec\x12E\n" +
+	"\x06labels\x18\x04 \x03(\v2-.blixard.v1.CreateScheduleCommand.LabelsEntryR\x06labels\x12\x18\n" +
+	"\aproject\x18\x05 \x01(\tR\aproject\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
+	"\x14StepSchedulesCommand\x12.\n" +
+	"\x05steps\x18\x01 \x03(\v2\x18.blixard.v1.ScheduleStepR\x05steps\"\xd8\x01\n" +
+	"\fScheduleStep\x12\x1f\n" +
+	"\vschedule_id\x18\x01 \x01(\tR\n" +
+	"scheduleId\x122\n" +
+	"\x15schedule_modify_index\x18\x02 \x01(\x04R\x13scheduleModifyIndex\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05begin\x18\x04 \x01(\bR\x05begin\x12\x16\n" +
+	"\x06missed\x18\x05 \x01(\x04R\x06missed\x12\x19\n" +
+	"\bat_least\x18\x06 \x01(\bR\aatLeast\"\xb4\x01\n" +
+	"\x15ChangeScheduleCommand\x12@\n" +
+	"\x06change\x18\x01 \x01(\x0e2(.blixard.v1.ChangeScheduleCommand.ChangeR\x06change\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"E\n" +
+	"\x06Change\x12\x0f\n" +
+	"\vunspecified\x10\x00\x12\t\n" +
+	"\x05pause\x10\x01\x12\n" +
+	"\n" +
+	"\x06resume\x10\x02\x12\a\n" +
+	"\x03run\x10\x03\x12\n" +
+	"\n" +
+	"\x06remove\x10\x04\"\x82\x02\n" +
+	"\x15UpdateScheduleCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12,\n" +
+	"\x04spec\x18\x03 \x01(\v2\x18.blixard.v1.ScheduleSpecR\x04spec\x12E\n" +
+	"\x06labels\x18\x04 \x03(\v2-.blixard.v1.UpdateScheduleCommand.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"g\n" +
 	"\x0fRenameVMCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12\x19\n" +
@@ -5073,7 +5586,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xb1\x06\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xe5\x06\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -5094,7 +5607,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secret\x12&\n" +
 	"\x04task\x18\x0f \x01(\v2\x10.blixard.v1.TaskH\x00R\x04task\x12)\n" +
 	"\x05quota\x18\x10 \x01(\v2\x11.blixard.v1.QuotaH\x00R\x05quota\x122\n" +
-	"\bsettings\x18\x13 \x01(\v2\x14.blixard.v1.SettingsH\x00R\bsettingsB\b\n" +
+	"\bsettings\x18\x13 \x01(\v2\x14.blixard.v1.SettingsH\x00R\bsettings\x122\n" +
+	"\bschedule\x18\x12 \x01(\v2\x14.blixard.v1.ScheduleH\x00R\bscheduleB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -5126,207 +5640,229 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_command_proto_rawDescData
 }
 
-var file_blixard_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_blixard_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_blixard_v1_command_proto_goTypes = []any{
-	(TaskStep_Kind)(0),             // 0: blixard.v1.TaskStep.Kind
-	(ChangeTasksCommand_Change)(0), // 1: blixard.v1.ChangeTasksCommand.Change
-	(*Command)(nil),                // 2: blixard.v1.Command
-	(*CreateVMCommand)(nil),        // 3: blixard.v1.CreateVMCommand
-	(*UpdateVMCommand)(nil),        // 4: blixard.v1.UpdateVMCommand
-	(*MoveVMCommand)(nil),          // 5: blixard.v1.MoveVMCommand
-	(*RescheduleCommand)(nil),      // 6: blixard.v1.RescheduleCommand
-	(*SubmitTaskCommand)(nil),      // 7: blixard.v1.SubmitTaskCommand
-	(*StepTasksCommand)(nil),       // 8: blixard.v1.StepTasksCommand
-	(*TaskStep)(nil),               // 9: blixard.v1.TaskStep
-	(*ChangeTasksCommand)(nil),     // 10: blixard.v1.ChangeTasksCommand
-	(*RenameVMCommand)(nil),        // 11: blixard.v1.RenameVMCommand
-	(*PutImageCommand)(nil),        // 12: blixard.v1.PutImageCommand
-	(*DropImageCommand)(nil),       // 13: blixard.v1.DropImageCommand
-	(*CreateVolumeCommand)(nil),    // 14: blixard.v1.CreateVolumeCommand
-	(*ResizeVolumeCommand)(nil),    // 15: blixard.v1.ResizeVolumeCommand
-	(*DeleteVolumeCommand)(nil),    // 16: blixard.v1.DeleteVolumeCommand
-	(*ReleaseVolumeCommand)(nil),   // 17: blixard.v1.ReleaseVolumeCommand
-	(*MoveVolumeCommand)(nil),      // 18: blixard.v1.MoveVolumeCommand
-	(*SnapshotVolumeCommand)(nil),  // 19: blixard.v1.SnapshotVolumeCommand
-	(*CreateNetworkCommand)(nil),   // 20: blixard.v1.CreateNetworkCommand
-	(*UpdateNetworkCommand)(nil),   // 21: blixard.v1.UpdateNetworkCommand
-	(*DeleteNetworkCommand)(nil),   // 22: blixard.v1.DeleteNetworkCommand
-	(*SetSecretCommand)(nil),       // 23: blixard.v1.SetSecretCommand
-	(*DeleteSecretCommand)(nil),    // 24: blixard.v1.DeleteSecretCommand
-	(*SetQuotaCommand)(nil),        // 25: blixard.v1.SetQuotaCommand
-	(*RemoveQuotaCommand)(nil),     // 26: blixard.v1.RemoveQuotaCommand
-	(*SetVMDesiredCommand)(nil),    // 27: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),        // 28: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),         // 29: blixard.v1.LabelVMCommand
-	(*Placement)(nil),              // 30: blixard.v1.Placement
-	(*PlaceCommand)(nil),           // 31: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),          // 32: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),    // 33: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),     // 34: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),     // 35: blixard.v1.FormClusterCommand
-	(*RecoverClusterCommand)(nil),  // 36: blixard.v1.RecoverClusterCommand
-	(*RotateAuthorityCommand)(nil), // 37: blixard.v1.RotateAuthorityCommand
-	(*DropAuthoritiesCommand)(nil), // 38: blixard.v1.DropAuthoritiesCommand
-	(*CreateTokenCommand)(nil),     // 39: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),     // 40: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),    // 41: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),    // 42: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),    // 43: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),           // 44: blixard.v1.EvictCommand
-	(*PreemptCommand)(nil),         // 45: blixard.v1.PreemptCommand
-	(*LoseCommand)(nil),            // 46: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),       // 47: blixard.v1.DrainNodeCommand
-	(*AdvanceDrainCommand)(nil),    // 48: blixard.v1.AdvanceDrainCommand
-	(*SetSettingsCommand)(nil),     // 49: blixard.v1.SetSettingsCommand
-	(*PruneEventsCommand)(nil),     // 50: blixard.v1.PruneEventsCommand
-	(*UpdateNodeCommand)(nil),      // 51: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 52: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 53: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 54: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 55: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 56: blixard.v1.IdempotencyRecord
-	nil,                            // 57: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 58: blixard.v1.SubmitTaskCommand.LabelsEntry
-	nil,                            // 59: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 60: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 61: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 63: blixard.v1.VMSpec
-	(*TaskSpec)(nil),               // 64: blixard.v1.TaskSpec
-	(*Image)(nil),                  // 65: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 66: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 67: blixard.v1.Network
-	(*NetworkRules)(nil),           // 68: blixard.v1.NetworkRules
-	(*QuotaLimits)(nil),            // 69: blixard.v1.QuotaLimits
-	(DesiredState_Enum)(0),         // 70: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 71: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 72: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 73: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 74: blixard.v1.MemberRole.Enum
-	(*durationpb.Duration)(nil),    // 75: google.protobuf.Duration
-	(DrainState_Enum)(0),           // 76: blixard.v1.DrainState.Enum
-	(*Taint)(nil),                  // 77: blixard.v1.Taint
-	(NodeState_Enum)(0),            // 78: blixard.v1.NodeState.Enum
-	(*VM)(nil),                     // 79: blixard.v1.VM
-	(*Allocation)(nil),             // 80: blixard.v1.Allocation
-	(*Node)(nil),                   // 81: blixard.v1.Node
-	(*Event)(nil),                  // 82: blixard.v1.Event
-	(*Cluster)(nil),                // 83: blixard.v1.Cluster
-	(*Token)(nil),                  // 84: blixard.v1.Token
-	(*Volume)(nil),                 // 85: blixard.v1.Volume
-	(*Secret)(nil),                 // 86: blixard.v1.Secret
-	(*Task)(nil),                   // 87: blixard.v1.Task
-	(*Quota)(nil),                  // 88: blixard.v1.Quota
-	(*Settings)(nil),               // 89: blixard.v1.Settings
-	(*Problem)(nil),                // 90: blixard.v1.Problem
+	(TaskStep_Kind)(0),                // 0: blixard.v1.TaskStep.Kind
+	(ChangeTasksCommand_Change)(0),    // 1: blixard.v1.ChangeTasksCommand.Change
+	(ChangeScheduleCommand_Change)(0), // 2: blixard.v1.ChangeScheduleCommand.Change
+	(*Command)(nil),                   // 3: blixard.v1.Command
+	(*CreateVMCommand)(nil),           // 4: blixard.v1.CreateVMCommand
+	(*UpdateVMCommand)(nil),           // 5: blixard.v1.UpdateVMCommand
+	(*MoveVMCommand)(nil),             // 6: blixard.v1.MoveVMCommand
+	(*RescheduleCommand)(nil),         // 7: blixard.v1.RescheduleCommand
+	(*SubmitTaskCommand)(nil),         // 8: blixard.v1.SubmitTaskCommand
+	(*StepTasksCommand)(nil),          // 9: blixard.v1.StepTasksCommand
+	(*TaskStep)(nil),                  // 10: blixard.v1.TaskStep
+	(*ChangeTasksCommand)(nil),        // 11: blixard.v1.ChangeTasksCommand
+	(*CreateScheduleCommand)(nil),     // 12: blixard.v1.CreateScheduleCommand
+	(*StepSchedulesCommand)(nil),      // 13: blixard.v1.StepSchedulesCommand
+	(*ScheduleStep)(nil),              // 14: blixard.v1.ScheduleStep
+	(*ChangeScheduleCommand)(nil),     // 15: blixard.v1.ChangeScheduleCommand
+	(*UpdateScheduleCommand)(nil),     // 16: blixard.v1.UpdateScheduleCommand
+	(*RenameVMCommand)(nil),           // 17: blixard.v1.RenameVMCommand
+	(*PutImageCommand)(nil),           // 18: blixard.v1.PutImageCommand
+	(*DropImageCommand)(nil),          // 19: blixard.v1.DropImageCommand
+	(*CreateVolumeCommand)(nil),       // 20: blixard.v1.CreateVolumeCommand
+	(*ResizeVolumeCommand)(nil),       // 21: blixard.v1.ResizeVolumeCommand
+	(*DeleteVolumeCommand)(nil),       // 22: blixard.v1.DeleteVolumeCommand
+	(*ReleaseVolumeCommand)(nil),      // 23: blixard.v1.ReleaseVolumeCommand
+	(*MoveVolumeCommand)(nil),         // 24: blixard.v1.MoveVolumeCommand
+	(*SnapshotVolumeCommand)(nil),     // 25: blixard.v1.SnapshotVolumeCommand
+	(*CreateNetworkCommand)(nil),      // 26: blixard.v1.CreateNetworkCommand
+	(*UpdateNetworkCommand)(nil),      // 27: blixard.v1.UpdateNetworkCommand
+	(*DeleteNetworkCommand)(nil),      // 28: blixard.v1.DeleteNetworkCommand
+	(*SetSecretCommand)(nil),          // 29: blixard.v1.SetSecretCommand
+	(*DeleteSecretCommand)(nil),       // 30: blixard.v1.DeleteSecretCommand
+	(*SetQuotaCommand)(nil),           // 31: blixard.v1.SetQuotaCommand
+	(*RemoveQuotaCommand)(nil),        // 32: blixard.v1.RemoveQuotaCommand
+	(*SetVMDesiredCommand)(nil),       // 33: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),           // 34: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),            // 35: blixard.v1.LabelVMCommand
+	(*Placement)(nil),                 // 36: blixard.v1.Placement
+	(*PlaceCommand)(nil),              // 37: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),             // 38: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),       // 39: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),        // 40: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),        // 41: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),     // 42: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil),    // 43: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil),    // 44: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),        // 45: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),        // 46: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),       // 47: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),       // 48: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),       // 49: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),              // 50: blixard.v1.EvictCommand
+	(*PreemptCommand)(nil),            // 51: blixard.v1.PreemptCommand
+	(*LoseCommand)(nil),               // 52: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),          // 53: blixard.v1.DrainNodeCommand
+	(*AdvanceDrainCommand)(nil),       // 54: blixard.v1.AdvanceDrainCommand
+	(*SetSettingsCommand)(nil),        // 55: blixard.v1.SetSettingsCommand
+	(*PruneEventsCommand)(nil),        // 56: blixard.v1.PruneEventsCommand
+	(*UpdateNodeCommand)(nil),         // 57: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),       // 58: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),             // 59: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),               // 60: blixard.v1.StateHeader
+	(*StateEnd)(nil),                  // 61: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),         // 62: blixard.v1.IdempotencyRecord
+	nil,                               // 63: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                               // 64: blixard.v1.SubmitTaskCommand.LabelsEntry
+	nil,                               // 65: blixard.v1.CreateScheduleCommand.LabelsEntry
+	nil,                               // 66: blixard.v1.UpdateScheduleCommand.LabelsEntry
+	nil,                               // 67: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                               // 68: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                               // 69: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 70: google.protobuf.Timestamp
+	(*VMSpec)(nil),                    // 71: blixard.v1.VMSpec
+	(*TaskSpec)(nil),                  // 72: blixard.v1.TaskSpec
+	(*ScheduleSpec)(nil),              // 73: blixard.v1.ScheduleSpec
+	(*Image)(nil),                     // 74: blixard.v1.Image
+	(*VolumeSnapshot)(nil),            // 75: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                   // 76: blixard.v1.Network
+	(*NetworkRules)(nil),              // 77: blixard.v1.NetworkRules
+	(*QuotaLimits)(nil),               // 78: blixard.v1.QuotaLimits
+	(DesiredState_Enum)(0),            // 79: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),          // 80: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),           // 81: blixard.v1.NodeFingerprint
+	(*Member)(nil),                    // 82: blixard.v1.Member
+	(MemberRole_Enum)(0),              // 83: blixard.v1.MemberRole.Enum
+	(*durationpb.Duration)(nil),       // 84: google.protobuf.Duration
+	(DrainState_Enum)(0),              // 85: blixard.v1.DrainState.Enum
+	(*Taint)(nil),                     // 86: blixard.v1.Taint
+	(NodeState_Enum)(0),               // 87: blixard.v1.NodeState.Enum
+	(*VM)(nil),                        // 88: blixard.v1.VM
+	(*Allocation)(nil),                // 89: blixard.v1.Allocation
+	(*Node)(nil),                      // 90: blixard.v1.Node
+	(*Event)(nil),                     // 91: blixard.v1.Event
+	(*Cluster)(nil),                   // 92: blixard.v1.Cluster
+	(*Token)(nil),                     // 93: blixard.v1.Token
+	(*Volume)(nil),                    // 94: blixard.v1.Volume
+	(*Secret)(nil),                    // 95: blixard.v1.Secret
+	(*Task)(nil),                      // 96: blixard.v1.Task
+	(*Quota)(nil),                     // 97: blixard.v1.Quota
+	(*Settings)(nil),                  // 98: blixard.v1.Settings
+	(*Schedule)(nil),                  // 99: blixard.v1.Schedule
+	(*Problem)(nil),                   // 100: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	62,  // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
-	3,   // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	27,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	28,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	29,  // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	31,  // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	32,  // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	33,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	34,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	35,  // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	39,  // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	40,  // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	41,  // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	42,  // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	43,  // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	52,  // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	47,  // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	44,  // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	36,  // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	37,  // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	38,  // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
-	4,   // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
-	11,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
-	12,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
-	13,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
-	14,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
-	15,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
-	16,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
-	17,  // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
-	18,  // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
-	19,  // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
-	20,  // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
-	21,  // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
-	22,  // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
-	23,  // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
-	24,  // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	46,  // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	51,  // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
-	5,   // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
-	6,   // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
-	7,   // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
-	8,   // 41: blixard.v1.Command.step_tasks:type_name -> blixard.v1.StepTasksCommand
-	10,  // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
-	25,  // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
-	26,  // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
-	45,  // 45: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
-	48,  // 46: blixard.v1.Command.advance_drain:type_name -> blixard.v1.AdvanceDrainCommand
-	49,  // 47: blixard.v1.Command.set_settings:type_name -> blixard.v1.SetSettingsCommand
-	50,  // 48: blixard.v1.Command.prune_events:type_name -> blixard.v1.PruneEventsCommand
-	63,  // 49: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	57,  // 50: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	63,  // 51: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	64,  // 52: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
-	58,  // 53: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
-	9,   // 54: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
-	0,   // 55: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
-	1,   // 56: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
-	65,  // 57: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	59,  // 58: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	66,  // 59: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	67,  // 60: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	68,  // 61: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	69,  // 62: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
-	70,  // 63: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	60,  // 64: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	30,  // 65: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	71,  // 66: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	72,  // 67: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	73,  // 68: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	74,  // 69: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	62,  // 70: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	73,  // 71: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	74,  // 72: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	75,  // 73: blixard.v1.DrainNodeCommand.deadline:type_name -> google.protobuf.Duration
-	76,  // 74: blixard.v1.AdvanceDrainCommand.state:type_name -> blixard.v1.DrainState.Enum
-	75,  // 75: blixard.v1.AdvanceDrainCommand.left:type_name -> google.protobuf.Duration
-	75,  // 76: blixard.v1.SetSettingsCommand.events_keep:type_name -> google.protobuf.Duration
-	61,  // 77: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	77,  // 78: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
-	78,  // 79: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	75,  // 80: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	54,  // 81: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	79,  // 82: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	80,  // 83: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	81,  // 84: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	82,  // 85: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	56,  // 86: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	55,  // 87: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	83,  // 88: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	73,  // 89: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	84,  // 90: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	65,  // 91: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	85,  // 92: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	67,  // 93: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	86,  // 94: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	87,  // 95: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
-	88,  // 96: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
-	89,  // 97: blixard.v1.StateSnapshot.settings:type_name -> blixard.v1.Settings
-	62,  // 98: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	90,  // 99: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	100, // [100:100] is the sub-list for method output_type
-	100, // [100:100] is the sub-list for method input_type
-	100, // [100:100] is the sub-list for extension type_name
-	100, // [100:100] is the sub-list for extension extendee
-	0,   // [0:100] is the sub-list for field type_name
+	70,  // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	4,   // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
+	33,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	34,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	35,  // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	37,  // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	38,  // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	39,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	40,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	41,  // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	45,  // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	46,  // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	47,  // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	48,  // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	49,  // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	58,  // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	53,  // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	50,  // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	42,  // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	43,  // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	44,  // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	5,   // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
+	17,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
+	18,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
+	19,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
+	20,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
+	21,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
+	22,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
+	23,  // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
+	24,  // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
+	25,  // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
+	26,  // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
+	27,  // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
+	28,  // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
+	29,  // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
+	30,  // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
+	52,  // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	57,  // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	6,   // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
+	7,   // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
+	8,   // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
+	9,   // 41: blixard.v1.Command.step_tasks:type_name -> blixard.v1.StepTasksCommand
+	11,  // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
+	31,  // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
+	32,  // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
+	51,  // 45: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
+	54,  // 46: blixard.v1.Command.advance_drain:type_name -> blixard.v1.AdvanceDrainCommand
+	55,  // 47: blixard.v1.Command.set_settings:type_name -> blixard.v1.SetSettingsCommand
+	56,  // 48: blixard.v1.Command.prune_events:type_name -> blixard.v1.PruneEventsCommand
+	12,  // 49: blixard.v1.Command.create_schedule:type_name -> blixard.v1.CreateScheduleCommand
+	13,  // 50: blixard.v1.Command.step_schedules:type_name -> blixard.v1.StepSchedulesCommand
+	15,  // 51: blixard.v1.Command.change_schedule:type_name -> blixard.v1.ChangeScheduleCommand
+	16,  // 52: blixard.v1.Command.update_schedule:type_name -> blixard.v1.UpdateScheduleCommand
+	71,  // 53: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	63,  // 54: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	71,  // 55: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	72,  // 56: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
+	64,  // 57: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
+	10,  // 58: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
+	0,   // 59: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
+	1,   // 60: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
+	73,  // 61: blixard.v1.CreateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
+	65,  // 62: blixard.v1.CreateScheduleCommand.labels:type_name -> blixard.v1.CreateScheduleCommand.LabelsEntry
+	14,  // 63: blixard.v1.StepSchedulesCommand.steps:type_name -> blixard.v1.ScheduleStep
+	70,  // 64: blixard.v1.ScheduleStep.at:type_name -> google.protobuf.Timestamp
+	2,   // 65: blixard.v1.ChangeScheduleCommand.change:type_name -> blixard.v1.ChangeScheduleCommand.Change
+	73,  // 66: blixard.v1.UpdateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
+	66,  // 67: blixard.v1.UpdateScheduleCommand.labels:type_name -> blixard.v1.UpdateScheduleCommand.LabelsEntry
+	74,  // 68: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	67,  // 69: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	75,  // 70: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	76,  // 71: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	77,  // 72: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	78,  // 73: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
+	79,  // 74: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	68,  // 75: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	36,  // 76: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	80,  // 77: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	81,  // 78: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	82,  // 79: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	83,  // 80: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	70,  // 81: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	82,  // 82: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	83,  // 83: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	84,  // 84: blixard.v1.DrainNodeCommand.deadline:type_name -> google.protobuf.Duration
+	85,  // 85: blixard.v1.AdvanceDrainCommand.state:type_name -> blixard.v1.DrainState.Enum
+	84,  // 86: blixard.v1.AdvanceDrainCommand.left:type_name -> google.protobuf.Duration
+	84,  // 87: blixard.v1.SetSettingsCommand.events_keep:type_name -> google.protobuf.Duration
+	69,  // 88: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	86,  // 89: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
+	87,  // 90: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	84,  // 91: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	60,  // 92: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	88,  // 93: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	89,  // 94: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	90,  // 95: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	91,  // 96: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	62,  // 97: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	61,  // 98: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	92,  // 99: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	82,  // 100: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	93,  // 101: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	74,  // 102: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	94,  // 103: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	76,  // 104: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	95,  // 105: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	96,  // 106: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
+	97,  // 107: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
+	98,  // 108: blixard.v1.StateSnapshot.settings:type_name -> blixard.v1.Settings
+	99,  // 109: blixard.v1.StateSnapshot.schedule:type_name -> blixard.v1.Schedule
+	70,  // 110: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	100, // 111: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	112, // [112:112] is the sub-list for method output_type
+	112, // [112:112] is the sub-list for method input_type
+	112, // [112:112] is the sub-list for extension type_name
+	112, // [112:112] is the sub-list for extension extendee
+	0,   // [0:112] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -5339,6 +5875,7 @@ func file_blixard_v1_command_proto_init() {
 	file_blixard_v1_networks_proto_init()
 	file_blixard_v1_objects_proto_init()
 	file_blixard_v1_quotas_proto_init()
+	file_blixard_v1_schedules_proto_init()
 	file_blixard_v1_secrets_proto_init()
 	file_blixard_v1_services_proto_init()
 	file_blixard_v1_tasks_proto_init()
@@ -5392,10 +5929,14 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_AdvanceDrain)(nil),
 		(*Command_SetSettings)(nil),
 		(*Command_PruneEvents)(nil),
+		(*Command_CreateSchedule)(nil),
+		(*Command_StepSchedules)(nil),
+		(*Command_ChangeSchedule)(nil),
+		(*Command_UpdateSchedule)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[47].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[49].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[51].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[52].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[54].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[56].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -5413,14 +5954,15 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Task)(nil),
 		(*StateSnapshot_Quota)(nil),
 		(*StateSnapshot_Settings)(nil),
+		(*StateSnapshot_Schedule)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   60,
+			NumEnums:      3,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

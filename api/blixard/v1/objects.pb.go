@@ -3307,7 +3307,10 @@ type Allocation struct {
 	// allocation is gone; unset means not at all.
 	KeepOutput *durationpb.Duration `protobuf:"bytes,17,opt,name=keep_output,json=keepOutput,proto3" json:"keep_output,omitempty"`
 	// once: the node starts its hypervisor once, whatever becomes of it.
-	Once          bool `protobuf:"varint,18,opt,name=once,proto3" json:"once,omitempty"`
+	Once bool `protobuf:"varint,18,opt,name=once,proto3" json:"once,omitempty"`
+	// artifacts are absolute paths that the node takes out of the guest when its command
+	// ended, and keeps as long as keep_output says.
+	Artifacts     []string `protobuf:"bytes,24,rep,name=artifacts,proto3" json:"artifacts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3466,6 +3469,13 @@ func (x *Allocation) GetOnce() bool {
 		return x.Once
 	}
 	return false
+}
+
+func (x *Allocation) GetArtifacts() []string {
+	if x != nil {
+		return x.Artifacts
+	}
+	return nil
 }
 
 // AllocatedVolume is a volume as it was given to an allocation.
@@ -4015,7 +4025,11 @@ type NodeFingerprint struct {
 	// labels of the node's configuration.
 	Labels map[string]string `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// arch of the host's processors, such as amd64.
-	Arch          string `protobuf:"bytes,16,opt,name=arch,proto3" json:"arch,omitempty"`
+	Arch string `protobuf:"bytes,16,opt,name=arch,proto3" json:"arch,omitempty"`
+	// refuses_tasks: the node runs no tasks.
+	RefusesTasks bool `protobuf:"varint,22,opt,name=refuses_tasks,json=refusesTasks,proto3" json:"refuses_tasks,omitempty"`
+	// tasks_max is how many tasks the node runs at a time; 0 means as many as have room.
+	TasksMax      uint32 `protobuf:"varint,23,opt,name=tasks_max,json=tasksMax,proto3" json:"tasks_max,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4160,6 +4174,20 @@ func (x *NodeFingerprint) GetArch() string {
 		return x.Arch
 	}
 	return ""
+}
+
+func (x *NodeFingerprint) GetRefusesTasks() bool {
+	if x != nil {
+		return x.RefusesTasks
+	}
+	return false
+}
+
+func (x *NodeFingerprint) GetTasksMax() uint32 {
+	if x != nil {
+		return x.TasksMax
+	}
+	return 0
 }
 
 // Event is one line of what happened, for people.
@@ -4596,7 +4624,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x03run\x10\x01\x12\b\n" +
 	"\x04stop\x10\x02\x12\n" +
 	"\n" +
-	"\x06remove\x10\x03\"\xaf\x05\n" +
+	"\x06remove\x10\x03\"\xcd\x05\n" +
 	"\n" +
 	"Allocation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x13\n" +
@@ -4624,7 +4652,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\avolumes\x18\x10 \x03(\v2\x1b.blixard.v1.AllocatedVolumeR\avolumes\x12:\n" +
 	"\vkeep_output\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"keepOutput\x12\x12\n" +
-	"\x04once\x18\x12 \x01(\bR\x04once\"\xa8\x01\n" +
+	"\x04once\x18\x12 \x01(\bR\x04once\x12\x1c\n" +
+	"\tartifacts\x18\x18 \x03(\tR\tartifacts\"\xa8\x01\n" +
 	"\x0fAllocatedVolume\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -4687,7 +4716,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x04R\tmemoryMib\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\xfa\x05\n" +
+	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\xbc\x06\n" +
 	"\x0fNodeFingerprint\x121\n" +
 	"\bcapacity\x18\x01 \x01(\v2\x15.blixard.v1.ResourcesR\bcapacity\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12%\n" +
@@ -4705,7 +4734,9 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x0enetwork_reason\x18\r \x01(\tR\rnetworkReason\x12\x1a\n" +
 	"\bunderlay\x18\x0e \x01(\tR\bunderlay\x12\xaa\x01\n" +
 	"\x06labels\x18\x0f \x03(\v2'.blixard.v1.NodeFingerprint.LabelsEntryBi\xbaHf\x9a\x01c\x10@\"4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$*)r'\x18\xfd\x012\"^([A-Za-z0-9][-A-Za-z0-9_.+:/]*)?$R\x06labels\x12\x12\n" +
-	"\x04arch\x18\x10 \x01(\tR\x04arch\x1a9\n" +
+	"\x04arch\x18\x10 \x01(\tR\x04arch\x12#\n" +
+	"\rrefuses_tasks\x18\x16 \x01(\bR\frefusesTasks\x12\x1b\n" +
+	"\ttasks_max\x18\x17 \x01(\rR\btasksMax\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +

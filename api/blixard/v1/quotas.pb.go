@@ -122,7 +122,9 @@ type QuotaLimits struct {
 	// disk_bytes of their root disks, as declared.
 	DiskBytes *uint64 `protobuf:"varint,4,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
 	// addresses of IPv4 that are leased to them.
-	Addresses     *uint64 `protobuf:"varint,5,opt,name=addresses,proto3,oneof" json:"addresses,omitempty"`
+	Addresses *uint64 `protobuf:"varint,5,opt,name=addresses,proto3,oneof" json:"addresses,omitempty"`
+	// tasks that are not finished, whether or not they have a VM.
+	Tasks         *uint64 `protobuf:"varint,6,opt,name=tasks,proto3,oneof" json:"tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -192,6 +194,13 @@ func (x *QuotaLimits) GetAddresses() uint64 {
 	return 0
 }
 
+func (x *QuotaLimits) GetTasks() uint64 {
+	if x != nil && x.Tasks != nil {
+		return *x.Tasks
+	}
+	return 0
+}
+
 // ProjectUsage is what the VMs of a project have in all, in the terms of QuotaLimits.
 type ProjectUsage struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -206,6 +215,7 @@ type ProjectUsage struct {
 	// over are the fields of which there is more than their limit: the quota was set
 	// below what was there.
 	Over          []string `protobuf:"bytes,8,rep,name=over,proto3" json:"over,omitempty"`
+	Tasks         uint64   `protobuf:"varint,9,opt,name=tasks,proto3" json:"tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -294,6 +304,13 @@ func (x *ProjectUsage) GetOver() []string {
 		return x.Over
 	}
 	return nil
+}
+
+func (x *ProjectUsage) GetTasks() uint64 {
+	if x != nil {
+		return x.Tasks
+	}
+	return 0
 }
 
 type SetQuotaRequest struct {
@@ -855,7 +872,7 @@ const file_blixard_v1_quotas_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"changed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\"\xae\x02\n" +
+	"changed_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\"\xe0\x02\n" +
 	"\vQuotaLimits\x12\"\n" +
 	"\x03vms\x18\x01 \x01(\x04B\v\xbaH\b2\x06\x18\x80\x94\xeb\xdc\x03H\x00R\x03vms\x88\x01\x01\x12&\n" +
 	"\x05vcpus\x18\x02 \x01(\x04B\v\xbaH\b2\x06\x18\x80\x94\xeb\xdc\x03H\x01R\x05vcpus\x88\x01\x01\x120\n" +
@@ -864,13 +881,15 @@ const file_blixard_v1_quotas_proto_rawDesc = "" +
 	"\n" +
 	"disk_bytes\x18\x04 \x01(\x04B\x0f\xbaH\f2\n" +
 	"\x18\x80\x80\x90\xbb\xba֭\xf0\rH\x03R\tdiskBytes\x88\x01\x01\x12.\n" +
-	"\taddresses\x18\x05 \x01(\x04B\v\xbaH\b2\x06\x18\x80\x94\xeb\xdc\x03H\x04R\taddresses\x88\x01\x01B\x06\n" +
+	"\taddresses\x18\x05 \x01(\x04B\v\xbaH\b2\x06\x18\x80\x94\xeb\xdc\x03H\x04R\taddresses\x88\x01\x01\x12&\n" +
+	"\x05tasks\x18\x06 \x01(\x04B\v\xbaH\b2\x06\x18\x80\x94\xeb\xdc\x03H\x05R\x05tasks\x88\x01\x01B\x06\n" +
 	"\x04_vmsB\b\n" +
 	"\x06_vcpusB\r\n" +
 	"\v_memory_mibB\r\n" +
 	"\v_disk_bytesB\f\n" +
 	"\n" +
-	"_addresses\"\xf1\x01\n" +
+	"_addressesB\b\n" +
+	"\x06_tasks\"\x87\x02\n" +
 	"\fProjectUsage\x12\x18\n" +
 	"\aproject\x18\x01 \x01(\tR\aproject\x12\x10\n" +
 	"\x03vms\x18\x02 \x01(\x04R\x03vms\x12\x14\n" +
@@ -881,7 +900,8 @@ const file_blixard_v1_quotas_proto_rawDesc = "" +
 	"disk_bytes\x18\x05 \x01(\x04R\tdiskBytes\x12\x1c\n" +
 	"\taddresses\x18\x06 \x01(\x04R\taddresses\x12/\n" +
 	"\x06limits\x18\a \x01(\v2\x17.blixard.v1.QuotaLimitsR\x06limits\x12\x12\n" +
-	"\x04over\x18\b \x03(\tR\x04over\"\xf3\x02\n" +
+	"\x04over\x18\b \x03(\tR\x04over\x12\x14\n" +
+	"\x05tasks\x18\t \x01(\x04R\x05tasks\"\xf3\x02\n" +
 	"\x0fSetQuotaRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xcd\x01\n" +
 	"\aproject\x18\x02 \x01(\tB\xb2\x01\xbaH\xae\x01\xba\x01\xaa\x01\n" +

@@ -160,7 +160,12 @@ type Task struct {
 	ArrayName string `protobuf:"bytes,10,opt,name=array_name,json=arrayName,proto3" json:"array_name,omitempty"`
 	Number    uint32 `protobuf:"varint,11,opt,name=number,proto3" json:"number,omitempty"`
 	// project whose quota its VMs count to; empty means "default".
-	Project       string `protobuf:"bytes,12,opt,name=project,proto3" json:"project,omitempty"`
+	Project string `protobuf:"bytes,12,opt,name=project,proto3" json:"project,omitempty"`
+	// schedule is the id of the schedule whose run it is, run its number there from 1, and
+	// scheduled_at its time; that is unset for a run that a person began.
+	Schedule      string                 `protobuf:"bytes,13,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	Run           uint64                 `protobuf:"varint,14,opt,name=run,proto3" json:"run,omitempty"`
+	ScheduledAt   *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -279,6 +284,27 @@ func (x *Task) GetProject() string {
 	return ""
 }
 
+func (x *Task) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *Task) GetRun() uint64 {
+	if x != nil {
+		return x.Run
+	}
+	return 0
+}
+
+func (x *Task) GetScheduledAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ScheduledAt
+	}
+	return nil
+}
+
 // Delivery says what may become of a task that is not known to have ended.
 type Delivery struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -336,7 +362,10 @@ type TaskSpec struct {
 	Keep *durationpb.Duration `protobuf:"bytes,6,opt,name=keep,proto3" json:"keep,omitempty"`
 	// after are tasks, by id, that must have succeeded before this one begins. In a
 	// request they may be names, also of arrays.
-	After         []string `protobuf:"bytes,7,rep,name=after,proto3" json:"after,omitempty"`
+	After []string `protobuf:"bytes,7,rep,name=after,proto3" json:"after,omitempty"`
+	// artifacts are absolute paths of files and directories that are taken out of the guest
+	// when its command ended, and kept with its output.
+	Artifacts     []string `protobuf:"bytes,8,rep,name=artifacts,proto3" json:"artifacts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -416,6 +445,13 @@ func (x *TaskSpec) GetKeep() *durationpb.Duration {
 func (x *TaskSpec) GetAfter() []string {
 	if x != nil {
 		return x.After
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetArtifacts() []string {
+	if x != nil {
+		return x.Artifacts
 	}
 	return nil
 }
@@ -1503,12 +1539,111 @@ func (x *TaskLogsResponse) GetData() []byte {
 	return nil
 }
 
+type TaskArtifactsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name or id of one task.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskArtifactsRequest) Reset() {
+	*x = TaskArtifactsRequest{}
+	mi := &file_blixard_v1_tasks_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskArtifactsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskArtifactsRequest) ProtoMessage() {}
+
+func (x *TaskArtifactsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_tasks_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskArtifactsRequest.ProtoReflect.Descriptor instead.
+func (*TaskArtifactsRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_tasks_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TaskArtifactsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type TaskArtifactsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// data of a tar archive whose names are the paths in the guest without the first slash.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// notes say what is not in it, and why; they come first.
+	Notes         []string `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskArtifactsResponse) Reset() {
+	*x = TaskArtifactsResponse{}
+	mi := &file_blixard_v1_tasks_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskArtifactsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskArtifactsResponse) ProtoMessage() {}
+
+func (x *TaskArtifactsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_tasks_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskArtifactsResponse.ProtoReflect.Descriptor instead.
+func (*TaskArtifactsResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_tasks_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TaskArtifactsResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *TaskArtifactsResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 var File_blixard_v1_tasks_proto protoreflect.FileDescriptor
 
 const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\n" +
 	"\x16blixard/v1/tasks.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x03\n" +
+	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xca\x04\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
@@ -1524,7 +1659,10 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"array_name\x18\n" +
 	" \x01(\tR\tarrayName\x12\x16\n" +
 	"\x06number\x18\v \x01(\rR\x06number\x12\x18\n" +
-	"\aproject\x18\f \x01(\tR\aproject\x1a9\n" +
+	"\aproject\x18\f \x01(\tR\aproject\x12\x1a\n" +
+	"\bschedule\x18\r \x01(\tR\bschedule\x12\x10\n" +
+	"\x03run\x18\x0e \x01(\x04R\x03run\x12=\n" +
+	"\fscheduled_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\vscheduledAt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
@@ -1532,7 +1670,7 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\x11\n" +
 	"\rat_least_once\x10\x01\x12\x10\n" +
-	"\fat_most_once\x10\x02\"\x95\x03\n" +
+	"\fat_most_once\x10\x02\"\xd1\x03\n" +
 	"\bTaskSpec\x12*\n" +
 	"\x02vm\x18\x01 \x01(\v2\x12.blixard.v1.VMSpecB\x06\xbaH\x03\xc8\x01\x01R\x02vm\x12F\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\atimeout\x12!\n" +
@@ -1541,7 +1679,8 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\bdelivery\x18\x05 \x01(\x0e2\x19.blixard.v1.Delivery.EnumB\b\xbaH\x05\x82\x01\x02\x10\x01R\bdelivery\x12@\n" +
 	"\x04keep\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b<R\x04keep\x12&\n" +
 	"\x05after\x18\a \x03(\tB\x10\xbaH\r\x92\x01\n" +
-	"\x10@\"\x06r\x04\x10\x01\x18@R\x05after\"t\n" +
+	"\x10@\"\x06r\x04\x10\x01\x18@R\x05after\x12:\n" +
+	"\tartifacts\x18\b \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x10\"\x12r\x10(\x80 2\v^/[^\\x00]+$R\tartifacts\"t\n" +
 	"\tTaskState\"g\n" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\v\n" +
@@ -1634,7 +1773,12 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"tail_lines\x18\x03 \x01(\rH\x00R\ttailLines\x88\x01\x01B\r\n" +
 	"\v_tail_lines\"&\n" +
 	"\x10TaskLogsResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xe4\x04\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"5\n" +
+	"\x14TaskArtifactsRequest\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"A\n" +
+	"\x15TaskArtifactsResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x14\n" +
+	"\x05notes\x18\x02 \x03(\tR\x05notes2\xbc\x05\n" +
 	"\vTaskService\x12K\n" +
 	"\n" +
 	"SubmitTask\x12\x1d.blixard.v1.SubmitTaskRequest\x1a\x1e.blixard.v1.SubmitTaskResponse\x12B\n" +
@@ -1647,7 +1791,8 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\tRetryTask\x12\x1c.blixard.v1.RetryTaskRequest\x1a\x1d.blixard.v1.RetryTaskResponse\x12K\n" +
 	"\n" +
 	"RemoveTask\x12\x1d.blixard.v1.RemoveTaskRequest\x1a\x1e.blixard.v1.RemoveTaskResponse\x12G\n" +
-	"\bTaskLogs\x12\x1b.blixard.v1.TaskLogsRequest\x1a\x1c.blixard.v1.TaskLogsResponse0\x01B5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
+	"\bTaskLogs\x12\x1b.blixard.v1.TaskLogsRequest\x1a\x1c.blixard.v1.TaskLogsResponse0\x01\x12V\n" +
+	"\rTaskArtifacts\x12 .blixard.v1.TaskArtifactsRequest\x1a!.blixard.v1.TaskArtifactsResponse0\x01B5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
 
 var (
 	file_blixard_v1_tasks_proto_rawDescOnce sync.Once
@@ -1662,7 +1807,7 @@ func file_blixard_v1_tasks_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_tasks_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_blixard_v1_tasks_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_blixard_v1_tasks_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_blixard_v1_tasks_proto_goTypes = []any{
 	(Delivery_Enum)(0),            // 0: blixard.v1.Delivery.Enum
 	(TaskState_Enum)(0),           // 1: blixard.v1.TaskState.Enum
@@ -1687,56 +1832,61 @@ var file_blixard_v1_tasks_proto_goTypes = []any{
 	(*RemoveTaskResponse)(nil),    // 20: blixard.v1.RemoveTaskResponse
 	(*TaskLogsRequest)(nil),       // 21: blixard.v1.TaskLogsRequest
 	(*TaskLogsResponse)(nil),      // 22: blixard.v1.TaskLogsResponse
-	nil,                           // 23: blixard.v1.Task.LabelsEntry
-	nil,                           // 24: blixard.v1.SubmitTaskRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
-	(*VMSpec)(nil),                // 26: blixard.v1.VMSpec
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(*TaskArtifactsRequest)(nil),  // 23: blixard.v1.TaskArtifactsRequest
+	(*TaskArtifactsResponse)(nil), // 24: blixard.v1.TaskArtifactsResponse
+	nil,                           // 25: blixard.v1.Task.LabelsEntry
+	nil,                           // 26: blixard.v1.SubmitTaskRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
+	(*VMSpec)(nil),                // 28: blixard.v1.VMSpec
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
 }
 var file_blixard_v1_tasks_proto_depIdxs = []int32{
 	4,  // 0: blixard.v1.Task.spec:type_name -> blixard.v1.TaskSpec
 	6,  // 1: blixard.v1.Task.status:type_name -> blixard.v1.TaskStatus
-	25, // 2: blixard.v1.Task.created_at:type_name -> google.protobuf.Timestamp
-	23, // 3: blixard.v1.Task.labels:type_name -> blixard.v1.Task.LabelsEntry
-	26, // 4: blixard.v1.TaskSpec.vm:type_name -> blixard.v1.VMSpec
-	27, // 5: blixard.v1.TaskSpec.timeout:type_name -> google.protobuf.Duration
-	27, // 6: blixard.v1.TaskSpec.backoff:type_name -> google.protobuf.Duration
-	0,  // 7: blixard.v1.TaskSpec.delivery:type_name -> blixard.v1.Delivery.Enum
-	27, // 8: blixard.v1.TaskSpec.keep:type_name -> google.protobuf.Duration
-	1,  // 9: blixard.v1.TaskStatus.state:type_name -> blixard.v1.TaskState.Enum
-	25, // 10: blixard.v1.TaskStatus.started_at:type_name -> google.protobuf.Timestamp
-	25, // 11: blixard.v1.TaskStatus.finished_at:type_name -> google.protobuf.Timestamp
-	25, // 12: blixard.v1.TaskStatus.next_try_at:type_name -> google.protobuf.Timestamp
-	4,  // 13: blixard.v1.SubmitTaskRequest.spec:type_name -> blixard.v1.TaskSpec
-	24, // 14: blixard.v1.SubmitTaskRequest.labels:type_name -> blixard.v1.SubmitTaskRequest.LabelsEntry
-	2,  // 15: blixard.v1.SubmitTaskResponse.task:type_name -> blixard.v1.Task
-	2,  // 16: blixard.v1.GetTaskResponse.task:type_name -> blixard.v1.Task
-	2,  // 17: blixard.v1.ListTasksResponse.tasks:type_name -> blixard.v1.Task
-	2,  // 18: blixard.v1.WatchTasksResponse.task:type_name -> blixard.v1.Task
-	2,  // 19: blixard.v1.CancelTaskResponse.tasks:type_name -> blixard.v1.Task
-	2,  // 20: blixard.v1.RetryTaskResponse.tasks:type_name -> blixard.v1.Task
-	2,  // 21: blixard.v1.RemoveTaskResponse.tasks:type_name -> blixard.v1.Task
-	7,  // 22: blixard.v1.TaskService.SubmitTask:input_type -> blixard.v1.SubmitTaskRequest
-	9,  // 23: blixard.v1.TaskService.GetTask:input_type -> blixard.v1.GetTaskRequest
-	11, // 24: blixard.v1.TaskService.ListTasks:input_type -> blixard.v1.ListTasksRequest
-	13, // 25: blixard.v1.TaskService.WatchTasks:input_type -> blixard.v1.WatchTasksRequest
-	15, // 26: blixard.v1.TaskService.CancelTask:input_type -> blixard.v1.CancelTaskRequest
-	17, // 27: blixard.v1.TaskService.RetryTask:input_type -> blixard.v1.RetryTaskRequest
-	19, // 28: blixard.v1.TaskService.RemoveTask:input_type -> blixard.v1.RemoveTaskRequest
-	21, // 29: blixard.v1.TaskService.TaskLogs:input_type -> blixard.v1.TaskLogsRequest
-	8,  // 30: blixard.v1.TaskService.SubmitTask:output_type -> blixard.v1.SubmitTaskResponse
-	10, // 31: blixard.v1.TaskService.GetTask:output_type -> blixard.v1.GetTaskResponse
-	12, // 32: blixard.v1.TaskService.ListTasks:output_type -> blixard.v1.ListTasksResponse
-	14, // 33: blixard.v1.TaskService.WatchTasks:output_type -> blixard.v1.WatchTasksResponse
-	16, // 34: blixard.v1.TaskService.CancelTask:output_type -> blixard.v1.CancelTaskResponse
-	18, // 35: blixard.v1.TaskService.RetryTask:output_type -> blixard.v1.RetryTaskResponse
-	20, // 36: blixard.v1.TaskService.RemoveTask:output_type -> blixard.v1.RemoveTaskResponse
-	22, // 37: blixard.v1.TaskService.TaskLogs:output_type -> blixard.v1.TaskLogsResponse
-	30, // [30:38] is the sub-list for method output_type
-	22, // [22:30] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	27, // 2: blixard.v1.Task.created_at:type_name -> google.protobuf.Timestamp
+	25, // 3: blixard.v1.Task.labels:type_name -> blixard.v1.Task.LabelsEntry
+	27, // 4: blixard.v1.Task.scheduled_at:type_name -> google.protobuf.Timestamp
+	28, // 5: blixard.v1.TaskSpec.vm:type_name -> blixard.v1.VMSpec
+	29, // 6: blixard.v1.TaskSpec.timeout:type_name -> google.protobuf.Duration
+	29, // 7: blixard.v1.TaskSpec.backoff:type_name -> google.protobuf.Duration
+	0,  // 8: blixard.v1.TaskSpec.delivery:type_name -> blixard.v1.Delivery.Enum
+	29, // 9: blixard.v1.TaskSpec.keep:type_name -> google.protobuf.Duration
+	1,  // 10: blixard.v1.TaskStatus.state:type_name -> blixard.v1.TaskState.Enum
+	27, // 11: blixard.v1.TaskStatus.started_at:type_name -> google.protobuf.Timestamp
+	27, // 12: blixard.v1.TaskStatus.finished_at:type_name -> google.protobuf.Timestamp
+	27, // 13: blixard.v1.TaskStatus.next_try_at:type_name -> google.protobuf.Timestamp
+	4,  // 14: blixard.v1.SubmitTaskRequest.spec:type_name -> blixard.v1.TaskSpec
+	26, // 15: blixard.v1.SubmitTaskRequest.labels:type_name -> blixard.v1.SubmitTaskRequest.LabelsEntry
+	2,  // 16: blixard.v1.SubmitTaskResponse.task:type_name -> blixard.v1.Task
+	2,  // 17: blixard.v1.GetTaskResponse.task:type_name -> blixard.v1.Task
+	2,  // 18: blixard.v1.ListTasksResponse.tasks:type_name -> blixard.v1.Task
+	2,  // 19: blixard.v1.WatchTasksResponse.task:type_name -> blixard.v1.Task
+	2,  // 20: blixard.v1.CancelTaskResponse.tasks:type_name -> blixard.v1.Task
+	2,  // 21: blixard.v1.RetryTaskResponse.tasks:type_name -> blixard.v1.Task
+	2,  // 22: blixard.v1.RemoveTaskResponse.tasks:type_name -> blixard.v1.Task
+	7,  // 23: blixard.v1.TaskService.SubmitTask:input_type -> blixard.v1.SubmitTaskRequest
+	9,  // 24: blixard.v1.TaskService.GetTask:input_type -> blixard.v1.GetTaskRequest
+	11, // 25: blixard.v1.TaskService.ListTasks:input_type -> blixard.v1.ListTasksRequest
+	13, // 26: blixard.v1.TaskService.WatchTasks:input_type -> blixard.v1.WatchTasksRequest
+	15, // 27: blixard.v1.TaskService.CancelTask:input_type -> blixard.v1.CancelTaskRequest
+	17, // 28: blixard.v1.TaskService.RetryTask:input_type -> blixard.v1.RetryTaskRequest
+	19, // 29: blixard.v1.TaskService.RemoveTask:input_type -> blixard.v1.RemoveTaskRequest
+	21, // 30: blixard.v1.TaskService.TaskLogs:input_type -> blixard.v1.TaskLogsRequest
+	23, // 31: blixard.v1.TaskService.TaskArtifacts:input_type -> blixard.v1.TaskArtifactsRequest
+	8,  // 32: blixard.v1.TaskService.SubmitTask:output_type -> blixard.v1.SubmitTaskResponse
+	10, // 33: blixard.v1.TaskService.GetTask:output_type -> blixard.v1.GetTaskResponse
+	12, // 34: blixard.v1.TaskService.ListTasks:output_type -> blixard.v1.ListTasksResponse
+	14, // 35: blixard.v1.TaskService.WatchTasks:output_type -> blixard.v1.WatchTasksResponse
+	16, // 36: blixard.v1.TaskService.CancelTask:output_type -> blixard.v1.CancelTaskResponse
+	18, // 37: blixard.v1.TaskService.RetryTask:output_type -> blixard.v1.RetryTaskResponse
+	20, // 38: blixard.v1.TaskService.RemoveTask:output_type -> blixard.v1.RemoveTaskResponse
+	22, // 39: blixard.v1.TaskService.TaskLogs:output_type -> blixard.v1.TaskLogsResponse
+	24, // 40: blixard.v1.TaskService.TaskArtifacts:output_type -> blixard.v1.TaskArtifactsResponse
+	32, // [32:41] is the sub-list for method output_type
+	23, // [23:32] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_tasks_proto_init() }
@@ -1753,7 +1903,7 @@ func file_blixard_v1_tasks_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_tasks_proto_rawDesc), len(file_blixard_v1_tasks_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

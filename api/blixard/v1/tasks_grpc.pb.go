@@ -19,14 +19,15 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	TaskService_SubmitTask_FullMethodName = "/blixard.v1.TaskService/SubmitTask"
-	TaskService_GetTask_FullMethodName    = "/blixard.v1.TaskService/GetTask"
-	TaskService_ListTasks_FullMethodName  = "/blixard.v1.TaskService/ListTasks"
-	TaskService_WatchTasks_FullMethodName = "/blixard.v1.TaskService/WatchTasks"
-	TaskService_CancelTask_FullMethodName = "/blixard.v1.TaskService/CancelTask"
-	TaskService_RetryTask_FullMethodName  = "/blixard.v1.TaskService/RetryTask"
-	TaskService_RemoveTask_FullMethodName = "/blixard.v1.TaskService/RemoveTask"
-	TaskService_TaskLogs_FullMethodName   = "/blixard.v1.TaskService/TaskLogs"
+	TaskService_SubmitTask_FullMethodName    = "/blixard.v1.TaskService/SubmitTask"
+	TaskService_GetTask_FullMethodName       = "/blixard.v1.TaskService/GetTask"
+	TaskService_ListTasks_FullMethodName     = "/blixard.v1.TaskService/ListTasks"
+	TaskService_WatchTasks_FullMethodName    = "/blixard.v1.TaskService/WatchTasks"
+	TaskService_CancelTask_FullMethodName    = "/blixard.v1.TaskService/CancelTask"
+	TaskService_RetryTask_FullMethodName     = "/blixard.v1.TaskService/RetryTask"
+	TaskService_RemoveTask_FullMethodName    = "/blixard.v1.TaskService/RemoveTask"
+	TaskService_TaskLogs_FullMethodName      = "/blixard.v1.TaskService/TaskLogs"
+	TaskService_TaskArtifacts_FullMethodName = "/blixard.v1.TaskService/TaskArtifacts"
 )
 
 // TaskServiceClient is the client API for TaskService service.
@@ -48,6 +49,9 @@ type TaskServiceClient interface {
 	RemoveTask(ctx context.Context, in *RemoveTaskRequest, opts ...grpc.CallOption) (*RemoveTaskResponse, error)
 	// TaskLogs sends the output of the newest attempt, from the node that has it.
 	TaskLogs(ctx context.Context, in *TaskLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TaskLogsResponse], error)
+	// TaskArtifacts sends the files that the newest attempt left, from the node that has
+	// them.
+	TaskArtifacts(ctx context.Context, in *TaskArtifactsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TaskArtifactsResponse], error)
 }
 
 type taskServiceClient struct {
@@ -156,6 +160,25 @@ func (c *taskServiceClient) TaskLogs(ctx context.Context, in *TaskLogsRequest, o
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TaskService_TaskLogsClient = grpc.ServerStreamingClient[TaskLogsResponse]
 
+func (c *taskServiceClient) TaskArtifacts(ctx context.Context, in *TaskArtifactsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TaskArtifactsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &TaskService_ServiceDesc.Streams[2], TaskService_TaskArtifacts_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TaskArtifactsRequest, TaskArtifactsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TaskService_TaskArtifactsClient = grpc.ServerStreamingClient[TaskArtifactsResponse]
+
 // TaskServiceServer is the server API for TaskService service.
 // All implementations must embed UnimplementedTaskServiceServer
 // for forward compatibility.
@@ -175,6 +198,9 @@ type TaskServiceServer interface {
 	RemoveTask(context.Context, *RemoveTaskRequest) (*RemoveTaskResponse, error)
 	// TaskLogs sends the output of the newest attempt, from the node that has it.
 	TaskLogs(*TaskLogsRequest, grpc.ServerStreamingServer[TaskLogsResponse]) error
+	// TaskArtifacts sends the files that the newest attempt left, from the node that has
+	// them.
+	TaskArtifacts(*TaskArtifactsRequest, grpc.ServerStreamingServer[TaskArtifactsResponse]) error
 	mustEmbedUnimplementedTaskServiceServer()
 }
 
@@ -208,6 +234,9 @@ func (UnimplementedTaskServiceServer) RemoveTask(context.Context, *RemoveTaskReq
 }
 func (UnimplementedTaskServiceServer) TaskLogs(*TaskLogsRequest, grpc.ServerStreamingServer[TaskLogsResponse]) error {
 	return status.Error(codes.Unimplemented, "method TaskLogs not implemented")
+}
+func (UnimplementedTaskServiceServer) TaskArtifacts(*TaskArtifactsRequest, grpc.ServerStreamingServer[TaskArtifactsResponse]) error {
+	return status.Error(codes.Unimplemented, "method TaskArtifacts not implemented")
 }
 func (UnimplementedTaskServiceServer) mustEmbedUnimplementedTaskServiceServer() {}
 func (UnimplementedTaskServiceServer) testEmbeddedByValue()                     {}
@@ -360,6 +389,17 @@ func _TaskService_TaskLogs_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TaskService_TaskLogsServer = grpc.ServerStreamingServer[TaskLogsResponse]
 
+func _TaskService_TaskArtifacts_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TaskArtifactsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(TaskServiceServer).TaskArtifacts(m, &grpc.GenericServerStream[TaskArtifactsRequest, TaskArtifactsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TaskService_TaskArtifactsServer = grpc.ServerStreamingServer[TaskArtifactsResponse]
+
 // TaskService_ServiceDesc is the grpc.ServiceDesc for TaskService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -401,6 +441,11 @@ var TaskService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "TaskLogs",
 			Handler:       _TaskService_TaskLogs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "TaskArtifacts",
+			Handler:       _TaskService_TaskArtifacts_Handler,
 			ServerStreams: true,
 		},
 	},
