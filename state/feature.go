@@ -20,7 +20,8 @@ import (
 //	10 tasks
 //	11 projects and quotas
 //	12 taints of nodes, priorities of VMs, and preemption
-const FeatureLevel = 12
+//	13 groups
+const FeatureLevel = 13
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -33,6 +34,7 @@ var levels = map[protoreflect.Name]uint32{
 	"submit_task": 10, "step_tasks": 10, "change_tasks": 10,
 	"set_quota": 11, "remove_quota": 11,
 	"preempt": 12,
+	"create_group": 13, "update_group": 13, "change_group": 13, "step_groups": 13, "delete_group": 13,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.

@@ -40,9 +40,11 @@ type Result struct {
 	Tasks []*blixardv1.Task
 	// Quota after SetQuota, and its last form after RemoveQuota.
 	Quota *blixardv1.Quota
+	// Group after what changes one, and its last form after what drops it.
+	Group *blixardv1.Group
 	// Problem is why the command changed nothing; nil when it was carried out.
 	Problem *problem.Error
-	// Refused are the placements, reports or steps of tasks that were refused by themselves while
+	// Refused are the placements, reports or steps of tasks and groups that were refused by themselves while
 	// the others of the command were carried out. When all were refused, Problem
 	// is that of the first.
 	Refused []Refusal
@@ -51,13 +53,15 @@ type Result struct {
 	Repeated bool
 }
 
-// Refusal of one part of a Place, Report or StepTasks command.
+// Refusal of one part of a Place, Report, StepTasks or StepGroups command.
 type Refusal struct {
 	// AllocationID of the placement or report, and its VM where known.
 	AllocationID string
 	VMID         string
 	// TaskID of the step.
-	TaskID  string
+	TaskID string
+	// GroupID of the step.
+	GroupID string
 	Problem *problem.Error
 }
 
@@ -78,6 +82,7 @@ const (
 	KindSecret     Kind = 10
 	KindTask       Kind = 11
 	KindQuota      Kind = 12
+	KindGroup      Kind = 13
 )
 
 // Change is one object as an entry left it. Exactly the field that Kind names is
@@ -98,4 +103,5 @@ type Change struct {
 	Secret     *blixardv1.Secret
 	Task       *blixardv1.Task
 	Quota      *blixardv1.Quota
+	Group      *blixardv1.Group
 }

@@ -22,6 +22,7 @@ const (
 	tableSecret     = "secret"
 	tableTask       = "task"
 	tableQuota      = "quota"
+	tableGroup      = "group"
 	// Claims and usages are derived from the VMs and no part of a snapshot.
 	tableClaim = "claim"
 	tableUsage = "usage"
@@ -33,6 +34,8 @@ const (
 	// indexArray has the tasks of an array, and indexArrayName those by its name.
 	indexArray     = "array"
 	indexArrayName = "array_name"
+	// indexGroup has the VMs of a group, by its id.
+	indexGroup = "group"
 
 	prefixSuffix = "_prefix"
 )
@@ -82,6 +85,7 @@ func schema() *memdb.DBSchema {
 		tableVM: table(tableVM,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.VM]((*blixardv1.VM).GetId)},
 			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.VM]((*blixardv1.VM).GetName)},
+			&memdb.IndexSchema{Name: indexGroup, AllowMissing: true, Indexer: stringIndex[*blixardv1.VM](GroupOf)},
 		),
 		tableAllocation: table(tableAllocation,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Allocation]((*blixardv1.Allocation).GetId)},
@@ -125,6 +129,10 @@ func schema() *memdb.DBSchema {
 		),
 		tableQuota: table(tableQuota,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Quota]((*blixardv1.Quota).GetProject)},
+		),
+		tableGroup: table(tableGroup,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Group]((*blixardv1.Group).GetId)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Group]((*blixardv1.Group).GetName)},
 		),
 		tableUsage: table(tableUsage,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.ProjectUsage]((*blixardv1.ProjectUsage).GetProject)},
@@ -180,6 +188,14 @@ func taskNamed(txn *memdb.Txn, ref string) *blixardv1.Task {
 		return t
 	}
 	return first[blixardv1.Task](txn, tableTask, indexName, ref)
+}
+
+// groupNamed finds a group by its id or name.
+func groupNamed(txn *memdb.Txn, ref string) *blixardv1.Group {
+	if g := first[blixardv1.Group](txn, tableGroup, indexID, ref); g != nil {
+		return g
+	}
+	return first[blixardv1.Group](txn, tableGroup, indexName, ref)
 }
 
 // tasksNamed gives the task, or the tasks of the array, with that name or id.

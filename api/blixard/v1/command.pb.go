@@ -195,6 +195,11 @@ type Command struct {
 	//	*Command_SetQuota
 	//	*Command_RemoveQuota
 	//	*Command_Preempt
+	//	*Command_CreateGroup
+	//	*Command_UpdateGroup
+	//	*Command_ChangeGroup
+	//	*Command_StepGroups
+	//	*Command_DeleteGroup
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -670,6 +675,51 @@ func (x *Command) GetPreempt() *PreemptCommand {
 	return nil
 }
 
+func (x *Command) GetCreateGroup() *CreateGroupCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_CreateGroup); ok {
+			return x.CreateGroup
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetUpdateGroup() *UpdateGroupCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_UpdateGroup); ok {
+			return x.UpdateGroup
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetChangeGroup() *ChangeGroupCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_ChangeGroup); ok {
+			return x.ChangeGroup
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetStepGroups() *StepGroupsCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_StepGroups); ok {
+			return x.StepGroups
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteGroup() *DeleteGroupCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_DeleteGroup); ok {
+			return x.DeleteGroup
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -854,6 +904,26 @@ type Command_Preempt struct {
 	Preempt *PreemptCommand `protobuf:"bytes,56,opt,name=preempt,proto3,oneof"`
 }
 
+type Command_CreateGroup struct {
+	CreateGroup *CreateGroupCommand `protobuf:"bytes,57,opt,name=create_group,json=createGroup,proto3,oneof"`
+}
+
+type Command_UpdateGroup struct {
+	UpdateGroup *UpdateGroupCommand `protobuf:"bytes,58,opt,name=update_group,json=updateGroup,proto3,oneof"`
+}
+
+type Command_ChangeGroup struct {
+	ChangeGroup *ChangeGroupCommand `protobuf:"bytes,59,opt,name=change_group,json=changeGroup,proto3,oneof"`
+}
+
+type Command_StepGroups struct {
+	StepGroups *StepGroupsCommand `protobuf:"bytes,60,opt,name=step_groups,json=stepGroups,proto3,oneof"`
+}
+
+type Command_DeleteGroup struct {
+	DeleteGroup *DeleteGroupCommand `protobuf:"bytes,61,opt,name=delete_group,json=deleteGroup,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -943,6 +1013,16 @@ func (*Command_SetQuota) isCommand_Change() {}
 func (*Command_RemoveQuota) isCommand_Change() {}
 
 func (*Command_Preempt) isCommand_Change() {}
+
+func (*Command_CreateGroup) isCommand_Change() {}
+
+func (*Command_UpdateGroup) isCommand_Change() {}
+
+func (*Command_ChangeGroup) isCommand_Change() {}
+
+func (*Command_StepGroups) isCommand_Change() {}
+
+func (*Command_DeleteGroup) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -1460,6 +1540,412 @@ func (x *ChangeTasksCommand) GetName() string {
 	return ""
 }
 
+// CreateGroupCommand declares a group with its final, defaulted spec.
+type CreateGroupCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Spec  *GroupSpec             `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	// project as in Group.
+	Project       string `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupCommand) Reset() {
+	*x = CreateGroupCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupCommand) ProtoMessage() {}
+
+func (x *CreateGroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupCommand.ProtoReflect.Descriptor instead.
+func (*CreateGroupCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CreateGroupCommand) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateGroupCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateGroupCommand) GetSpec() *GroupSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *CreateGroupCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+// UpdateGroupCommand replaces the spec by a final, defaulted one.
+type UpdateGroupCommand struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedGeneration uint64                 `protobuf:"varint,2,opt,name=expected_generation,json=expectedGeneration,proto3" json:"expected_generation,omitempty"`
+	Spec               *GroupSpec             `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *UpdateGroupCommand) Reset() {
+	*x = UpdateGroupCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateGroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateGroupCommand) ProtoMessage() {}
+
+func (x *UpdateGroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateGroupCommand.ProtoReflect.Descriptor instead.
+func (*UpdateGroupCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UpdateGroupCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateGroupCommand) GetExpectedGeneration() uint64 {
+	if x != nil {
+		return x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *UpdateGroupCommand) GetSpec() *GroupSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+// ChangeGroupCommand is a person's wish for a group.
+type ChangeGroupCommand struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Change GroupChange_Enum       `protobuf:"varint,1,opt,name=change,proto3,enum=blixard.v1.GroupChange_Enum" json:"change,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// replicas to scale to.
+	Replicas uint32 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	// version to undo to; 0 lets the state choose.
+	Version       uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeGroupCommand) Reset() {
+	*x = ChangeGroupCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGroupCommand) ProtoMessage() {}
+
+func (x *ChangeGroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGroupCommand.ProtoReflect.Descriptor instead.
+func (*ChangeGroupCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ChangeGroupCommand) GetChange() GroupChange_Enum {
+	if x != nil {
+		return x.Change
+	}
+	return GroupChange_unspecified
+}
+
+func (x *ChangeGroupCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ChangeGroupCommand) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *ChangeGroupCommand) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type DeleteGroupCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupCommand) Reset() {
+	*x = DeleteGroupCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupCommand) ProtoMessage() {}
+
+func (x *DeleteGroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupCommand.ProtoReflect.Descriptor instead.
+func (*DeleteGroupCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DeleteGroupCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// StepGroupsCommand carries groups on, as the leader found them.
+type StepGroupsCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*GroupStep           `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepGroupsCommand) Reset() {
+	*x = StepGroupsCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepGroupsCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepGroupsCommand) ProtoMessage() {}
+
+func (x *StepGroupsCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepGroupsCommand.ProtoReflect.Descriptor instead.
+func (*StepGroupsCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *StepGroupsCommand) GetSteps() []*GroupStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// GroupStep is refused by itself when the group is not as it was.
+type GroupStep struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	GroupId          string                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	GroupModifyIndex uint64                 `protobuf:"varint,2,opt,name=group_modify_index,json=groupModifyIndex,proto3" json:"group_modify_index,omitempty"`
+	// create replicas and remove VMs, by id, with the reason of it.
+	Create       []*Replica `protobuf:"bytes,3,rep,name=create,proto3" json:"create,omitempty"`
+	Remove       []string   `protobuf:"bytes,4,rep,name=remove,proto3" json:"remove,omitempty"`
+	RemoveReason string     `protobuf:"bytes,5,opt,name=remove_reason,json=removeReason,proto3" json:"remove_reason,omitempty"`
+	// status is what the leader observed: replicas, ready, available, updated and
+	// updated_available of it are taken.
+	Status *GroupStatus `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`
+	// end is what the newest version's rollout comes to: canary, complete or failed; and
+	// rolling when it is promoted.
+	End     RolloutState_Enum `protobuf:"varint,7,opt,name=end,proto3,enum=blixard.v1.RolloutState_Enum" json:"end,omitempty"`
+	Message string            `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	// failures to count.
+	Failures      uint32 `protobuf:"varint,9,opt,name=failures,proto3" json:"failures,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupStep) Reset() {
+	*x = GroupStep{}
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupStep) ProtoMessage() {}
+
+func (x *GroupStep) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupStep.ProtoReflect.Descriptor instead.
+func (*GroupStep) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GroupStep) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *GroupStep) GetGroupModifyIndex() uint64 {
+	if x != nil {
+		return x.GroupModifyIndex
+	}
+	return 0
+}
+
+func (x *GroupStep) GetCreate() []*Replica {
+	if x != nil {
+		return x.Create
+	}
+	return nil
+}
+
+func (x *GroupStep) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+func (x *GroupStep) GetRemoveReason() string {
+	if x != nil {
+		return x.RemoveReason
+	}
+	return ""
+}
+
+func (x *GroupStep) GetStatus() *GroupStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *GroupStep) GetEnd() RolloutState_Enum {
+	if x != nil {
+		return x.End
+	}
+	return RolloutState_unspecified
+}
+
+func (x *GroupStep) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *GroupStep) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
 type RenameVMCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1471,7 +1957,7 @@ type RenameVMCommand struct {
 
 func (x *RenameVMCommand) Reset() {
 	*x = RenameVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1969,7 @@ func (x *RenameVMCommand) String() string {
 func (*RenameVMCommand) ProtoMessage() {}
 
 func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[9]
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1982,7 @@ func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMCommand.ProtoReflect.Descriptor instead.
 func (*RenameVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RenameVMCommand) GetName() string {
@@ -1534,7 +2020,7 @@ type PutImageCommand struct {
 
 func (x *PutImageCommand) Reset() {
 	*x = PutImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +2032,7 @@ func (x *PutImageCommand) String() string {
 func (*PutImageCommand) ProtoMessage() {}
 
 func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[10]
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +2045,7 @@ func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutImageCommand.ProtoReflect.Descriptor instead.
 func (*PutImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PutImageCommand) GetImage() *Image {
@@ -1602,7 +2088,7 @@ type DropImageCommand struct {
 
 func (x *DropImageCommand) Reset() {
 	*x = DropImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +2100,7 @@ func (x *DropImageCommand) String() string {
 func (*DropImageCommand) ProtoMessage() {}
 
 func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[11]
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +2113,7 @@ func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropImageCommand.ProtoReflect.Descriptor instead.
 func (*DropImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DropImageCommand) GetNames() []string {
@@ -1661,7 +2147,7 @@ type CreateVolumeCommand struct {
 
 func (x *CreateVolumeCommand) Reset() {
 	*x = CreateVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +2159,7 @@ func (x *CreateVolumeCommand) String() string {
 func (*CreateVolumeCommand) ProtoMessage() {}
 
 func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[12]
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +2172,7 @@ func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeCommand.ProtoReflect.Descriptor instead.
 func (*CreateVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateVolumeCommand) GetId() string {
@@ -1751,7 +2237,7 @@ type ResizeVolumeCommand struct {
 
 func (x *ResizeVolumeCommand) Reset() {
 	*x = ResizeVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +2249,7 @@ func (x *ResizeVolumeCommand) String() string {
 func (*ResizeVolumeCommand) ProtoMessage() {}
 
 func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[13]
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +2262,7 @@ func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResizeVolumeCommand) GetName() string {
@@ -1809,7 +2295,7 @@ type DeleteVolumeCommand struct {
 
 func (x *DeleteVolumeCommand) Reset() {
 	*x = DeleteVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +2307,7 @@ func (x *DeleteVolumeCommand) String() string {
 func (*DeleteVolumeCommand) ProtoMessage() {}
 
 func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +2320,7 @@ func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteVolumeCommand) GetName() string {
@@ -1855,7 +2341,7 @@ type ReleaseVolumeCommand struct {
 
 func (x *ReleaseVolumeCommand) Reset() {
 	*x = ReleaseVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +2353,7 @@ func (x *ReleaseVolumeCommand) String() string {
 func (*ReleaseVolumeCommand) ProtoMessage() {}
 
 func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2366,7 @@ func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ReleaseVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReleaseVolumeCommand) GetVolumeId() string {
@@ -1911,7 +2397,7 @@ type MoveVolumeCommand struct {
 
 func (x *MoveVolumeCommand) Reset() {
 	*x = MoveVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2409,7 @@ func (x *MoveVolumeCommand) String() string {
 func (*MoveVolumeCommand) ProtoMessage() {}
 
 func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2422,7 @@ func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeCommand.ProtoReflect.Descriptor instead.
 func (*MoveVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MoveVolumeCommand) GetVolumeId() string {
@@ -1979,7 +2465,7 @@ type SnapshotVolumeCommand struct {
 
 func (x *SnapshotVolumeCommand) Reset() {
 	*x = SnapshotVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2477,7 @@ func (x *SnapshotVolumeCommand) String() string {
 func (*SnapshotVolumeCommand) ProtoMessage() {}
 
 func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2490,7 @@ func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotVolumeCommand.ProtoReflect.Descriptor instead.
 func (*SnapshotVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotVolumeCommand) GetVolumeId() string {
@@ -2038,7 +2524,7 @@ type CreateNetworkCommand struct {
 
 func (x *CreateNetworkCommand) Reset() {
 	*x = CreateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2536,7 @@ func (x *CreateNetworkCommand) String() string {
 func (*CreateNetworkCommand) ProtoMessage() {}
 
 func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2549,7 @@ func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*CreateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateNetworkCommand) GetNetwork() *Network {
@@ -2084,7 +2570,7 @@ type UpdateNetworkCommand struct {
 
 func (x *UpdateNetworkCommand) Reset() {
 	*x = UpdateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2582,7 @@ func (x *UpdateNetworkCommand) String() string {
 func (*UpdateNetworkCommand) ProtoMessage() {}
 
 func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2595,7 @@ func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdateNetworkCommand) GetName() string {
@@ -2142,7 +2628,7 @@ type DeleteNetworkCommand struct {
 
 func (x *DeleteNetworkCommand) Reset() {
 	*x = DeleteNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2640,7 @@ func (x *DeleteNetworkCommand) String() string {
 func (*DeleteNetworkCommand) ProtoMessage() {}
 
 func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2653,7 @@ func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNetworkCommand.ProtoReflect.Descriptor instead.
 func (*DeleteNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteNetworkCommand) GetName() string {
@@ -2190,7 +2676,7 @@ type SetSecretCommand struct {
 
 func (x *SetSecretCommand) Reset() {
 	*x = SetSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2688,7 @@ func (x *SetSecretCommand) String() string {
 func (*SetSecretCommand) ProtoMessage() {}
 
 func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2701,7 @@ func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretCommand.ProtoReflect.Descriptor instead.
 func (*SetSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetSecretCommand) GetName() string {
@@ -2255,7 +2741,7 @@ type DeleteSecretCommand struct {
 
 func (x *DeleteSecretCommand) Reset() {
 	*x = DeleteSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2753,7 @@ func (x *DeleteSecretCommand) String() string {
 func (*DeleteSecretCommand) ProtoMessage() {}
 
 func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2766,7 @@ func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretCommand.ProtoReflect.Descriptor instead.
 func (*DeleteSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteSecretCommand) GetName() string {
@@ -2302,7 +2788,7 @@ type SetQuotaCommand struct {
 
 func (x *SetQuotaCommand) Reset() {
 	*x = SetQuotaCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2800,7 @@ func (x *SetQuotaCommand) String() string {
 func (*SetQuotaCommand) ProtoMessage() {}
 
 func (x *SetQuotaCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2813,7 @@ func (x *SetQuotaCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuotaCommand.ProtoReflect.Descriptor instead.
 func (*SetQuotaCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetQuotaCommand) GetProject() string {
@@ -2361,7 +2847,7 @@ type RemoveQuotaCommand struct {
 
 func (x *RemoveQuotaCommand) Reset() {
 	*x = RemoveQuotaCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2859,7 @@ func (x *RemoveQuotaCommand) String() string {
 func (*RemoveQuotaCommand) ProtoMessage() {}
 
 func (x *RemoveQuotaCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2872,7 @@ func (x *RemoveQuotaCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveQuotaCommand.ProtoReflect.Descriptor instead.
 func (*RemoveQuotaCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RemoveQuotaCommand) GetProject() string {
@@ -2420,7 +2906,7 @@ type SetVMDesiredCommand struct {
 
 func (x *SetVMDesiredCommand) Reset() {
 	*x = SetVMDesiredCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2918,7 @@ func (x *SetVMDesiredCommand) String() string {
 func (*SetVMDesiredCommand) ProtoMessage() {}
 
 func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2931,7 @@ func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMDesiredCommand.ProtoReflect.Descriptor instead.
 func (*SetVMDesiredCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetVMDesiredCommand) GetName() string {
@@ -2503,7 +2989,7 @@ type DeleteVMCommand struct {
 
 func (x *DeleteVMCommand) Reset() {
 	*x = DeleteVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2515,7 +3001,7 @@ func (x *DeleteVMCommand) String() string {
 func (*DeleteVMCommand) ProtoMessage() {}
 
 func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2528,7 +3014,7 @@ func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteVMCommand) GetName() string {
@@ -2571,7 +3057,7 @@ type LabelVMCommand struct {
 
 func (x *LabelVMCommand) Reset() {
 	*x = LabelVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +3069,7 @@ func (x *LabelVMCommand) String() string {
 func (*LabelVMCommand) ProtoMessage() {}
 
 func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +3082,7 @@ func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelVMCommand.ProtoReflect.Descriptor instead.
 func (*LabelVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LabelVMCommand) GetName() string {
@@ -2635,7 +3121,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +3133,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,7 +3146,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Placement) GetVmId() string {
@@ -2702,7 +3188,7 @@ type PlaceCommand struct {
 
 func (x *PlaceCommand) Reset() {
 	*x = PlaceCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +3200,7 @@ func (x *PlaceCommand) String() string {
 func (*PlaceCommand) ProtoMessage() {}
 
 func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +3213,7 @@ func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceCommand.ProtoReflect.Descriptor instead.
 func (*PlaceCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PlaceCommand) GetPlacements() []*Placement {
@@ -2750,7 +3236,7 @@ type ReportCommand struct {
 
 func (x *ReportCommand) Reset() {
 	*x = ReportCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2762,7 +3248,7 @@ func (x *ReportCommand) String() string {
 func (*ReportCommand) ProtoMessage() {}
 
 func (x *ReportCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2775,7 +3261,7 @@ func (x *ReportCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportCommand.ProtoReflect.Descriptor instead.
 func (*ReportCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReportCommand) GetNodeId() string {
@@ -2812,7 +3298,7 @@ type RegisterNodeCommand struct {
 
 func (x *RegisterNodeCommand) Reset() {
 	*x = RegisterNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +3310,7 @@ func (x *RegisterNodeCommand) String() string {
 func (*RegisterNodeCommand) ProtoMessage() {}
 
 func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +3323,7 @@ func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeCommand.ProtoReflect.Descriptor instead.
 func (*RegisterNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RegisterNodeCommand) GetNodeId() string {
@@ -2880,7 +3366,7 @@ type SetVMReasonCommand struct {
 
 func (x *SetVMReasonCommand) Reset() {
 	*x = SetVMReasonCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3378,7 @@ func (x *SetVMReasonCommand) String() string {
 func (*SetVMReasonCommand) ProtoMessage() {}
 
 func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3391,7 @@ func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMReasonCommand.ProtoReflect.Descriptor instead.
 func (*SetVMReasonCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SetVMReasonCommand) GetVmId() string {
@@ -2943,7 +3429,7 @@ type FormClusterCommand struct {
 
 func (x *FormClusterCommand) Reset() {
 	*x = FormClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2955,7 +3441,7 @@ func (x *FormClusterCommand) String() string {
 func (*FormClusterCommand) ProtoMessage() {}
 
 func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2968,7 +3454,7 @@ func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
 func (*FormClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FormClusterCommand) GetClusterId() string {
@@ -3014,7 +3500,7 @@ type RecoverClusterCommand struct {
 
 func (x *RecoverClusterCommand) Reset() {
 	*x = RecoverClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3512,7 @@ func (x *RecoverClusterCommand) String() string {
 func (*RecoverClusterCommand) ProtoMessage() {}
 
 func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3525,7 @@ func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
 func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RecoverClusterCommand) GetClusterId() string {
@@ -3086,7 +3572,7 @@ type RotateAuthorityCommand struct {
 
 func (x *RotateAuthorityCommand) Reset() {
 	*x = RotateAuthorityCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3584,7 @@ func (x *RotateAuthorityCommand) String() string {
 func (*RotateAuthorityCommand) ProtoMessage() {}
 
 func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3597,7 @@ func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
@@ -3152,7 +3638,7 @@ type DropAuthoritiesCommand struct {
 
 func (x *DropAuthoritiesCommand) Reset() {
 	*x = DropAuthoritiesCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3650,7 @@ func (x *DropAuthoritiesCommand) String() string {
 func (*DropAuthoritiesCommand) ProtoMessage() {}
 
 func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3663,7 @@ func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 // CreateTokenCommand makes a token known; its secret stays with who made it.
@@ -3194,7 +3680,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3692,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3705,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -3266,7 +3752,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3278,7 +3764,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3777,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -3314,7 +3800,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3326,7 +3812,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3339,7 +3825,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -3379,7 +3865,7 @@ type ChangeMemberCommand struct {
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3391,7 +3877,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3404,7 +3890,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -3460,7 +3946,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3472,7 +3958,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3485,7 +3971,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -3513,7 +3999,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3525,7 +4011,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3538,7 +4024,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -3569,7 +4055,7 @@ type PreemptCommand struct {
 
 func (x *PreemptCommand) Reset() {
 	*x = PreemptCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3581,7 +4067,7 @@ func (x *PreemptCommand) String() string {
 func (*PreemptCommand) ProtoMessage() {}
 
 func (x *PreemptCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3594,7 +4080,7 @@ func (x *PreemptCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreemptCommand.ProtoReflect.Descriptor instead.
 func (*PreemptCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PreemptCommand) GetVmId() string {
@@ -3625,7 +4111,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3637,7 +4123,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3650,7 +4136,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -3678,7 +4164,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3690,7 +4176,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3703,7 +4189,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -3740,7 +4226,7 @@ type UpdateNodeCommand struct {
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3752,7 +4238,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +4251,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -3833,7 +4319,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3845,7 +4331,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3858,7 +4344,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -3918,6 +4404,7 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Secret
 	//	*StateSnapshot_Task
 	//	*StateSnapshot_Quota
+	//	*StateSnapshot_Group
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3925,7 +4412,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3937,7 +4424,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3950,7 +4437,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -4104,6 +4591,15 @@ func (x *StateSnapshot) GetQuota() *Quota {
 	return nil
 }
 
+func (x *StateSnapshot) GetGroup() *Group {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Group); ok {
+			return x.Group
+		}
+	}
+	return nil
+}
+
 type isStateSnapshot_Record interface {
 	isStateSnapshot_Record()
 }
@@ -4174,6 +4670,10 @@ type StateSnapshot_Quota struct {
 	Quota *Quota `protobuf:"bytes,16,opt,name=quota,proto3,oneof"`
 }
 
+type StateSnapshot_Group struct {
+	Group *Group `protobuf:"bytes,17,opt,name=group,proto3,oneof"`
+}
+
 func (*StateSnapshot_Header) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Vm) isStateSnapshot_Record() {}
@@ -4206,6 +4706,8 @@ func (*StateSnapshot_Task) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Quota) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_Group) isStateSnapshot_Record() {}
+
 // StateHeader says what the stream holds.
 type StateHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4217,7 +4719,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4229,7 +4731,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4242,7 +4744,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -4272,7 +4774,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4284,7 +4786,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4297,7 +4799,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -4335,7 +4837,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[51]
+	mi := &file_blixard_v1_command_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4347,7 +4849,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[51]
+	mi := &file_blixard_v1_command_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4360,7 +4862,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{51}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -4431,7 +4933,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x18\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/groups.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x1b\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -4491,7 +4993,13 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\fchange_tasks\x183 \x01(\v2\x1e.blixard.v1.ChangeTasksCommandH\x00R\vchangeTasks\x12:\n" +
 	"\tset_quota\x186 \x01(\v2\x1b.blixard.v1.SetQuotaCommandH\x00R\bsetQuota\x12C\n" +
 	"\fremove_quota\x187 \x01(\v2\x1e.blixard.v1.RemoveQuotaCommandH\x00R\vremoveQuota\x126\n" +
-	"\apreempt\x188 \x01(\v2\x1a.blixard.v1.PreemptCommandH\x00R\apreemptB\b\n" +
+	"\apreempt\x188 \x01(\v2\x1a.blixard.v1.PreemptCommandH\x00R\apreempt\x12C\n" +
+	"\fcreate_group\x189 \x01(\v2\x1e.blixard.v1.CreateGroupCommandH\x00R\vcreateGroup\x12C\n" +
+	"\fupdate_group\x18: \x01(\v2\x1e.blixard.v1.UpdateGroupCommandH\x00R\vupdateGroup\x12C\n" +
+	"\fchange_group\x18; \x01(\v2\x1e.blixard.v1.ChangeGroupCommandH\x00R\vchangeGroup\x12@\n" +
+	"\vstep_groups\x18< \x01(\v2\x1d.blixard.v1.StepGroupsCommandH\x00R\n" +
+	"stepGroups\x12C\n" +
+	"\fdelete_group\x18= \x01(\v2\x1e.blixard.v1.DeleteGroupCommandH\x00R\vdeleteGroupB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xf3\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -4550,7 +5058,35 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x06cancel\x10\x01\x12\t\n" +
 	"\x05retry\x10\x02\x12\n" +
 	"\n" +
-	"\x06remove\x10\x03\"g\n" +
+	"\x06remove\x10\x03\"}\n" +
+	"\x12CreateGroupCommand\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12)\n" +
+	"\x04spec\x18\x03 \x01(\v2\x15.blixard.v1.GroupSpecR\x04spec\x12\x18\n" +
+	"\aproject\x18\x04 \x01(\tR\aproject\"\x84\x01\n" +
+	"\x12UpdateGroupCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
+	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12)\n" +
+	"\x04spec\x18\x03 \x01(\v2\x15.blixard.v1.GroupSpecR\x04spec\"\x94\x01\n" +
+	"\x12ChangeGroupCommand\x124\n" +
+	"\x06change\x18\x01 \x01(\x0e2\x1c.blixard.v1.GroupChange.EnumR\x06change\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
+	"\breplicas\x18\x03 \x01(\rR\breplicas\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\"(\n" +
+	"\x12DeleteGroupCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"@\n" +
+	"\x11StepGroupsCommand\x12+\n" +
+	"\x05steps\x18\x01 \x03(\v2\x15.blixard.v1.GroupStepR\x05steps\"\xd6\x02\n" +
+	"\tGroupStep\x12\x19\n" +
+	"\bgroup_id\x18\x01 \x01(\tR\agroupId\x12,\n" +
+	"\x12group_modify_index\x18\x02 \x01(\x04R\x10groupModifyIndex\x12+\n" +
+	"\x06create\x18\x03 \x03(\v2\x13.blixard.v1.ReplicaR\x06create\x12\x16\n" +
+	"\x06remove\x18\x04 \x03(\tR\x06remove\x12#\n" +
+	"\rremove_reason\x18\x05 \x01(\tR\fremoveReason\x12/\n" +
+	"\x06status\x18\x06 \x01(\v2\x17.blixard.v1.GroupStatusR\x06status\x12/\n" +
+	"\x03end\x18\a \x01(\x0e2\x1d.blixard.v1.RolloutState.EnumR\x03end\x12\x18\n" +
+	"\amessage\x18\b \x01(\tR\amessage\x12\x1a\n" +
+	"\bfailures\x18\t \x01(\rR\bfailures\"g\n" +
 	"\x0fRenameVMCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12\x19\n" +
@@ -4741,7 +5277,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xfd\x05\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xa8\x06\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -4761,7 +5297,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\anetwork\x18\r \x01(\v2\x13.blixard.v1.NetworkH\x00R\anetwork\x12,\n" +
 	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secret\x12&\n" +
 	"\x04task\x18\x0f \x01(\v2\x10.blixard.v1.TaskH\x00R\x04task\x12)\n" +
-	"\x05quota\x18\x10 \x01(\v2\x11.blixard.v1.QuotaH\x00R\x05quotaB\b\n" +
+	"\x05quota\x18\x10 \x01(\v2\x11.blixard.v1.QuotaH\x00R\x05quota\x12)\n" +
+	"\x05group\x18\x11 \x01(\v2\x11.blixard.v1.GroupH\x00R\x05groupB\b\n" +
 	"\x06record\";\n" +
 	"\vStateHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -4794,7 +5331,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(TaskStep_Kind)(0),             // 0: blixard.v1.TaskStep.Kind
 	(ChangeTasksCommand_Change)(0), // 1: blixard.v1.ChangeTasksCommand.Change
@@ -4807,180 +5344,205 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*StepTasksCommand)(nil),       // 8: blixard.v1.StepTasksCommand
 	(*TaskStep)(nil),               // 9: blixard.v1.TaskStep
 	(*ChangeTasksCommand)(nil),     // 10: blixard.v1.ChangeTasksCommand
-	(*RenameVMCommand)(nil),        // 11: blixard.v1.RenameVMCommand
-	(*PutImageCommand)(nil),        // 12: blixard.v1.PutImageCommand
-	(*DropImageCommand)(nil),       // 13: blixard.v1.DropImageCommand
-	(*CreateVolumeCommand)(nil),    // 14: blixard.v1.CreateVolumeCommand
-	(*ResizeVolumeCommand)(nil),    // 15: blixard.v1.ResizeVolumeCommand
-	(*DeleteVolumeCommand)(nil),    // 16: blixard.v1.DeleteVolumeCommand
-	(*ReleaseVolumeCommand)(nil),   // 17: blixard.v1.ReleaseVolumeCommand
-	(*MoveVolumeCommand)(nil),      // 18: blixard.v1.MoveVolumeCommand
-	(*SnapshotVolumeCommand)(nil),  // 19: blixard.v1.SnapshotVolumeCommand
-	(*CreateNetworkCommand)(nil),   // 20: blixard.v1.CreateNetworkCommand
-	(*UpdateNetworkCommand)(nil),   // 21: blixard.v1.UpdateNetworkCommand
-	(*DeleteNetworkCommand)(nil),   // 22: blixard.v1.DeleteNetworkCommand
-	(*SetSecretCommand)(nil),       // 23: blixard.v1.SetSecretCommand
-	(*DeleteSecretCommand)(nil),    // 24: blixard.v1.DeleteSecretCommand
-	(*SetQuotaCommand)(nil),        // 25: blixard.v1.SetQuotaCommand
-	(*RemoveQuotaCommand)(nil),     // 26: blixard.v1.RemoveQuotaCommand
-	(*SetVMDesiredCommand)(nil),    // 27: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),        // 28: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),         // 29: blixard.v1.LabelVMCommand
-	(*Placement)(nil),              // 30: blixard.v1.Placement
-	(*PlaceCommand)(nil),           // 31: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),          // 32: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),    // 33: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),     // 34: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),     // 35: blixard.v1.FormClusterCommand
-	(*RecoverClusterCommand)(nil),  // 36: blixard.v1.RecoverClusterCommand
-	(*RotateAuthorityCommand)(nil), // 37: blixard.v1.RotateAuthorityCommand
-	(*DropAuthoritiesCommand)(nil), // 38: blixard.v1.DropAuthoritiesCommand
-	(*CreateTokenCommand)(nil),     // 39: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),     // 40: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),    // 41: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),    // 42: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),    // 43: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),           // 44: blixard.v1.EvictCommand
-	(*PreemptCommand)(nil),         // 45: blixard.v1.PreemptCommand
-	(*LoseCommand)(nil),            // 46: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),       // 47: blixard.v1.DrainNodeCommand
-	(*UpdateNodeCommand)(nil),      // 48: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),    // 49: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),          // 50: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),            // 51: blixard.v1.StateHeader
-	(*StateEnd)(nil),               // 52: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),      // 53: blixard.v1.IdempotencyRecord
-	nil,                            // 54: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                            // 55: blixard.v1.SubmitTaskCommand.LabelsEntry
-	nil,                            // 56: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                            // 57: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                            // 58: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 59: google.protobuf.Timestamp
-	(*VMSpec)(nil),                 // 60: blixard.v1.VMSpec
-	(*TaskSpec)(nil),               // 61: blixard.v1.TaskSpec
-	(*Image)(nil),                  // 62: blixard.v1.Image
-	(*VolumeSnapshot)(nil),         // 63: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                // 64: blixard.v1.Network
-	(*NetworkRules)(nil),           // 65: blixard.v1.NetworkRules
-	(*QuotaLimits)(nil),            // 66: blixard.v1.QuotaLimits
-	(DesiredState_Enum)(0),         // 67: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),       // 68: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),        // 69: blixard.v1.NodeFingerprint
-	(*Member)(nil),                 // 70: blixard.v1.Member
-	(MemberRole_Enum)(0),           // 71: blixard.v1.MemberRole.Enum
-	(*Taint)(nil),                  // 72: blixard.v1.Taint
-	(NodeState_Enum)(0),            // 73: blixard.v1.NodeState.Enum
-	(*durationpb.Duration)(nil),    // 74: google.protobuf.Duration
-	(*VM)(nil),                     // 75: blixard.v1.VM
-	(*Allocation)(nil),             // 76: blixard.v1.Allocation
-	(*Node)(nil),                   // 77: blixard.v1.Node
-	(*Event)(nil),                  // 78: blixard.v1.Event
-	(*Cluster)(nil),                // 79: blixard.v1.Cluster
-	(*Token)(nil),                  // 80: blixard.v1.Token
-	(*Volume)(nil),                 // 81: blixard.v1.Volume
-	(*Secret)(nil),                 // 82: blixard.v1.Secret
-	(*Task)(nil),                   // 83: blixard.v1.Task
-	(*Quota)(nil),                  // 84: blixard.v1.Quota
-	(*Problem)(nil),                // 85: blixard.v1.Problem
+	(*CreateGroupCommand)(nil),     // 11: blixard.v1.CreateGroupCommand
+	(*UpdateGroupCommand)(nil),     // 12: blixard.v1.UpdateGroupCommand
+	(*ChangeGroupCommand)(nil),     // 13: blixard.v1.ChangeGroupCommand
+	(*DeleteGroupCommand)(nil),     // 14: blixard.v1.DeleteGroupCommand
+	(*StepGroupsCommand)(nil),      // 15: blixard.v1.StepGroupsCommand
+	(*GroupStep)(nil),              // 16: blixard.v1.GroupStep
+	(*RenameVMCommand)(nil),        // 17: blixard.v1.RenameVMCommand
+	(*PutImageCommand)(nil),        // 18: blixard.v1.PutImageCommand
+	(*DropImageCommand)(nil),       // 19: blixard.v1.DropImageCommand
+	(*CreateVolumeCommand)(nil),    // 20: blixard.v1.CreateVolumeCommand
+	(*ResizeVolumeCommand)(nil),    // 21: blixard.v1.ResizeVolumeCommand
+	(*DeleteVolumeCommand)(nil),    // 22: blixard.v1.DeleteVolumeCommand
+	(*ReleaseVolumeCommand)(nil),   // 23: blixard.v1.ReleaseVolumeCommand
+	(*MoveVolumeCommand)(nil),      // 24: blixard.v1.MoveVolumeCommand
+	(*SnapshotVolumeCommand)(nil),  // 25: blixard.v1.SnapshotVolumeCommand
+	(*CreateNetworkCommand)(nil),   // 26: blixard.v1.CreateNetworkCommand
+	(*UpdateNetworkCommand)(nil),   // 27: blixard.v1.UpdateNetworkCommand
+	(*DeleteNetworkCommand)(nil),   // 28: blixard.v1.DeleteNetworkCommand
+	(*SetSecretCommand)(nil),       // 29: blixard.v1.SetSecretCommand
+	(*DeleteSecretCommand)(nil),    // 30: blixard.v1.DeleteSecretCommand
+	(*SetQuotaCommand)(nil),        // 31: blixard.v1.SetQuotaCommand
+	(*RemoveQuotaCommand)(nil),     // 32: blixard.v1.RemoveQuotaCommand
+	(*SetVMDesiredCommand)(nil),    // 33: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),        // 34: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),         // 35: blixard.v1.LabelVMCommand
+	(*Placement)(nil),              // 36: blixard.v1.Placement
+	(*PlaceCommand)(nil),           // 37: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),          // 38: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),    // 39: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),     // 40: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),     // 41: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),  // 42: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil), // 43: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil), // 44: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),     // 45: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),     // 46: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),    // 47: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),    // 48: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),    // 49: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),           // 50: blixard.v1.EvictCommand
+	(*PreemptCommand)(nil),         // 51: blixard.v1.PreemptCommand
+	(*LoseCommand)(nil),            // 52: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),       // 53: blixard.v1.DrainNodeCommand
+	(*UpdateNodeCommand)(nil),      // 54: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),    // 55: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),          // 56: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),            // 57: blixard.v1.StateHeader
+	(*StateEnd)(nil),               // 58: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),      // 59: blixard.v1.IdempotencyRecord
+	nil,                            // 60: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                            // 61: blixard.v1.SubmitTaskCommand.LabelsEntry
+	nil,                            // 62: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                            // 63: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                            // 64: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 65: google.protobuf.Timestamp
+	(*VMSpec)(nil),                 // 66: blixard.v1.VMSpec
+	(*TaskSpec)(nil),               // 67: blixard.v1.TaskSpec
+	(*GroupSpec)(nil),              // 68: blixard.v1.GroupSpec
+	(GroupChange_Enum)(0),          // 69: blixard.v1.GroupChange.Enum
+	(*Replica)(nil),                // 70: blixard.v1.Replica
+	(*GroupStatus)(nil),            // 71: blixard.v1.GroupStatus
+	(RolloutState_Enum)(0),         // 72: blixard.v1.RolloutState.Enum
+	(*Image)(nil),                  // 73: blixard.v1.Image
+	(*VolumeSnapshot)(nil),         // 74: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                // 75: blixard.v1.Network
+	(*NetworkRules)(nil),           // 76: blixard.v1.NetworkRules
+	(*QuotaLimits)(nil),            // 77: blixard.v1.QuotaLimits
+	(DesiredState_Enum)(0),         // 78: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),       // 79: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),        // 80: blixard.v1.NodeFingerprint
+	(*Member)(nil),                 // 81: blixard.v1.Member
+	(MemberRole_Enum)(0),           // 82: blixard.v1.MemberRole.Enum
+	(*Taint)(nil),                  // 83: blixard.v1.Taint
+	(NodeState_Enum)(0),            // 84: blixard.v1.NodeState.Enum
+	(*durationpb.Duration)(nil),    // 85: google.protobuf.Duration
+	(*VM)(nil),                     // 86: blixard.v1.VM
+	(*Allocation)(nil),             // 87: blixard.v1.Allocation
+	(*Node)(nil),                   // 88: blixard.v1.Node
+	(*Event)(nil),                  // 89: blixard.v1.Event
+	(*Cluster)(nil),                // 90: blixard.v1.Cluster
+	(*Token)(nil),                  // 91: blixard.v1.Token
+	(*Volume)(nil),                 // 92: blixard.v1.Volume
+	(*Secret)(nil),                 // 93: blixard.v1.Secret
+	(*Task)(nil),                   // 94: blixard.v1.Task
+	(*Quota)(nil),                  // 95: blixard.v1.Quota
+	(*Group)(nil),                  // 96: blixard.v1.Group
+	(*Problem)(nil),                // 97: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	59, // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
-	3,  // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	27, // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	28, // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	29, // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	31, // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	32, // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	33, // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	34, // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	35, // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	39, // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	40, // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	41, // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	42, // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	43, // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	49, // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	47, // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	44, // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	36, // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	37, // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	38, // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
-	4,  // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
-	11, // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
-	12, // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
-	13, // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
-	14, // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
-	15, // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
-	16, // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
-	17, // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
-	18, // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
-	19, // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
-	20, // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
-	21, // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
-	22, // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
-	23, // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
-	24, // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	46, // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	48, // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
-	5,  // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
-	6,  // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
-	7,  // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
-	8,  // 41: blixard.v1.Command.step_tasks:type_name -> blixard.v1.StepTasksCommand
-	10, // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
-	25, // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
-	26, // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
-	45, // 45: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
-	60, // 46: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	54, // 47: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	60, // 48: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	61, // 49: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
-	55, // 50: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
-	9,  // 51: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
-	0,  // 52: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
-	1,  // 53: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
-	62, // 54: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	56, // 55: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	63, // 56: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	64, // 57: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	65, // 58: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	66, // 59: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
-	67, // 60: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	57, // 61: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	30, // 62: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	68, // 63: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	69, // 64: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	70, // 65: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	71, // 66: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	59, // 67: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	70, // 68: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	71, // 69: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	58, // 70: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	72, // 71: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
-	73, // 72: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	74, // 73: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	51, // 74: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	75, // 75: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	76, // 76: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	77, // 77: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	78, // 78: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	53, // 79: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	52, // 80: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	79, // 81: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	70, // 82: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	80, // 83: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	62, // 84: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	81, // 85: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	64, // 86: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	82, // 87: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	83, // 88: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
-	84, // 89: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
-	59, // 90: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	85, // 91: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	92, // [92:92] is the sub-list for method output_type
-	92, // [92:92] is the sub-list for method input_type
-	92, // [92:92] is the sub-list for extension type_name
-	92, // [92:92] is the sub-list for extension extendee
-	0,  // [0:92] is the sub-list for field type_name
+	65,  // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	3,   // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
+	33,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	34,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	35,  // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	37,  // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	38,  // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	39,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	40,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	41,  // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	45,  // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	46,  // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	47,  // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	48,  // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	49,  // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	55,  // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	53,  // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	50,  // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	42,  // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	43,  // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	44,  // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	4,   // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
+	17,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
+	18,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
+	19,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
+	20,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
+	21,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
+	22,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
+	23,  // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
+	24,  // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
+	25,  // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
+	26,  // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
+	27,  // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
+	28,  // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
+	29,  // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
+	30,  // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
+	52,  // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	54,  // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	5,   // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
+	6,   // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
+	7,   // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
+	8,   // 41: blixard.v1.Command.step_tasks:type_name -> blixard.v1.StepTasksCommand
+	10,  // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
+	31,  // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
+	32,  // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
+	51,  // 45: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
+	11,  // 46: blixard.v1.Command.create_group:type_name -> blixard.v1.CreateGroupCommand
+	12,  // 47: blixard.v1.Command.update_group:type_name -> blixard.v1.UpdateGroupCommand
+	13,  // 48: blixard.v1.Command.change_group:type_name -> blixard.v1.ChangeGroupCommand
+	15,  // 49: blixard.v1.Command.step_groups:type_name -> blixard.v1.StepGroupsCommand
+	14,  // 50: blixard.v1.Command.delete_group:type_name -> blixard.v1.DeleteGroupCommand
+	66,  // 51: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	60,  // 52: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	66,  // 53: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	67,  // 54: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
+	61,  // 55: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
+	9,   // 56: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
+	0,   // 57: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
+	1,   // 58: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
+	68,  // 59: blixard.v1.CreateGroupCommand.spec:type_name -> blixard.v1.GroupSpec
+	68,  // 60: blixard.v1.UpdateGroupCommand.spec:type_name -> blixard.v1.GroupSpec
+	69,  // 61: blixard.v1.ChangeGroupCommand.change:type_name -> blixard.v1.GroupChange.Enum
+	16,  // 62: blixard.v1.StepGroupsCommand.steps:type_name -> blixard.v1.GroupStep
+	70,  // 63: blixard.v1.GroupStep.create:type_name -> blixard.v1.Replica
+	71,  // 64: blixard.v1.GroupStep.status:type_name -> blixard.v1.GroupStatus
+	72,  // 65: blixard.v1.GroupStep.end:type_name -> blixard.v1.RolloutState.Enum
+	73,  // 66: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	62,  // 67: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	74,  // 68: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	75,  // 69: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	76,  // 70: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	77,  // 71: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
+	78,  // 72: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	63,  // 73: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	36,  // 74: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	79,  // 75: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	80,  // 76: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	81,  // 77: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	82,  // 78: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	65,  // 79: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	81,  // 80: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	82,  // 81: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	64,  // 82: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	83,  // 83: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
+	84,  // 84: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	85,  // 85: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	57,  // 86: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	86,  // 87: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	87,  // 88: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	88,  // 89: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	89,  // 90: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	59,  // 91: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	58,  // 92: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	90,  // 93: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	81,  // 94: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	91,  // 95: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	73,  // 96: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	92,  // 97: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	75,  // 98: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	93,  // 99: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	94,  // 100: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
+	95,  // 101: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
+	96,  // 102: blixard.v1.StateSnapshot.group:type_name -> blixard.v1.Group
+	65,  // 103: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	97,  // 104: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	105, // [105:105] is the sub-list for method output_type
+	105, // [105:105] is the sub-list for method input_type
+	105, // [105:105] is the sub-list for extension type_name
+	105, // [105:105] is the sub-list for extension extendee
+	0,   // [0:105] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -4989,6 +5551,7 @@ func file_blixard_v1_command_proto_init() {
 		return
 	}
 	file_blixard_v1_cluster_proto_init()
+	file_blixard_v1_groups_proto_init()
 	file_blixard_v1_images_proto_init()
 	file_blixard_v1_networks_proto_init()
 	file_blixard_v1_objects_proto_init()
@@ -5043,9 +5606,14 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_SetQuota)(nil),
 		(*Command_RemoveQuota)(nil),
 		(*Command_Preempt)(nil),
+		(*Command_CreateGroup)(nil),
+		(*Command_UpdateGroup)(nil),
+		(*Command_ChangeGroup)(nil),
+		(*Command_StepGroups)(nil),
+		(*Command_DeleteGroup)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[46].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[48].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[52].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[54].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -5062,6 +5630,7 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Secret)(nil),
 		(*StateSnapshot_Task)(nil),
 		(*StateSnapshot_Quota)(nil),
+		(*StateSnapshot_Group)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5069,7 +5638,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   57,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
