@@ -173,6 +173,9 @@ func (c *Client) Secrets() blixardv1.SecretServiceClient {
 	return blixardv1.NewSecretServiceClient(c.conn)
 }
 
+// Groups gives GroupService.
+func (c *Client) Groups() blixardv1.GroupServiceClient { return blixardv1.NewGroupServiceClient(c.conn) }
+
 // Tasks gives TaskService.
 func (c *Client) Tasks() blixardv1.TaskServiceClient { return blixardv1.NewTaskServiceClient(c.conn) }
 

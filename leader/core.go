@@ -28,6 +28,9 @@ type View interface {
 	Task(ref string) *blixardv1.Task
 	Tasks(after string, limit int) []*blixardv1.Task
 	TasksNamed(ref string) []*blixardv1.Task
+	Group(ref string) *blixardv1.Group
+	Groups(after string, limit int) []*blixardv1.Group
+	Replicas(groupID string) []*blixardv1.VM
 }
 
 // Core decides what the leader proposes. It is not safe for concurrent use.
@@ -71,6 +74,7 @@ type Core struct {
 	stormPercent int
 	storm        string
 	tasks        *tasks
+	groups       *groups
 }
 
 // blocked is a VM that found no node.
@@ -98,7 +102,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 	return &Core{
 		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{}, social: map[string]bool{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
-		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(),
+		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(), groups: newGroups(),
 		ranks: map[string]rank{}, promises: map[string]*promise{}, tainted: map[string]bool{}, tries: preemptTries,
 	}
 }
@@ -118,6 +122,10 @@ func (c *Core) Reset(view View) {
 	clear(c.tainted)
 	c.storm = ""
 	c.tasks.reset()
+	c.groups.reset()
+	for _, g := range view.Groups("", 0) {
+		c.groups.changed(g.GetId(), false)
+	}
 	for _, t := range view.Tasks("", 0) {
 		c.tasks.changed(t, false)
 	}
@@ -150,7 +158,12 @@ func (c *Core) Changed(ch state.Change) {
 	switch ch.Kind {
 	case state.KindTask:
 		c.tasks.changed(ch.Task, ch.Deleted)
+	case state.KindGroup:
+		c.groups.changed(ch.Group.GetId(), ch.Deleted)
 	case state.KindVM:
+		if id := state.GroupOf(ch.VM); id != "" {
+			c.groups.changed(id, false)
+		}
 		if ch.VM.GetTask() != "" {
 			c.tasks.attempt(ch.VM, ch.Deleted)
 		}
@@ -359,6 +372,10 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 // had moved: they are looked at again, in a view that has what moved.
 func (c *Core) Refused(parts []state.Refusal) {
 	for _, f := range parts {
+		if f.GroupID != "" {
+			c.groups.changed(f.GroupID, false)
+			continue
+		}
 		if f.TaskID != "" {
 			c.tasks.refused(f.TaskID)
 			continue

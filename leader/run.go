@@ -126,6 +126,7 @@ func (r *runner) round(ctx context.Context, now time.Time) error {
 	cmds := append(r.cfg.Leases.due(view.Nodes(), now), r.core.Reschedule(view, now)...)
 	cmds = append(cmds, Dampen(view, wallclock.Now())...)
 	cmds = append(cmds, r.core.TasksDue(view, wallclock.Now())...)
+	cmds = append(cmds, r.core.GroupsDue(view, now, wallclock.Now())...)
 	if view.Cluster() == nil {
 		return r.proposeAll(ctx, cmds)
 	}

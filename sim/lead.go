@@ -76,6 +76,7 @@ func (h *host) round() {
 	cmds := append(l.core.Decide(view), h.table.Due(view.Nodes(), h.monotonic())...)
 	cmds = append(cmds, leader.Dampen(view, epoch.Add(h.w.now))...)
 	cmds = append(cmds, l.core.TasksDue(view, h.now())...)
+	cmds = append(cmds, l.core.GroupsDue(view, h.now(), h.now())...)
 	for _, cmd := range l.core.Reschedule(view, h.monotonic()) {
 		h.w.count("VMs tried elsewhere")
 		cmds = append(cmds, cmd)

@@ -37,6 +37,17 @@ func VersionOf(g *blixardv1.Group, number uint64) *blixardv1.GroupVersion {
 	return nil
 }
 
+// ofTemplate gives the newest version of a template.
+func ofTemplate(g *blixardv1.Group, template uint64) *blixardv1.GroupVersion {
+	var found *blixardv1.GroupVersion
+	for _, v := range g.GetVersions() {
+		if v.GetTemplate() == template {
+			found = v
+		}
+	}
+	return found
+}
+
 // NewestVersion gives the version that the replicas shall be of.
 func NewestVersion(g *blixardv1.Group) *blixardv1.GroupVersion {
 	return VersionOf(g, g.GetStatus().GetVersion())
@@ -81,7 +92,7 @@ func changeVersion(g *blixardv1.Group, change func(*blixardv1.GroupVersion)) {
 	v := g.Versions[last]
 	next := &blixardv1.GroupVersion{
 		Number: v.Number, Vm: v.Vm, Labels: v.Labels, CreatedAt: v.CreatedAt, Actor: v.Actor, Cause: v.Cause,
-		State: v.State, Message: v.Message, Promoted: v.Promoted, Rollback: v.Rollback,
+		State: v.State, Message: v.Message, Promoted: v.Promoted, Rollback: v.Rollback, Template: v.Template,
 	}
 	change(next)
 	g.Versions[last] = next
@@ -128,14 +139,15 @@ func (b *batch) createGroup(c *blixardv1.CreateGroupCommand) Result {
 		Id: c.GetId(), Name: c.GetName(), Spec: c.GetSpec(), Generation: 1, CreateIndex: b.index, CreatedAt: b.time,
 		Project: storedProject(c.GetProject()), Status: &blixardv1.GroupStatus{},
 	}
-	b.addVersion(g, "created", false)
+	b.addVersion(g, "created", nil, false)
 	b.putGroup(g)
 	b.groupEvent(g, "group.created", "", fmt.Sprintf("the group was declared with %d replicas", g.GetSpec().GetReplicas()))
 	return Result{Index: b.index, Group: g}
 }
 
-// addVersion makes a version of the template in the spec of g, a fresh copy.
-func (b *batch) addVersion(g *blixardv1.Group, cause string, rollback bool) {
+// addVersion makes a version of the template in the spec of g, a fresh copy; of is the
+// version that it is of, if it was there before.
+func (b *batch) addVersion(g *blixardv1.Group, cause string, of *blixardv1.GroupVersion, rollback bool) {
 	st := g.Status
 	if last := NewestVersion(g); last != nil && Rolling(last.GetState()) {
 		changeVersion(g, func(v *blixardv1.GroupVersion) {
@@ -146,8 +158,12 @@ func (b *batch) addVersion(g *blixardv1.Group, cause string, rollback bool) {
 	st.Attempt++
 	st.Progress, st.Failures, st.Updated, st.UpdatedAvailable = 0, 0, 0, 0
 	st.Reason, st.Message = "", ""
+	template := st.Version
+	if of != nil {
+		template = of.GetTemplate()
+	}
 	g.Versions = append(g.Versions, &blixardv1.GroupVersion{
-		Number: st.Version, Vm: g.Spec.Vm, Labels: g.Spec.Labels, CreatedAt: b.time, Actor: b.actor, Cause: cause, State: rolling, Rollback: rollback,
+		Number: st.Version, Template: template, Vm: g.Spec.Vm, Labels: g.Spec.Labels, CreatedAt: b.time, Actor: b.actor, Cause: cause, State: rolling, Rollback: rollback,
 	})
 	trimVersions(g)
 	if st.Version > 1 {
@@ -196,7 +212,7 @@ func (b *batch) updateGroup(c *blixardv1.UpdateGroupCommand) Result {
 		b.groupEvent(g, "group.scaled", "", fmt.Sprintf("from %d to %d replicas", old.GetSpec().GetReplicas(), spec.GetReplicas()))
 	}
 	if !proto.Equal(spec.GetVm(), old.GetSpec().GetVm()) || !sameLabels(spec.GetLabels(), old.GetSpec().GetLabels()) {
-		b.addVersion(g, "updated", false)
+		b.addVersion(g, "updated", nil, false)
 	} else {
 		b.groupEvent(g, "group.updated", "", "the rules of the group were changed")
 	}
@@ -236,7 +252,7 @@ func (b *batch) changeGroup(c *blixardv1.ChangeGroupCommand) Result {
 		changed, why = true, b.promote(g)
 	case blixardv1.GroupChange_restart:
 		changed = true
-		b.addVersion(g, "restart", false)
+		b.addVersion(g, "restart", nil, false)
 	case blixardv1.GroupChange_undo:
 		changed, why = true, b.undo(g, c.GetVersion())
 	default:
@@ -340,7 +356,7 @@ func (b *batch) goBack(g *blixardv1.Group, to *blixardv1.GroupVersion, cause str
 		return why // its number of replicas, or its rules, do not fit that template
 	}
 	g.Spec = spec
-	b.addVersion(g, cause, rollback)
+	b.addVersion(g, cause, to, rollback)
 	return nil
 }
 

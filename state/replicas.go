@@ -119,6 +119,7 @@ func take(st *blixardv1.GroupStatus, s *blixardv1.GroupStep) {
 	st.Updated, st.UpdatedAvailable = seen.GetUpdated(), seen.GetUpdatedAvailable()
 	st.Progress = max(st.Progress, st.UpdatedAvailable)
 	st.Failures += s.GetFailures()
+	st.Reason, st.Message = seen.GetReason(), seen.GetMessage()
 	if len(s.GetCreate()) > 0 {
 		st.Reason, st.Message = "", ""
 	}
@@ -161,7 +162,7 @@ func (b *batch) stepFits(g *blixardv1.Group, s *blixardv1.GroupStep) *problem.Er
 		return unfit("it would have %d replicas, and allows %d", n, most)
 	}
 	for _, r := range s.GetCreate() {
-		if r.GetGroupId() != g.GetId() || VersionOf(g, r.GetVersion()) == nil || r.GetOrdinal() > 0 && r.GetOrdinal() >= spec.GetReplicas() {
+		if r.GetGroupId() != g.GetId() || ofTemplate(g, r.GetVersion()) == nil || r.GetOrdinal() > 0 && r.GetOrdinal() >= spec.GetReplicas() {
 			return unfit("%v is no replica to make", r)
 		}
 	}
@@ -169,7 +170,8 @@ func (b *batch) stepFits(g *blixardv1.Group, s *blixardv1.GroupStep) *problem.Er
 	switch s.GetEnd() {
 	case blixardv1.RolloutState_unspecified:
 	case rolling, canary, complete, failed:
-		if !Rolling(newest.GetState()) {
+		late := s.GetEnd() == complete && newest.GetState() == failed
+		if !late && !Rolling(newest.GetState()) {
 			return unfit("the rollout of version %d is %s", newest.GetNumber(), words(newest.GetState()))
 		}
 	default:
@@ -213,7 +215,7 @@ func replicaID(g *blixardv1.Group) string {
 // makeReplica declares one VM of g, a fresh copy.
 func (b *batch) makeReplica(g *blixardv1.Group, r *blixardv1.Replica) *problem.Error {
 	g.Status.Made++
-	v, id := VersionOf(g, r.GetVersion()), replicaID(g)
+	v, id := ofTemplate(g, r.GetVersion()), replicaID(g)
 	name := g.GetName() + "-" + id[:suffixLength]
 	if g.GetSpec().GetStable() {
 		name = fmt.Sprintf("%s-%d", g.GetName(), r.GetOrdinal())

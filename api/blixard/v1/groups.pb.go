@@ -612,7 +612,10 @@ type GroupVersion struct {
 	// promoted: its rollout goes on beyond the canaries.
 	Promoted bool `protobuf:"varint,9,opt,name=promoted,proto3" json:"promoted,omitempty"`
 	// rollback: it was made because another one failed.
-	Rollback      bool `protobuf:"varint,10,opt,name=rollback,proto3" json:"rollback,omitempty"`
+	Rollback bool `protobuf:"varint,10,opt,name=rollback,proto3" json:"rollback,omitempty"`
+	// template is the number of the version that first had its template: its own, but for an
+	// undo and a rollback, which replace no replica that has that template already.
+	Template      uint64 `protobuf:"varint,11,opt,name=template,proto3" json:"template,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -715,6 +718,13 @@ func (x *GroupVersion) GetRollback() bool {
 		return x.Rollback
 	}
 	return false
+}
+
+func (x *GroupVersion) GetTemplate() uint64 {
+	if x != nil {
+		return x.Template
+	}
+	return 0
 }
 
 // GroupStatus is what the cluster knows of a group.
@@ -1966,7 +1976,7 @@ const file_blixard_v1_groups_proto_rawDesc = "" +
 	"\x06failed\x10\x04\x12\x0f\n" +
 	"\vrolled_back\x10\x05\x12\x0e\n" +
 	"\n" +
-	"superseded\x10\x06\"\xb1\x03\n" +
+	"superseded\x10\x06\"\xcd\x03\n" +
 	"\fGroupVersion\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\"\n" +
 	"\x02vm\x18\x02 \x01(\v2\x12.blixard.v1.VMSpecR\x02vm\x12<\n" +
@@ -1979,7 +1989,8 @@ const file_blixard_v1_groups_proto_rawDesc = "" +
 	"\amessage\x18\b \x01(\tR\amessage\x12\x1a\n" +
 	"\bpromoted\x18\t \x01(\bR\bpromoted\x12\x1a\n" +
 	"\brollback\x18\n" +
-	" \x01(\bR\brollback\x1a9\n" +
+	" \x01(\bR\brollback\x12\x1a\n" +
+	"\btemplate\x18\v \x01(\x04R\btemplate\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf9\x02\n" +

@@ -896,7 +896,7 @@ func (x *VM) GetReadySince() *timestamppb.Timestamp {
 type Replica struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	GroupId string                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
-	// version of the group's template.
+	// version that first had the template it was made of: GroupVersion.template.
 	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	// ordinal from 0 in a stable group; 0 in others.
 	Ordinal       uint32 `protobuf:"varint,3,opt,name=ordinal,proto3" json:"ordinal,omitempty"`
