@@ -166,7 +166,9 @@ func newGroupLook(group *blixardv1.Group, vms []*blixardv1.VM, now, wall time.Ti
 	return l
 }
 
-func (l *groupLook) updated(vm *blixardv1.VM) bool { return vm.GetReplica().GetVersion() == l.newest.GetTemplate() }
+func (l *groupLook) updated(vm *blixardv1.VM) bool {
+	return vm.GetReplica().GetVersion() == l.newest.GetTemplate()
+}
 
 // over reports whether a replica ended and does not start again by itself.
 func over(vm *blixardv1.VM) bool {

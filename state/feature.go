@@ -33,7 +33,7 @@ var levels = map[protoreflect.Name]uint32{
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
 	"submit_task": 10, "step_tasks": 10, "change_tasks": 10,
 	"set_quota": 11, "remove_quota": 11,
-	"preempt": 12,
+	"preempt":      12,
 	"create_group": 13, "update_group": 13, "change_group": 13, "step_groups": 13, "delete_group": 13,
 }
 
