@@ -19,7 +19,7 @@ const (
 	// replicaRetryWait before a replica that ended is replaced, doubled by each further
 	// failure up to replicaRetryMax.
 	replicaRetryWait = time.Second
-	replicaRetryMax  = 5 * time.Minute
+	replicaRetryMax  = time.Minute
 	// blockedWait before a replica that could not be made is tried again.
 	blockedWait = 5 * time.Second
 	// restartsFailing of a replica on its node are a failure of its version.
@@ -27,6 +27,9 @@ const (
 	// failuresFailing of replicas of a version are a failure of its rollout.
 	failuresFailing = 2
 )
+
+// reasonGoing of a group that waits until a replica is gone.
+const reasonGoing = "group.replica_going"
 
 // groups decides what comes next of groups. It counts time by this leader's own clock, from
 // when it first saw something. It is not safe for concurrent use.
@@ -326,7 +329,7 @@ func (l *groupLook) create(n int, version uint64, ordinals ...uint32) {
 	if n <= 0 || planted.Is(planted.ReplicaNotReplaced) && st.GetMade() >= uint64(l.spec.GetReplicas()) {
 		return
 	}
-	if st.GetReason() != "" && !l.reached(l.since(fmt.Sprintf("blocked %d", st.GetMade())), blockedWait) {
+	if st.GetReason() != "" && st.GetReason() != reasonGoing && !l.reached(l.since(fmt.Sprintf("blocked %d", st.GetMade())), blockedWait) {
 		return
 	}
 	for i := range min(n, groupMovesMax-len(l.step.Create)) {
@@ -380,6 +383,9 @@ func (l *groupLook) move() {
 	}
 	wished, st := int(l.spec.GetReplicas()), l.step.GetStatus()
 	surge := state.Surge(l.spec)
+	if planted.Is(planted.SurgeNotChecked) {
+		surge += 2
+	}
 	target, updated := l.target(), int(st.GetUpdated())
 	others := len(l.live) - updated
 	if !state.Rolling(l.newest.GetState()) && l.newest.GetState() != blixardv1.RolloutState_failed && others == 0 {
@@ -443,6 +449,9 @@ func (l *groupLook) pick(which func(*blixardv1.VM) bool) []*blixardv1.VM {
 
 // may gives the first of vms that may go without leaving too few available.
 func (l *groupLook) may(vms []*blixardv1.VM) []*blixardv1.VM {
+	if planted.Is(planted.AvailabilityNotChecked) {
+		return vms
+	}
 	spare := l.spare()
 	left := int(l.step.GetStatus().GetAvailable()) - (int(l.spec.GetReplicas()) - state.Unavailable(l.spec))
 	var out []*blixardv1.VM
@@ -488,6 +497,9 @@ func (l *groupLook) moveStable() {
 	waits := map[uint32]bool{}
 	for _, vm := range l.going {
 		waits[vm.GetReplica().GetOrdinal()] = true
+		if st := l.step.GetStatus(); vm.GetReplica().GetOrdinal() < wished && st.GetReason() == "" {
+			st.Reason, st.Message = reasonGoing, fmt.Sprintf("VM %s is made again once node %s has removed it", vm.GetName(), vm.GetStatus().GetNode())
+		}
 	}
 	target, updated := l.target(), int(l.step.GetStatus().GetUpdated())
 	var fresh, back []uint32

@@ -56,6 +56,7 @@ type checks struct {
 	// VMs that ever were.
 	preempts map[uint64]*blixardv1.PreemptCommand
 	vms      map[string]*blixardv1.VMSpec
+	crews    *crews
 }
 
 func newChecks(w *world) *checks {
@@ -64,7 +65,7 @@ func newChecks(w *world) *checks {
 		epochs: map[string]uint64{}, lives: map[life]string{}, acked: map[uint64]bool{},
 		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{}, lost: map[string]bool{},
 		once: map[string]bool{}, commands: map[string]string{}, attempts: map[string]uint32{},
-		preempts: map[uint64]*blixardv1.PreemptCommand{}, vms: map[string]*blixardv1.VMSpec{},
+		preempts: map[uint64]*blixardv1.PreemptCommand{}, vms: map[string]*blixardv1.VMSpec{}, crews: newCrews(w),
 	}
 }
 
@@ -83,6 +84,8 @@ func (c *checks) applied(h *host, e *raftpb.Entry) {
 			c.members = index
 		} else if cmd := (&blixardv1.Command{}); c.w.faults.preemption && proto.Unmarshal(e.GetData(), cmd) == nil && cmd.GetPreempt() != nil {
 			c.preempts[index] = cmd.GetPreempt()
+		} else if c.w.faults.groups && proto.Unmarshal(e.GetData(), cmd) == nil && cmd.GetStepGroups() != nil {
+			c.crews.steps[index] = true
 		}
 		c.w.mix(index, one.term, one.sum)
 	} else if known != one {
@@ -217,6 +220,7 @@ func (c *checks) saw(view *state.View) {
 	c.seen = view.Index()
 	if err != nil { // after a snapshot, the changes that led there are not known
 		c.tasksUnknown()
+		c.crews.reset(view)
 		for _, n := range view.Nodes() {
 			c.node(n)
 		}
@@ -231,6 +235,9 @@ func (c *checks) saw(view *state.View) {
 		switch ch.Kind {
 		case state.KindVM:
 			c.vms[ch.VM.GetId()] = ch.VM.GetSpec()
+			c.crews.vm(ch)
+		case state.KindGroup:
+			c.crews.group(ch)
 		case state.KindNode:
 			c.node(ch.Node)
 		case state.KindAllocation:
@@ -242,6 +249,7 @@ func (c *checks) saw(view *state.View) {
 			c.task(ch.Task)
 		}
 	}
+	c.crews.entryEnds()
 }
 
 // node: while a node is down, none of its exclusive VMs runs.
@@ -345,6 +353,12 @@ func (w *world) settled(view *state.View) bool {
 	for _, t := range view.Tasks("", 0) {
 		if why := w.unsettledTask(view, t); why != "" {
 			w.unsettled = fmt.Sprintf("task %s: %s", t.GetName(), why)
+			return false
+		}
+	}
+	for _, g := range view.Groups("", 0) {
+		if why := w.unsettledGroup(view, g); why != "" {
+			w.unsettled = fmt.Sprintf("group %s: %s", g.GetName(), why)
 			return false
 		}
 	}

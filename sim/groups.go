@@ -17,6 +17,17 @@ import (
 // groupNames are those of groups; what begins with s has stable replicas.
 var groupNames = []string{"g0", "s0"}
 
+// badValue of the variable V makes a command end soon: see machine.becomeReady.
+const (
+	badValue = "0"
+	badTime  = 200 * time.Millisecond
+)
+
+// bad reports whether a VM is of a version that does not work.
+func bad(spec *blixardv1.VMSpec) bool {
+	return len(spec.GetEnv()) > 0 && spec.GetEnv()[0].GetValue() == badValue
+}
+
 // groupReplicasMax of a group: a few, so that what else there is still finds room.
 const groupReplicasMax = 3
 
@@ -44,10 +55,10 @@ func (w *world) groupSpec(stable bool) *blixardv1.GroupSpec {
 		Replicas: uint32(w.IntN(groupReplicasMax + 1)), Stable: stable,
 		Vm: &blixardv1.VMSpec{
 			MemoryMib: 64, Vcpus: 1, OnNodeLoss: blixardv1.NodeLossPolicy_replace, Env: []*blixardv1.EnvVar{{Name: "V", Value: fmt.Sprint(w.IntN(3))}},
-			Restart: &blixardv1.RestartPolicy{Mode: blixardv1.RestartMode_always},
+			Restart: &blixardv1.RestartPolicy{Mode: blixardv1.RestartMode_always, Backoff: durationpb.New(100 * time.Millisecond)},
 		},
 		Update: &blixardv1.UpdateRules{
-			MinHealthy: durationpb.New(w.between(0, time.Second)), ProgressDeadline: durationpb.New(w.between(10*time.Second, time.Minute)),
+			MinHealthy: durationpb.New(w.between(0, time.Second)), ProgressDeadline: durationpb.New(w.between(10*time.Second, 20*time.Second)),
 			AutoRollback: w.chance(0.5),
 		},
 	}
@@ -58,7 +69,7 @@ func (w *world) groupSpec(stable bool) *blixardv1.GroupSpec {
 	if state.Surge(spec) == 0 && state.Unavailable(spec) == 0 {
 		spec.Update.MaxUnavailable = proto.Uint32(1)
 	}
-	if w.chance(0.3) {
+	if w.chance(0.5) {
 		spec.Update.Canary, spec.Update.AutoPromote = 1, w.chance(0.5)
 	}
 	return spec
@@ -93,77 +104,154 @@ func (w *world) someReplica(name string) string {
 	return vms[w.IntN(len(vms))].GetId()
 }
 
-// groupEntry: a step of the leader leaves no more replicas than the group allows, and takes
-// none away of those that it needs. before and after are the states around its entry.
-func (c *checks) groupEntry(before, after *state.View, g *blixardv1.Group) {
-	spec := g.GetSpec()
-	count := func(view *state.View) (live, needed int) {
-		for _, vm := range view.Replicas(g.GetId()) {
-			if vm.GetDeleting() {
-				continue
-			}
-			live++
-			if state.Ready(vm) && (!spec.GetStable() || vm.GetReplica().GetOrdinal() < spec.GetReplicas()) {
-				needed++
-			}
-		}
-		return live, needed
-	}
-	wasLive, wasNeeded := count(before)
-	live, needed := count(after)
-	most := int(spec.GetReplicas()) + surgeOf(spec)
-	if live > wasLive && live > most {
-		c.w.fail("group %s goes from %d to %d replicas, and allows %d", g.GetName(), wasLive, live, most)
-	}
-	if least := int(spec.GetReplicas()) - unavailableOf(spec); needed < wasNeeded && needed < least {
-		c.w.fail("group %s goes from %d to %d ready replicas, and needs %d", g.GetName(), wasNeeded, needed, least)
+// crews are the replicas of groups as the log left them, to hold each step of the leader
+// against what the group allows.
+type crews struct {
+	w      *world
+	steps  map[uint64]bool // entries that carried groups on
+	groups map[string]*blixardv1.Group
+	vms    map[string]*blixardv1.VM
+	// before are the counts of the groups that the present entry touches.
+	index  uint64
+	before map[string]crewCount
+}
+
+// crewCount of replicas that are not being deleted, and of those that are ready and not beyond
+// the number.
+type crewCount struct{ live, needed int }
+
+func newCrews(w *world) *crews {
+	return &crews{
+		w: w, steps: map[uint64]bool{}, groups: map[string]*blixardv1.Group{}, vms: map[string]*blixardv1.VM{},
+		before: map[string]crewCount{},
 	}
 }
 
-// surgeOf and unavailableOf say again what the rules of a group mean, for the simulator's groups,
-// which all name what they allow but for stable ones.
-func surgeOf(spec *blixardv1.GroupSpec) int       { return int(spec.GetUpdate().GetMaxSurge()) }
-func unavailableOf(spec *blixardv1.GroupSpec) int { return int(spec.GetUpdate().GetMaxUnavailable()) }
-
-// group: what became of rollouts.
-func (c *checks) group(g *blixardv1.Group) {
-	v := state.NewestVersion(g)
-	if v.GetState() == blixardv1.RolloutState_complete {
-		c.w.count("rollouts complete")
+func (c *crews) reset(view *state.View) {
+	clear(c.groups)
+	clear(c.vms)
+	clear(c.before)
+	for _, g := range view.Groups("", 0) {
+		c.groups[g.GetId()] = g
+		for _, vm := range view.Replicas(g.GetId()) {
+			c.vms[vm.GetId()] = vm
+		}
 	}
-	for _, v := range g.GetVersions() {
-		if v.GetState() == blixardv1.RolloutState_rolled_back {
-			c.w.count("rollouts rolled back")
+}
+
+func (c *crews) count(groupID string) (n crewCount) {
+	spec := c.groups[groupID].GetSpec()
+	for _, vm := range c.vms {
+		if vm.GetReplica().GetGroupId() != groupID || vm.GetDeleting() {
+			continue
 		}
-		if good := g.GetStatus().GetGoodVersion(); v.GetState() == blixardv1.RolloutState_failed && v.GetNumber() == g.GetStatus().GetVersion() &&
-			g.GetSpec().GetUpdate().GetAutoRollback() && !v.GetRollback() && good != 0 && good != v.GetNumber() && c.failedAt[g.GetId()] != v.GetNumber() {
-			// The rules may have changed since: only the entry in which it failed counts.
-			c.failedAt[g.GetId()] = v.GetNumber()
+		n.live++
+		healthy := vm.GetStatus().GetState() == blixardv1.AllocationState_running
+		if healthy && (!spec.GetStable() || vm.GetReplica().GetOrdinal() < spec.GetReplicas()) {
+			n.needed++
+		}
+	}
+	return n
+}
+
+// begin begins an entry, unless it is the present one.
+func (c *crews) begin(index uint64) {
+	if index != c.index {
+		c.entryEnds()
+		c.index = index
+	}
+}
+
+func (c *crews) vm(ch state.Change) {
+	id := ch.VM.GetReplica().GetGroupId()
+	if id == "" {
+		return
+	}
+	c.begin(ch.Index)
+	if _, known := c.before[id]; !known && c.steps[ch.Index] {
+		c.before[id] = c.count(id)
+	}
+	if c.vms[ch.VM.GetId()] = ch.VM; ch.Deleted {
+		delete(c.vms, ch.VM.GetId())
+	}
+}
+
+// entryEnds: a step of the leader makes no more replicas than the group allows, and takes none
+// away of those that it needs. What surge and unavailable mean is said here again.
+func (c *crews) entryEnds() {
+	for id, before := range c.before {
+		g, after := c.groups[id], c.count(id)
+		wished, rules := int(g.GetSpec().GetReplicas()), g.GetSpec().GetUpdate()
+		if most := wished + int(rules.GetMaxSurge()); after.live > before.live && after.live > most {
+			c.w.fail("group %s goes from %d to %d replicas, and allows %d", g.GetName(), before.live, after.live, most)
+		}
+		if least := wished - int(rules.GetMaxUnavailable()); after.needed < before.needed && after.needed < least {
+			c.w.fail("group %s goes from %d to %d ready replicas, and needs %d", g.GetName(), before.needed, after.needed, least)
+		}
+	}
+	clear(c.before)
+}
+
+// group: a rollout is complete only when all replicas are of its version, and one that fails
+// is rolled back where that is wished for.
+func (c *crews) group(ch state.Change) {
+	g := ch.Group
+	c.begin(ch.Index)
+	was := c.groups[g.GetId()]
+	if c.groups[g.GetId()] = g; ch.Deleted {
+		delete(c.groups, g.GetId())
+		return
+	}
+	v, before := state.NewestVersion(g), state.NewestVersion(was)
+	if before.GetNumber() < v.GetNumber() && state.VersionOf(g, before.GetNumber()).GetState() == blixardv1.RolloutState_rolled_back {
+		c.w.count("rollouts rolled back")
+	}
+	if before.GetNumber() != v.GetNumber() || before.GetState() == v.GetState() || !c.steps[ch.Index] {
+		return
+	}
+	switch v.GetState() {
+	case blixardv1.RolloutState_complete:
+		c.w.count("rollouts complete")
+		for _, vm := range c.vms {
+			if r := vm.GetReplica(); r.GetGroupId() == g.GetId() && !vm.GetDeleting() && r.GetVersion() != v.GetTemplate() {
+				c.w.fail("version %d of group %s is complete, and VM %s is of template %d", v.GetNumber(), g.GetName(), vm.GetName(), r.GetVersion())
+			}
+		}
+	case blixardv1.RolloutState_failed:
+		good := state.VersionOf(g, g.GetStatus().GetGoodVersion())
+		if g.GetSpec().GetUpdate().GetAutoRollback() && !v.GetRollback() && good != nil && good != v {
 			c.w.fail("version %d of group %s failed and was not rolled back", v.GetNumber(), g.GetName())
-		} else if v.GetState() == blixardv1.RolloutState_failed {
-			c.failedAt[g.GetId()] = v.GetNumber()
 		}
+	case blixardv1.RolloutState_canary:
+		c.w.count("rollouts that waited")
 	}
 }
 
 // unsettledGroup tells what of a group is not as it shall be once nothing happens any more.
 func (w *world) unsettledGroup(view *state.View, g *blixardv1.Group) string {
 	st, v, wished := g.GetStatus(), state.NewestVersion(g), g.GetSpec().GetReplicas()
-	live := view.Replicas(g.GetId())
-	if slices.ContainsFunc(live, func(vm *blixardv1.VM) bool { return vm.GetStatus().GetReason() == "no-capacity" }) {
-		return "" // it says so
+	live := slices.DeleteFunc(view.Replicas(g.GetId()), func(vm *blixardv1.VM) bool { return vm.GetDeleting() })
+	waits := func(vm *blixardv1.VM) bool {
+		st := vm.GetStatus()
+		return st.GetAllocationId() == "" && st.GetReason() != "" && st.GetReason() != "declared"
+	}
+	if st.GetReason() != "" || slices.ContainsFunc(live, waits) {
+		return "" // it says why
 	}
 	switch {
 	case g.GetDeleting():
-		return "it is being deleted"
+		if len(view.Replicas(g.GetId())) > 0 {
+			return "" // they wait for their nodes
+		}
+		return "it has no VMs and is not gone"
 	case v.GetState() == blixardv1.RolloutState_canary, g.GetSpec().GetPaused(), v.GetState() == blixardv1.RolloutState_failed && v.GetMessage() != "":
-		if len(live) < int(wished) && st.GetReason() == "" {
+		if len(live) < int(wished) {
 			return fmt.Sprintf("it has %d replicas of %d", len(live), wished)
 		}
 		return ""
 	case v.GetState() != blixardv1.RolloutState_complete:
 		return fmt.Sprintf("version %d is %v", v.GetNumber(), v.GetState())
-	case len(live) != int(wished) && st.GetReason() == "":
+	case len(live) != int(wished):
 		return fmt.Sprintf("it has %d replicas of %d", len(live), wished)
 	}
 	for _, vm := range live {

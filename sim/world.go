@@ -146,6 +146,9 @@ func (w *world) live(safety time.Duration) {
 	if w.faults.tasks {
 		w.tasks()
 	}
+	if w.faults.groups {
+		w.groups()
+	}
 	w.inject()
 	// One whose faults let too little happen goes on for longer.
 	for try := 0; try < extensionsMax && (try == 0 || len(w.history) < operationsMin); try++ {

@@ -8,7 +8,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
-	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -389,8 +388,7 @@ func (b *batch) deleteGroup(c *blixardv1.DeleteGroupCommand) Result {
 // it can be done; it reports whether it was.
 func (b *batch) rollBack(g *blixardv1.Group, why string) bool {
 	newest, good := NewestVersion(g), VersionOf(g, g.GetStatus().GetGoodVersion())
-	if !g.GetSpec().GetUpdate().GetAutoRollback() || good == nil || newest.GetRollback() || good.GetNumber() == newest.GetNumber() ||
-		planted.Is(planted.RollbackForgotten) {
+	if !g.GetSpec().GetUpdate().GetAutoRollback() || good == nil || newest.GetRollback() || good.GetNumber() == newest.GetNumber() {
 		return false
 	}
 	changeVersion(g, func(v *blixardv1.GroupVersion) { v.State, v.Message = rolledBack, why })

@@ -92,7 +92,7 @@ func (b *batch) stepGroup(s *blixardv1.GroupStep) *problem.Error {
 		return why
 	}
 	g := copyGroup(old)
-	take(g.Status, s)
+	take(g, s)
 	for _, id := range s.GetRemove() {
 		vm := b.vm(id)
 		b.groupEvent(g, "group.replica_removed", s.GetRemoveReason(), fmt.Sprintf("VM %s of version %d: %s", vm.GetName(), vm.GetReplica().GetVersion(), s.GetRemoveReason()))
@@ -112,13 +112,15 @@ func (b *batch) stepGroup(s *blixardv1.GroupStep) *problem.Error {
 	return nil
 }
 
-// take takes over what the leader observed.
-func take(st *blixardv1.GroupStatus, s *blixardv1.GroupStep) {
-	seen := s.GetStatus()
+// take takes over what the leader observed of g, a fresh copy.
+func take(g *blixardv1.Group, s *blixardv1.GroupStep) {
+	st, seen := g.Status, s.GetStatus()
 	st.Replicas, st.Ready, st.Available = seen.GetReplicas(), seen.GetReady(), seen.GetAvailable()
 	st.Updated, st.UpdatedAvailable = seen.GetUpdated(), seen.GetUpdatedAvailable()
 	st.Progress = max(st.Progress, st.UpdatedAvailable)
-	st.Failures += s.GetFailures()
+	if st.Failures += s.GetFailures(); st.UpdatedAvailable >= g.GetSpec().GetReplicas() {
+		st.Failures = 0
+	}
 	st.Reason, st.Message = seen.GetReason(), seen.GetMessage()
 	if len(s.GetCreate()) > 0 {
 		st.Reason, st.Message = "", ""

@@ -40,15 +40,14 @@ const (
 	TaskEndIsLost     Bug = "the end of a task's attempt is not noted"
 	RetriesNotCounted Bug = "the attempts of a task are not counted"
 	// Groups.
-	RollbackForgotten      Bug = "a rollout that failed is not rolled back"
 	AvailabilityNotChecked Bug = "a replica is removed without looking whether enough are left"
 	SurgeNotChecked        Bug = "a replica is made without looking how many there are"
 	RolloutStalls          Bug = "a rollout ends when its first replica is available"
 	ReplicaNotReplaced     Bug = "a replica that is deleted is not replaced"
 
-	QuotaNotChecked   Bug = "VMs are declared without looking at the quota"
-	EqualsPreempted   Bug = "a VM takes the room of one of equal priority"
-	KeptPreempted     Bug = "a VM that is kept on its node is preempted"
+	QuotaNotChecked Bug = "VMs are declared without looking at the quota"
+	EqualsPreempted Bug = "a VM takes the room of one of equal priority"
+	KeptPreempted   Bug = "a VM that is kept on its node is preempted"
 	// Leases.
 	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
 	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"
