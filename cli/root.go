@@ -78,7 +78,7 @@ func (a *app) rootCommand() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add(groupVMs, a.runCommand(), a.taskCommand(), a.scheduleCommand(), a.workerCommand(), a.vmCommand(), a.imageCommand(), a.volumeCommand(), a.networkCommand(), a.secretCommand(), a.quotaCommand(),
+	add(groupVMs, a.runCommand(), a.taskCommand(), a.scheduleCommand(), a.workerCommand(), a.groupCommand(), a.vmCommand(), a.imageCommand(), a.volumeCommand(), a.networkCommand(), a.secretCommand(), a.quotaCommand(),
 		a.eventsCommand(), a.applyCommand(), a.diffCommand(), a.deleteCommand())
 	add(groupNode, a.nodeCommand(), a.bundleCommand(), a.configCommand())
 	add(groupCluster, a.clusterCommand(), a.schedulerCommand())

@@ -178,6 +178,11 @@ func (c *Client) Schedules() blixardv1.ScheduleServiceClient {
 	return blixardv1.NewScheduleServiceClient(c.conn)
 }
 
+// Groups gives GroupService.
+func (c *Client) Groups() blixardv1.GroupServiceClient {
+	return blixardv1.NewGroupServiceClient(c.conn)
+}
+
 // Tasks gives TaskService.
 func (c *Client) Tasks() blixardv1.TaskServiceClient { return blixardv1.NewTaskServiceClient(c.conn) }
 

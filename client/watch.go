@@ -163,6 +163,21 @@ func (c *Client) WatchTasks(ctx context.Context, name string) iter.Seq2[*blixard
 	}
 }
 
+// WatchGroups is WatchVMs for groups.
+func (c *Client) WatchGroups(ctx context.Context, name string) iter.Seq2[*blixardv1.WatchGroupsResponse, error] {
+	return func(yield func(*blixardv1.WatchGroupsResponse, error) bool) {
+		var r resume
+		follow(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[blixardv1.WatchGroupsResponse], error) {
+			return c.Groups().WatchGroups(ctx, &blixardv1.WatchGroupsRequest{Name: name, AfterIndex: r.begin()})
+		}, func(m *blixardv1.WatchGroupsResponse) bool {
+			if m.GetSynced() {
+				return r.sync(m.GetIndex())
+			}
+			return r.fresh(m.GetIndex(), fmt.Sprintf("%s %t", m.GetGroup().GetId(), m.GetDeleted()))
+		}, yield)
+	}
+}
+
 // WatchEvents yields the events that are kept, one message with synced set, then
 // every further one; see WatchVMs. No filter means all.
 func (c *Client) WatchEvents(ctx context.Context, filter *blixardv1.EventFilter) iter.Seq2[*blixardv1.WatchEventsResponse, error] {

@@ -30,6 +30,9 @@ type View interface {
 	TasksNamed(ref string) []*blixardv1.Task
 	Schedule(ref string) *blixardv1.Schedule
 	Schedules(after string, limit int) []*blixardv1.Schedule
+	Group(ref string) *blixardv1.Group
+	Groups(after string, limit int) []*blixardv1.Group
+	Replicas(groupID string) []*blixardv1.VM
 }
 
 // Core decides what the leader proposes. It is not safe for concurrent use.
@@ -76,6 +79,7 @@ type Core struct {
 	storm        string
 	tasks        *tasks
 	schedules    *schedules
+	groups       *groups
 }
 
 // blocked is a VM that found no node.
@@ -103,7 +107,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 	return &Core{
 		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{}, social: map[string]bool{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
-		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(), schedules: newSchedules(),
+		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(), schedules: newSchedules(), groups: newGroups(),
 		ranks: map[string]rank{}, promises: map[string]*promise{}, tainted: map[string]bool{}, drains: map[string]*drainWatch{}, tries: preemptTries,
 	}
 }
@@ -124,6 +128,10 @@ func (c *Core) Reset(view View) {
 	clear(c.drains)
 	c.storm = ""
 	c.tasks.reset()
+	c.groups.reset()
+	for _, g := range view.Groups("", 0) {
+		c.groups.changed(g.GetId(), false)
+	}
 	for _, t := range view.Tasks("", 0) {
 		c.tasks.changed(t, false)
 	}
@@ -167,7 +175,12 @@ func (c *Core) Changed(ch state.Change) {
 		c.tasks.changed(ch.Task, ch.Deleted)
 	case state.KindSchedule:
 		c.schedules.changed(ch.Schedule.GetId())
+	case state.KindGroup:
+		c.groups.changed(ch.Group.GetId(), ch.Deleted)
 	case state.KindVM:
+		if id := state.GroupOf(ch.VM); id != "" {
+			c.groups.changed(id, false)
+		}
 		if ch.VM.GetTask() != "" {
 			c.tasks.attempt(ch.VM, ch.Deleted)
 		}
@@ -376,6 +389,10 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 // had moved: they are looked at again, in a view that has what moved.
 func (c *Core) Refused(parts []state.Refusal) {
 	for _, f := range parts {
+		if f.GroupID != "" {
+			c.groups.changed(f.GroupID, false)
+			continue
+		}
 		if f.TaskID != "" {
 			c.tasks.refused(f.TaskID)
 			continue

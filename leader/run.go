@@ -158,6 +158,7 @@ func (r *runner) round(ctx context.Context, now time.Time) error {
 	cmds = append(cmds, r.core.Drains(view, now)...)
 	cmds = append(cmds, PruneEvents(view, wallclock.Now())...)
 	cmds = append(cmds, r.core.SchedulesDue(view, wallclock.Now())...)
+	cmds = append(cmds, r.core.GroupsDue(view, now, wallclock.Now())...)
 	if view.Cluster() == nil {
 		return r.proposeAll(ctx, cmds)
 	}

@@ -128,6 +128,16 @@ var rules = map[string]rule{
 	"/blixard.v1.ScheduleService/RunSchedule":    {route: toLeader, who: operate},
 	"/blixard.v1.ScheduleService/RemoveSchedule": {route: toLeader, who: operate},
 
+	"/blixard.v1.GroupService/CreateGroup":  {route: toLeader, who: operate},
+	"/blixard.v1.GroupService/GetGroup":     {route: here, who: look},
+	"/blixard.v1.GroupService/ListGroups":   {route: here, who: look},
+	"/blixard.v1.GroupService/WatchGroups":  {route: here, who: look},
+	"/blixard.v1.GroupService/UpdateGroup":  {route: toLeader, who: operate},
+	"/blixard.v1.GroupService/ScaleGroup":   {route: toLeader, who: operate},
+	"/blixard.v1.GroupService/RolloutGroup": {route: toLeader, who: operate},
+	"/blixard.v1.GroupService/UndoGroup":    {route: toLeader, who: operate},
+	"/blixard.v1.GroupService/DeleteGroup":  {route: toLeader, who: operate},
+
 	"/blixard.v1.QuotaService/SetQuota":    {route: toLeader, who: operate},
 	"/blixard.v1.QuotaService/GetQuota":    {route: here, who: look},
 	"/blixard.v1.QuotaService/ListQuotas":  {route: here, who: look},

@@ -185,6 +185,7 @@ func New(cfg Config) (*Server, error) {
 	s.register(&blixardv1.TaskService_ServiceDesc, taskService{Server: s})
 	s.register(&blixardv1.ScheduleService_ServiceDesc, scheduleService{Server: s})
 	s.register(&blixardv1.QuotaService_ServiceDesc, quotaService{Server: s})
+	s.register(&blixardv1.GroupService_ServiceDesc, groupService{Server: s})
 	if cfg.Trust != nil {
 		s.register(&blixardv1.ClusterService_ServiceDesc, clusterService{Server: s})
 		s.register(&blixardv1.EnrollService_ServiceDesc, enrollService{Server: s})

@@ -37,7 +37,7 @@ func (s *Server) changes(ctx context.Context, index uint64, each func([]state.Ch
 	}
 }
 
-// lastOfEntry gives the changes of VMs or of tasks, of several changes of one in one
+// lastOfEntry gives the changes of VMs, of tasks or of groups, of several changes of one in one
 // entry of the log only the last: an entry is done wholly or not at all, and a client
 // that resumes knows by the index and the object what it has had.
 func lastOfEntry(list []state.Change, kind state.Kind) []state.Change {
@@ -46,8 +46,11 @@ func lastOfEntry(list []state.Change, kind state.Kind) []state.Change {
 		id    string
 	}
 	of := func(c state.Change) change {
-		if kind == state.KindTask {
+		switch kind {
+		case state.KindTask:
 			return change{c.Index, c.Task.GetId()}
+		case state.KindGroup:
+			return change{c.Index, c.Group.GetId()}
 		}
 		return change{c.Index, c.VM.GetId()}
 	}

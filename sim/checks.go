@@ -67,6 +67,7 @@ type checks struct {
 	// advances are the steps of drains in the log by index, and drains how each is.
 	advances map[uint64]bool
 	drains   map[string]*blixardv1.NodeDrain
+	crews    *crews
 }
 
 func newChecks(w *world) *checks {
@@ -77,7 +78,7 @@ func newChecks(w *world) *checks {
 		once: map[string]bool{}, commands: map[string]string{}, attempts: map[string]uint32{},
 		openRuns: map[string]map[string]string{}, runTimes: map[string]runTime{}, scheduled: map[string]*blixardv1.Schedule{}, changedTimes: map[string]bool{},
 		preempts: map[uint64]*blixardv1.PreemptCommand{}, vms: map[string]*blixardv1.VMSpec{},
-		advances: map[uint64]bool{}, drains: map[string]*blixardv1.NodeDrain{},
+		advances: map[uint64]bool{}, drains: map[string]*blixardv1.NodeDrain{}, crews: newCrews(w),
 	}
 }
 
@@ -99,6 +100,7 @@ func (c *checks) applied(h *host, e *raftpb.Entry) {
 				c.preempts[index] = cmd.GetPreempt()
 			}
 			c.advances[index] = cmd.GetAdvanceDrain() != nil
+			c.crews.steps[index] = cmd.GetStepGroups() != nil
 		}
 		c.w.mix(index, one.term, one.sum)
 	} else if known != one {
@@ -257,6 +259,7 @@ func (c *checks) saw(view *state.View) {
 	if err != nil { // after a snapshot, the changes that led there are not known
 		c.tasksUnknown()
 		c.schedulesUnknown()
+		c.crews.reset(view)
 		for _, n := range view.Nodes() {
 			c.node(n)
 		}
@@ -271,6 +274,9 @@ func (c *checks) saw(view *state.View) {
 		switch ch.Kind {
 		case state.KindVM:
 			c.vms[ch.VM.GetId()] = ch.VM.GetSpec()
+			c.crews.vm(ch)
+		case state.KindGroup:
+			c.crews.group(ch)
 		case state.KindNode:
 			c.node(ch.Node)
 		case state.KindAllocation:
@@ -288,6 +294,7 @@ func (c *checks) saw(view *state.View) {
 			c.schedule(ch.Schedule, ch.Deleted)
 		}
 	}
+	c.crews.entryEnds()
 }
 
 // node: while a node is down, none of its exclusive VMs runs.
@@ -396,6 +403,12 @@ func (w *world) settled(view *state.View) bool {
 	for _, t := range view.Tasks("", 0) {
 		if why := w.unsettledTask(view, t); why != "" {
 			w.unsettled = fmt.Sprintf("task %s: %s", t.GetName(), why)
+			return false
+		}
+	}
+	for _, g := range view.Groups("", 0) {
+		if why := w.unsettledGroup(view, g); why != "" {
+			w.unsettled = fmt.Sprintf("group %s: %s", g.GetName(), why)
 			return false
 		}
 	}

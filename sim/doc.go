@@ -8,7 +8,8 @@
 // was applied, that epochs and capacity are never given twice, that nothing exceeds a
 // quota, that no VM runs twice and no boot of one has the number of another,
 // that no exclusive VM runs on a node that is down, that room is made only by VMs of lower
-// priority, that a task's command begins no more often than it may, that no damaged snapshot is taken
+// priority, that a task's command begins no more often than it may, that the
+// rollout of a group keeps to its bounds, that no damaged snapshot is taken
 // and that queues are bounded; in the end that the cluster, its agents and its VMs
 // converge once faults end, and that the history of all clients is linearizable.
 //

@@ -48,6 +48,7 @@ type faults struct {
 	guestEnds          time.Duration
 	tasks              bool
 	schedules          bool
+	groups             bool
 	// rot of disks, and flips in snapshots on their way.
 	rot   time.Duration
 	flips float64
@@ -126,6 +127,7 @@ func (w *world) drawFaults() faults {
 	if len(w.hosts) >= 5 && w.chance(0.5) {
 		f.voters = 5
 	}
+	f.groups = w.chance(0.4)
 	return f
 }
 

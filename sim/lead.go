@@ -79,6 +79,7 @@ func (h *host) round() {
 	cmds = append(cmds, l.core.Drains(view, h.monotonic())...)
 	cmds = append(cmds, leader.PruneEvents(view, h.now())...)
 	cmds = append(cmds, l.core.SchedulesDue(view, h.now())...)
+	cmds = append(cmds, l.core.GroupsDue(view, h.now(), h.now())...)
 	for _, cmd := range l.core.Reschedule(view, h.monotonic()) {
 		h.w.count("VMs tried elsewhere")
 		cmds = append(cmds, cmd)

@@ -188,6 +188,9 @@ func (v *vmm) becomeReady() {
 	if v.rec.GetAllocation().GetKeepOutput() != nil {
 		ends = taskTime
 	}
+	if bad(v.rec.GetAllocation().GetSpec()) {
+		ends = badTime
+	}
 	if ends == 0 {
 		return
 	}

@@ -102,7 +102,7 @@ func kept(t *testing.T) []uint64 {
 // needed must have happened in the seeds of TestSeeds together: without one of
 // them they would not test what they say.
 var needed = []string{
-	"changes", "operations get", "operations set", "operations create", "operations delete", "operations on running VMs", "operations on tasks", "operations on schedules", "runs of schedules", "schedules that missed times", "schedules overlap", "attempts", "tasks succeeded", "tasks failed", "tasks canceled",
+	"changes", "operations get", "operations set", "operations create", "operations delete", "operations on running VMs", "operations on tasks", "operations on schedules", "runs of schedules", "operations on groups", "rollouts complete", "schedules that missed times", "schedules overlap", "attempts", "tasks succeeded", "tasks failed", "tasks canceled",
 	"operations of unknown end", "crashes", "crashes after a vote", "power failures", "pauses", "suspends", "partitions", "duels", "deposed leaders", "hasty reads", "hasty reads answered late",
 	"starved hosts", "starved hosts that got a lease",
 	"clogged paths", "lost", "twice", "cut", "full disks", "sync found no space", "failed syncs", "slow disks", "transfers",

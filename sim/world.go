@@ -156,6 +156,9 @@ func (w *world) live(safety time.Duration) {
 		w.schedules()
 		safety = max(safety, schedulesTime)
 	}
+	if w.faults.groups {
+		w.groups()
+	}
 	w.inject()
 	// One whose faults let too little happen goes on for longer.
 	for try := 0; try < extensionsMax && (try == 0 || len(w.history) < operationsMin); try++ {

@@ -44,6 +44,10 @@ func Digest(cmd *blixardv1.Command) []byte {
 		s := proto.CloneOf(change.CreateSchedule)
 		s.Id = ""
 		c.Change = &blixardv1.Command_CreateSchedule{CreateSchedule: s}
+	case *blixardv1.Command_CreateGroup:
+		g := proto.CloneOf(change.CreateGroup)
+		g.Id = ""
+		c.Change = &blixardv1.Command_CreateGroup{CreateGroup: g}
 	case *blixardv1.Command_SetSecret:
 		// Sealing the same value twice gives other bytes.
 		c.Change = &blixardv1.Command_SetSecret{SetSecret: &blixardv1.SetSecretCommand{
@@ -108,6 +112,8 @@ func (b *batch) once(cmd *blixardv1.Command) Result {
 		a.objectID, a.objectName, a.modifyIndex = r.Schedule.GetId(), r.Schedule.GetName(), r.Schedule.GetModifyIndex()
 	case len(r.Tasks) > 0:
 		a.objectID, a.objectName, a.modifyIndex = r.Tasks[0].GetId(), r.Tasks[0].GetName(), r.Tasks[0].GetModifyIndex()
+	case r.Group != nil:
+		a.objectID, a.objectName, a.modifyIndex = r.Group.GetId(), r.Group.GetName(), r.Group.GetModifyIndex()
 	case r.Secret != nil:
 		a.objectID, a.objectName, a.modifyIndex = r.Secret.GetName(), r.Secret.GetName(), r.Secret.GetModifyIndex()
 	case r.Settings != nil:
@@ -200,6 +206,10 @@ func (b *batch) repeatGuests(a *answer, cmd *blixardv1.Command, r *Result) bool 
 	case *blixardv1.Command_SetQuota, *blixardv1.Command_RemoveQuota:
 		if r.Quota = b.quota(a.objectID); r.Quota == nil {
 			r.Quota = &blixardv1.Quota{Project: a.objectID}
+		}
+	case *blixardv1.Command_CreateGroup, *blixardv1.Command_UpdateGroup, *blixardv1.Command_ChangeGroup, *blixardv1.Command_DeleteGroup:
+		if r.Group = b.group(a.objectID); r.Group == nil {
+			r.Group = &blixardv1.Group{Id: a.objectID, Name: a.objectName, Deleting: true}
 		}
 	default:
 		return false

@@ -132,6 +132,8 @@ func (b *batch) changeableByHand(ref string, expected uint64) (*blixardv1.VM, *p
 		t := b.task(vm.GetTask())
 		return nil, problem.New(problem.Conflict, "vm.of_task", "VM %q is an attempt of task %q", vm.GetName(), t.GetName()).
 			WithHint("end it with `blixard task cancel %s`", t.GetName())
+	case vm.GetReplica() != nil:
+		return nil, b.ofGroup(vm)
 	}
 	return vm, nil
 }
@@ -144,6 +146,9 @@ func deletingProblem(vm *blixardv1.VM) *problem.Error {
 // putVM writes vm, a fresh copy, as changed by the present entry.
 func (b *batch) putVM(vm *blixardv1.VM) {
 	vm.ModifyIndex = b.index
+	if vm.GetReplica() != nil {
+		b.noteReady(vm)
+	}
 	b.byID[vm.GetId()] = vm
 	b.byName[vm.GetName()] = vm
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVM, VM: vm})
@@ -163,6 +168,9 @@ func (b *batch) dropVM(vm *blixardv1.VM) {
 	b.vmEvent(vm, "vm.deleted", "", "the VM and everything of it is gone")
 	if vm.GetTask() != "" {
 		b.followAttempt(vm, true)
+	}
+	if vm.GetReplica() != nil {
+		b.replicaGone(vm)
 	}
 }
 
@@ -226,6 +234,7 @@ func copyVM(vm *blixardv1.VM) *blixardv1.VM {
 		Deleting: vm.Deleting, Labels: vm.Labels, Interfaces: vm.Interfaces, MoveTo: vm.MoveTo, FailedOn: vm.FailedOn,
 		Task:    vm.Task,
 		Project: vm.Project,
+		Replica: vm.Replica, ReadySince: vm.ReadySince,
 	}
 }
 

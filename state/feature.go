@@ -20,6 +20,7 @@ import (
 //	10 tasks
 //	11 projects and quotas
 //	12 taints of nodes, priorities of VMs, and preemption
+//	13 groups
 //	14 schedules, what comes out of tasks, and quotas that bound tasks
 //	15 drains in steps, settings of the cluster, events that age, and spreads by shares
 const FeatureLevel = 15
@@ -34,7 +35,8 @@ var levels = map[protoreflect.Name]uint32{
 	"lose": 4, "update_node": 5, "move_vm": 6, "reschedule": 7,
 	"submit_task": 10, "step_tasks": 10, "change_tasks": 10,
 	"set_quota": 11, "remove_quota": 11,
-	"preempt":         12,
+	"preempt":      12,
+	"create_group": 13, "update_group": 13, "change_group": 13, "step_groups": 13, "delete_group": 13,
 	"create_schedule": 14, "update_schedule": 14, "change_schedule": 14, "step_schedules": 14,
 	"advance_drain": 15, "set_settings": 15, "prune_events": 15,
 }

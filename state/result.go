@@ -45,9 +45,11 @@ type Result struct {
 	Quota *blixardv1.Quota
 	// Settings after SetSettings.
 	Settings *blixardv1.Settings
+	// Group after what changes one, and its last form after what drops it.
+	Group *blixardv1.Group
 	// Problem is why the command changed nothing; nil when it was carried out.
 	Problem *problem.Error
-	// Refused are the placements, reports or steps of tasks that were refused by themselves while
+	// Refused are the placements, reports or steps of tasks and groups that were refused by themselves while
 	// the others of the command were carried out. When all were refused, Problem
 	// is that of the first.
 	Refused []Refusal
@@ -56,7 +58,7 @@ type Result struct {
 	Repeated bool
 }
 
-// Refusal of one part of a Place, Report, StepTasks or StepSchedules command.
+// Refusal of one part of a Place, Report, StepTasks, StepSchedules or StepGroups command.
 type Refusal struct {
 	// AllocationID of the placement or report, and its VM where known.
 	AllocationID string
@@ -65,7 +67,9 @@ type Refusal struct {
 	TaskID string
 	// ScheduleID of the step.
 	ScheduleID string
-	Problem    *problem.Error
+	// GroupID of the step.
+	GroupID string
+	Problem *problem.Error
 }
 
 // Kind of what a Change is about.
@@ -86,6 +90,7 @@ const (
 	KindTask       Kind = 11
 	KindQuota      Kind = 12
 	KindSchedule   Kind = 15
+	KindGroup      Kind = 13
 )
 
 // Change is one object as an entry left it. Exactly the field that Kind names is
@@ -107,4 +112,5 @@ type Change struct {
 	Task       *blixardv1.Task
 	Quota      *blixardv1.Quota
 	Schedule   *blixardv1.Schedule
+	Group      *blixardv1.Group
 }

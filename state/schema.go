@@ -24,6 +24,7 @@ const (
 	tableQuota      = "quota"
 	tableSettings   = "settings"
 	tableSchedule   = "schedule"
+	tableGroup      = "group"
 	// Claims and usages are derived from the VMs and no part of a snapshot.
 	tableClaim = "claim"
 	tableUsage = "usage"
@@ -40,6 +41,8 @@ const (
 
 	// settingsID is the key of the settings, of which there is one object at most.
 	settingsID = "settings"
+	// indexGroup has the VMs of a group, by its id.
+	indexGroup = "group"
 
 	prefixSuffix = "_prefix"
 )
@@ -89,6 +92,7 @@ func schema() *memdb.DBSchema {
 		tableVM: table(tableVM,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.VM]((*blixardv1.VM).GetId)},
 			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.VM]((*blixardv1.VM).GetName)},
+			&memdb.IndexSchema{Name: indexGroup, AllowMissing: true, Indexer: stringIndex[*blixardv1.VM](GroupOf)},
 		),
 		tableAllocation: table(tableAllocation,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Allocation]((*blixardv1.Allocation).GetId)},
@@ -140,6 +144,10 @@ func schema() *memdb.DBSchema {
 		tableSchedule: table(tableSchedule,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Schedule]((*blixardv1.Schedule).GetId)},
 			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Schedule]((*blixardv1.Schedule).GetName)},
+		),
+		tableGroup: table(tableGroup,
+			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.Group]((*blixardv1.Group).GetId)},
+			&memdb.IndexSchema{Name: indexName, Unique: true, Indexer: stringIndex[*blixardv1.Group]((*blixardv1.Group).GetName)},
 		),
 		tableUsage: table(tableUsage,
 			&memdb.IndexSchema{Name: indexID, Unique: true, Indexer: stringIndex[*blixardv1.ProjectUsage]((*blixardv1.ProjectUsage).GetProject)},
@@ -195,6 +203,14 @@ func taskNamed(txn *memdb.Txn, ref string) *blixardv1.Task {
 		return t
 	}
 	return first[blixardv1.Task](txn, tableTask, indexName, ref)
+}
+
+// groupNamed finds a group by its id or name.
+func groupNamed(txn *memdb.Txn, ref string) *blixardv1.Group {
+	if g := first[blixardv1.Group](txn, tableGroup, indexID, ref); g != nil {
+		return g
+	}
+	return first[blixardv1.Group](txn, tableGroup, indexName, ref)
 }
 
 // tasksNamed gives the task, or the tasks of the array, with that name or id.

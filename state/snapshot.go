@@ -121,6 +121,9 @@ func (v *View) putObjects(sw *snapshotWriter) {
 	each(txn, tableSchedule, func(o *blixardv1.Schedule) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Schedule{Schedule: o}})
 	})
+	each(txn, tableGroup, func(o *blixardv1.Group) {
+		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Group{Group: o}})
+	})
 }
 
 // Hash is a digest of everything in the view: replicas at the same index have
@@ -277,6 +280,8 @@ func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) erro
 		err = txn.Insert(tableSettings, o.Settings)
 	case *blixardv1.StateSnapshot_Schedule:
 		err = txn.Insert(tableSchedule, o.Schedule)
+	case *blixardv1.StateSnapshot_Group:
+		err = txn.Insert(tableGroup, o.Group)
 	case *blixardv1.StateSnapshot_Event:
 		s.events = append(s.events, o.Event)
 	case *blixardv1.StateSnapshot_Idempotency:
@@ -305,6 +310,15 @@ func (s *State) check() error {
 		if vm == nil || vm.GetStatus().GetEpoch() < a.GetEpoch() {
 			return damaged("allocation %s of epoch %d has no VM of that epoch", a.GetId(), a.GetEpoch())
 		}
+	}
+	var orphan error
+	each(txn, tableVM, func(vm *blixardv1.VM) {
+		if id := GroupOf(vm); id != "" && groupNamed(txn, id) == nil {
+			orphan = damaged("VM %s is of group %s, which is not there", vm.GetId(), id)
+		}
+	})
+	if orphan != nil {
+		return orphan
 	}
 	for _, n := range all[blixardv1.Node](txn, tableNode, indexID) {
 		if !proto.Equal(add(sums[n.GetId()], nil), n.GetAllocated()) {

@@ -208,6 +208,16 @@ func (b *batch) runGuests(cmd *blixardv1.Command) Result {
 		return b.setQuota(c.SetQuota)
 	case *blixardv1.Command_RemoveQuota:
 		return b.removeQuota(c.RemoveQuota)
+	case *blixardv1.Command_CreateGroup:
+		return b.createGroup(c.CreateGroup)
+	case *blixardv1.Command_UpdateGroup:
+		return b.updateGroup(c.UpdateGroup)
+	case *blixardv1.Command_ChangeGroup:
+		return b.changeGroup(c.ChangeGroup)
+	case *blixardv1.Command_StepGroups:
+		return b.stepGroups(c.StepGroups)
+	case *blixardv1.Command_DeleteGroup:
+		return b.deleteGroup(c.DeleteGroup)
 	}
 	return b.runCluster(cmd)
 }

@@ -64,6 +64,9 @@ func (b *batch) labelVM(c *blixardv1.LabelVMCommand) Result {
 	if old.GetDeleting() {
 		return refused(b.index, deletingProblem(old))
 	}
+	if old.GetReplica() != nil {
+		return refused(b.index, b.ofGroup(old))
+	}
 	vm := copyVM(old)
 	vm.Labels = c.GetLabels()
 	b.putVM(vm)

@@ -51,6 +51,11 @@ const (
 	ScheduleForgetsTime Bug = "a schedule does not note of which times it is decided"
 	ScheduleZoneIgnored Bug = "a schedule's times are counted in UTC, whatever its zone"
 	OverlapIgnored      Bug = "a run of a schedule begins although the one before is not finished"
+	// Groups.
+	AvailabilityNotChecked Bug = "a replica is removed without looking whether enough are left"
+	SurgeNotChecked        Bug = "a replica is made without looking how many there are"
+	RolloutStalls          Bug = "a rollout ends when its first replica is available"
+	ReplicaNotReplaced     Bug = "a replica that is deleted is not replaced"
 	// Leases.
 	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
 	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"

@@ -251,6 +251,11 @@ type Command struct {
 	//	*Command_SetQuota
 	//	*Command_RemoveQuota
 	//	*Command_Preempt
+	//	*Command_CreateGroup
+	//	*Command_UpdateGroup
+	//	*Command_ChangeGroup
+	//	*Command_StepGroups
+	//	*Command_DeleteGroup
 	//	*Command_AdvanceDrain
 	//	*Command_SetSettings
 	//	*Command_PruneEvents
@@ -733,6 +738,51 @@ func (x *Command) GetPreempt() *PreemptCommand {
 	return nil
 }
 
+func (x *Command) GetCreateGroup() *CreateGroupCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_CreateGroup); ok {
+			return x.CreateGroup
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetUpdateGroup() *UpdateGroupCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_UpdateGroup); ok {
+			return x.UpdateGroup
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetChangeGroup() *ChangeGroupCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_ChangeGroup); ok {
+			return x.ChangeGroup
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetStepGroups() *StepGroupsCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_StepGroups); ok {
+			return x.StepGroups
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteGroup() *DeleteGroupCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_DeleteGroup); ok {
+			return x.DeleteGroup
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetAdvanceDrain() *AdvanceDrainCommand {
 	if x != nil {
 		if x, ok := x.Change.(*Command_AdvanceDrain); ok {
@@ -980,6 +1030,26 @@ type Command_Preempt struct {
 	Preempt *PreemptCommand `protobuf:"bytes,56,opt,name=preempt,proto3,oneof"`
 }
 
+type Command_CreateGroup struct {
+	CreateGroup *CreateGroupCommand `protobuf:"bytes,57,opt,name=create_group,json=createGroup,proto3,oneof"`
+}
+
+type Command_UpdateGroup struct {
+	UpdateGroup *UpdateGroupCommand `protobuf:"bytes,58,opt,name=update_group,json=updateGroup,proto3,oneof"`
+}
+
+type Command_ChangeGroup struct {
+	ChangeGroup *ChangeGroupCommand `protobuf:"bytes,59,opt,name=change_group,json=changeGroup,proto3,oneof"`
+}
+
+type Command_StepGroups struct {
+	StepGroups *StepGroupsCommand `protobuf:"bytes,60,opt,name=step_groups,json=stepGroups,proto3,oneof"`
+}
+
+type Command_DeleteGroup struct {
+	DeleteGroup *DeleteGroupCommand `protobuf:"bytes,61,opt,name=delete_group,json=deleteGroup,proto3,oneof"`
+}
+
 type Command_AdvanceDrain struct {
 	AdvanceDrain *AdvanceDrainCommand `protobuf:"bytes,69,opt,name=advance_drain,json=advanceDrain,proto3,oneof"`
 }
@@ -1097,6 +1167,16 @@ func (*Command_SetQuota) isCommand_Change() {}
 func (*Command_RemoveQuota) isCommand_Change() {}
 
 func (*Command_Preempt) isCommand_Change() {}
+
+func (*Command_CreateGroup) isCommand_Change() {}
+
+func (*Command_UpdateGroup) isCommand_Change() {}
+
+func (*Command_ChangeGroup) isCommand_Change() {}
+
+func (*Command_StepGroups) isCommand_Change() {}
+
+func (*Command_DeleteGroup) isCommand_Change() {}
 
 func (*Command_AdvanceDrain) isCommand_Change() {}
 
@@ -1963,6 +2043,412 @@ func (x *UpdateScheduleCommand) GetLabels() map[string]string {
 	return nil
 }
 
+// CreateGroupCommand declares a group with its final, defaulted spec.
+type CreateGroupCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Spec  *GroupSpec             `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	// project as in Group.
+	Project       string `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupCommand) Reset() {
+	*x = CreateGroupCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupCommand) ProtoMessage() {}
+
+func (x *CreateGroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupCommand.ProtoReflect.Descriptor instead.
+func (*CreateGroupCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CreateGroupCommand) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateGroupCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateGroupCommand) GetSpec() *GroupSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *CreateGroupCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+// UpdateGroupCommand replaces the spec by a final, defaulted one.
+type UpdateGroupCommand struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	ExpectedGeneration uint64                 `protobuf:"varint,2,opt,name=expected_generation,json=expectedGeneration,proto3" json:"expected_generation,omitempty"`
+	Spec               *GroupSpec             `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *UpdateGroupCommand) Reset() {
+	*x = UpdateGroupCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateGroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateGroupCommand) ProtoMessage() {}
+
+func (x *UpdateGroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateGroupCommand.ProtoReflect.Descriptor instead.
+func (*UpdateGroupCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *UpdateGroupCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateGroupCommand) GetExpectedGeneration() uint64 {
+	if x != nil {
+		return x.ExpectedGeneration
+	}
+	return 0
+}
+
+func (x *UpdateGroupCommand) GetSpec() *GroupSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+// ChangeGroupCommand is a person's wish for a group.
+type ChangeGroupCommand struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Change GroupChange_Enum       `protobuf:"varint,1,opt,name=change,proto3,enum=blixard.v1.GroupChange_Enum" json:"change,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// replicas to scale to.
+	Replicas uint32 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	// version to undo to; 0 lets the state choose.
+	Version       uint64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeGroupCommand) Reset() {
+	*x = ChangeGroupCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGroupCommand) ProtoMessage() {}
+
+func (x *ChangeGroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGroupCommand.ProtoReflect.Descriptor instead.
+func (*ChangeGroupCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ChangeGroupCommand) GetChange() GroupChange_Enum {
+	if x != nil {
+		return x.Change
+	}
+	return GroupChange_unspecified
+}
+
+func (x *ChangeGroupCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ChangeGroupCommand) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *ChangeGroupCommand) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type DeleteGroupCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupCommand) Reset() {
+	*x = DeleteGroupCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupCommand) ProtoMessage() {}
+
+func (x *DeleteGroupCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupCommand.ProtoReflect.Descriptor instead.
+func (*DeleteGroupCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DeleteGroupCommand) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// StepGroupsCommand carries groups on, as the leader found them.
+type StepGroupsCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Steps         []*GroupStep           `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepGroupsCommand) Reset() {
+	*x = StepGroupsCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepGroupsCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepGroupsCommand) ProtoMessage() {}
+
+func (x *StepGroupsCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepGroupsCommand.ProtoReflect.Descriptor instead.
+func (*StepGroupsCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *StepGroupsCommand) GetSteps() []*GroupStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// GroupStep is refused by itself when the group is not as it was.
+type GroupStep struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	GroupId          string                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	GroupModifyIndex uint64                 `protobuf:"varint,2,opt,name=group_modify_index,json=groupModifyIndex,proto3" json:"group_modify_index,omitempty"`
+	// create replicas and remove VMs, by id, with the reason of it.
+	Create       []*Replica `protobuf:"bytes,3,rep,name=create,proto3" json:"create,omitempty"`
+	Remove       []string   `protobuf:"bytes,4,rep,name=remove,proto3" json:"remove,omitempty"`
+	RemoveReason string     `protobuf:"bytes,5,opt,name=remove_reason,json=removeReason,proto3" json:"remove_reason,omitempty"`
+	// status is what the leader observed: replicas, ready, available, updated and
+	// updated_available of it are taken.
+	Status *GroupStatus `protobuf:"bytes,6,opt,name=status,proto3" json:"status,omitempty"`
+	// end is what the newest version's rollout comes to: canary, complete or failed; and
+	// rolling when it is promoted.
+	End     RolloutState_Enum `protobuf:"varint,7,opt,name=end,proto3,enum=blixard.v1.RolloutState_Enum" json:"end,omitempty"`
+	Message string            `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	// failures to count.
+	Failures      uint32 `protobuf:"varint,9,opt,name=failures,proto3" json:"failures,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupStep) Reset() {
+	*x = GroupStep{}
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupStep) ProtoMessage() {}
+
+func (x *GroupStep) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupStep.ProtoReflect.Descriptor instead.
+func (*GroupStep) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GroupStep) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *GroupStep) GetGroupModifyIndex() uint64 {
+	if x != nil {
+		return x.GroupModifyIndex
+	}
+	return 0
+}
+
+func (x *GroupStep) GetCreate() []*Replica {
+	if x != nil {
+		return x.Create
+	}
+	return nil
+}
+
+func (x *GroupStep) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+func (x *GroupStep) GetRemoveReason() string {
+	if x != nil {
+		return x.RemoveReason
+	}
+	return ""
+}
+
+func (x *GroupStep) GetStatus() *GroupStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *GroupStep) GetEnd() RolloutState_Enum {
+	if x != nil {
+		return x.End
+	}
+	return RolloutState_unspecified
+}
+
+func (x *GroupStep) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *GroupStep) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
 type RenameVMCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1974,7 +2460,7 @@ type RenameVMCommand struct {
 
 func (x *RenameVMCommand) Reset() {
 	*x = RenameVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2472,7 @@ func (x *RenameVMCommand) String() string {
 func (*RenameVMCommand) ProtoMessage() {}
 
 func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[14]
+	mi := &file_blixard_v1_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2485,7 @@ func (x *RenameVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMCommand.ProtoReflect.Descriptor instead.
 func (*RenameVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RenameVMCommand) GetName() string {
@@ -2037,7 +2523,7 @@ type PutImageCommand struct {
 
 func (x *PutImageCommand) Reset() {
 	*x = PutImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2535,7 @@ func (x *PutImageCommand) String() string {
 func (*PutImageCommand) ProtoMessage() {}
 
 func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[15]
+	mi := &file_blixard_v1_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2062,7 +2548,7 @@ func (x *PutImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutImageCommand.ProtoReflect.Descriptor instead.
 func (*PutImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PutImageCommand) GetImage() *Image {
@@ -2105,7 +2591,7 @@ type DropImageCommand struct {
 
 func (x *DropImageCommand) Reset() {
 	*x = DropImageCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2603,7 @@ func (x *DropImageCommand) String() string {
 func (*DropImageCommand) ProtoMessage() {}
 
 func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[16]
+	mi := &file_blixard_v1_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2616,7 @@ func (x *DropImageCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropImageCommand.ProtoReflect.Descriptor instead.
 func (*DropImageCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DropImageCommand) GetNames() []string {
@@ -2164,7 +2650,7 @@ type CreateVolumeCommand struct {
 
 func (x *CreateVolumeCommand) Reset() {
 	*x = CreateVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2662,7 @@ func (x *CreateVolumeCommand) String() string {
 func (*CreateVolumeCommand) ProtoMessage() {}
 
 func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[17]
+	mi := &file_blixard_v1_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2675,7 @@ func (x *CreateVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeCommand.ProtoReflect.Descriptor instead.
 func (*CreateVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateVolumeCommand) GetId() string {
@@ -2254,7 +2740,7 @@ type ResizeVolumeCommand struct {
 
 func (x *ResizeVolumeCommand) Reset() {
 	*x = ResizeVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2752,7 @@ func (x *ResizeVolumeCommand) String() string {
 func (*ResizeVolumeCommand) ProtoMessage() {}
 
 func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[18]
+	mi := &file_blixard_v1_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2765,7 @@ func (x *ResizeVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResizeVolumeCommand) GetName() string {
@@ -2312,7 +2798,7 @@ type DeleteVolumeCommand struct {
 
 func (x *DeleteVolumeCommand) Reset() {
 	*x = DeleteVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2810,7 @@ func (x *DeleteVolumeCommand) String() string {
 func (*DeleteVolumeCommand) ProtoMessage() {}
 
 func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[19]
+	mi := &file_blixard_v1_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2823,7 @@ func (x *DeleteVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteVolumeCommand) GetName() string {
@@ -2358,7 +2844,7 @@ type ReleaseVolumeCommand struct {
 
 func (x *ReleaseVolumeCommand) Reset() {
 	*x = ReleaseVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2856,7 @@ func (x *ReleaseVolumeCommand) String() string {
 func (*ReleaseVolumeCommand) ProtoMessage() {}
 
 func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[20]
+	mi := &file_blixard_v1_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2869,7 @@ func (x *ReleaseVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseVolumeCommand.ProtoReflect.Descriptor instead.
 func (*ReleaseVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReleaseVolumeCommand) GetVolumeId() string {
@@ -2414,7 +2900,7 @@ type MoveVolumeCommand struct {
 
 func (x *MoveVolumeCommand) Reset() {
 	*x = MoveVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2426,7 +2912,7 @@ func (x *MoveVolumeCommand) String() string {
 func (*MoveVolumeCommand) ProtoMessage() {}
 
 func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[21]
+	mi := &file_blixard_v1_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2439,7 +2925,7 @@ func (x *MoveVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVolumeCommand.ProtoReflect.Descriptor instead.
 func (*MoveVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MoveVolumeCommand) GetVolumeId() string {
@@ -2482,7 +2968,7 @@ type SnapshotVolumeCommand struct {
 
 func (x *SnapshotVolumeCommand) Reset() {
 	*x = SnapshotVolumeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2980,7 @@ func (x *SnapshotVolumeCommand) String() string {
 func (*SnapshotVolumeCommand) ProtoMessage() {}
 
 func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[22]
+	mi := &file_blixard_v1_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2993,7 @@ func (x *SnapshotVolumeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotVolumeCommand.ProtoReflect.Descriptor instead.
 func (*SnapshotVolumeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SnapshotVolumeCommand) GetVolumeId() string {
@@ -2541,7 +3027,7 @@ type CreateNetworkCommand struct {
 
 func (x *CreateNetworkCommand) Reset() {
 	*x = CreateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +3039,7 @@ func (x *CreateNetworkCommand) String() string {
 func (*CreateNetworkCommand) ProtoMessage() {}
 
 func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[23]
+	mi := &file_blixard_v1_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +3052,7 @@ func (x *CreateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*CreateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateNetworkCommand) GetNetwork() *Network {
@@ -2587,7 +3073,7 @@ type UpdateNetworkCommand struct {
 
 func (x *UpdateNetworkCommand) Reset() {
 	*x = UpdateNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +3085,7 @@ func (x *UpdateNetworkCommand) String() string {
 func (*UpdateNetworkCommand) ProtoMessage() {}
 
 func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[24]
+	mi := &file_blixard_v1_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +3098,7 @@ func (x *UpdateNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UpdateNetworkCommand) GetName() string {
@@ -2645,7 +3131,7 @@ type DeleteNetworkCommand struct {
 
 func (x *DeleteNetworkCommand) Reset() {
 	*x = DeleteNetworkCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +3143,7 @@ func (x *DeleteNetworkCommand) String() string {
 func (*DeleteNetworkCommand) ProtoMessage() {}
 
 func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[25]
+	mi := &file_blixard_v1_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +3156,7 @@ func (x *DeleteNetworkCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNetworkCommand.ProtoReflect.Descriptor instead.
 func (*DeleteNetworkCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteNetworkCommand) GetName() string {
@@ -2693,7 +3179,7 @@ type SetSecretCommand struct {
 
 func (x *SetSecretCommand) Reset() {
 	*x = SetSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2705,7 +3191,7 @@ func (x *SetSecretCommand) String() string {
 func (*SetSecretCommand) ProtoMessage() {}
 
 func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[26]
+	mi := &file_blixard_v1_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2718,7 +3204,7 @@ func (x *SetSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSecretCommand.ProtoReflect.Descriptor instead.
 func (*SetSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetSecretCommand) GetName() string {
@@ -2758,7 +3244,7 @@ type DeleteSecretCommand struct {
 
 func (x *DeleteSecretCommand) Reset() {
 	*x = DeleteSecretCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +3256,7 @@ func (x *DeleteSecretCommand) String() string {
 func (*DeleteSecretCommand) ProtoMessage() {}
 
 func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[27]
+	mi := &file_blixard_v1_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +3269,7 @@ func (x *DeleteSecretCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSecretCommand.ProtoReflect.Descriptor instead.
 func (*DeleteSecretCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeleteSecretCommand) GetName() string {
@@ -2805,7 +3291,7 @@ type SetQuotaCommand struct {
 
 func (x *SetQuotaCommand) Reset() {
 	*x = SetQuotaCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2817,7 +3303,7 @@ func (x *SetQuotaCommand) String() string {
 func (*SetQuotaCommand) ProtoMessage() {}
 
 func (x *SetQuotaCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[28]
+	mi := &file_blixard_v1_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2830,7 +3316,7 @@ func (x *SetQuotaCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuotaCommand.ProtoReflect.Descriptor instead.
 func (*SetQuotaCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SetQuotaCommand) GetProject() string {
@@ -2864,7 +3350,7 @@ type RemoveQuotaCommand struct {
 
 func (x *RemoveQuotaCommand) Reset() {
 	*x = RemoveQuotaCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3362,7 @@ func (x *RemoveQuotaCommand) String() string {
 func (*RemoveQuotaCommand) ProtoMessage() {}
 
 func (x *RemoveQuotaCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[29]
+	mi := &file_blixard_v1_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3375,7 @@ func (x *RemoveQuotaCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveQuotaCommand.ProtoReflect.Descriptor instead.
 func (*RemoveQuotaCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveQuotaCommand) GetProject() string {
@@ -2923,7 +3409,7 @@ type SetVMDesiredCommand struct {
 
 func (x *SetVMDesiredCommand) Reset() {
 	*x = SetVMDesiredCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3421,7 @@ func (x *SetVMDesiredCommand) String() string {
 func (*SetVMDesiredCommand) ProtoMessage() {}
 
 func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[30]
+	mi := &file_blixard_v1_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3434,7 @@ func (x *SetVMDesiredCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMDesiredCommand.ProtoReflect.Descriptor instead.
 func (*SetVMDesiredCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SetVMDesiredCommand) GetName() string {
@@ -3006,7 +3492,7 @@ type DeleteVMCommand struct {
 
 func (x *DeleteVMCommand) Reset() {
 	*x = DeleteVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3018,7 +3504,7 @@ func (x *DeleteVMCommand) String() string {
 func (*DeleteVMCommand) ProtoMessage() {}
 
 func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[31]
+	mi := &file_blixard_v1_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3031,7 +3517,7 @@ func (x *DeleteVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMCommand.ProtoReflect.Descriptor instead.
 func (*DeleteVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeleteVMCommand) GetName() string {
@@ -3074,7 +3560,7 @@ type LabelVMCommand struct {
 
 func (x *LabelVMCommand) Reset() {
 	*x = LabelVMCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3086,7 +3572,7 @@ func (x *LabelVMCommand) String() string {
 func (*LabelVMCommand) ProtoMessage() {}
 
 func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[32]
+	mi := &file_blixard_v1_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3099,7 +3585,7 @@ func (x *LabelVMCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelVMCommand.ProtoReflect.Descriptor instead.
 func (*LabelVMCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LabelVMCommand) GetName() string {
@@ -3138,7 +3624,7 @@ type Placement struct {
 
 func (x *Placement) Reset() {
 	*x = Placement{}
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3636,7 @@ func (x *Placement) String() string {
 func (*Placement) ProtoMessage() {}
 
 func (x *Placement) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[33]
+	mi := &file_blixard_v1_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3649,7 @@ func (x *Placement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Placement.ProtoReflect.Descriptor instead.
 func (*Placement) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Placement) GetVmId() string {
@@ -3205,7 +3691,7 @@ type PlaceCommand struct {
 
 func (x *PlaceCommand) Reset() {
 	*x = PlaceCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3217,7 +3703,7 @@ func (x *PlaceCommand) String() string {
 func (*PlaceCommand) ProtoMessage() {}
 
 func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[34]
+	mi := &file_blixard_v1_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,7 +3716,7 @@ func (x *PlaceCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceCommand.ProtoReflect.Descriptor instead.
 func (*PlaceCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PlaceCommand) GetPlacements() []*Placement {
@@ -3253,7 +3739,7 @@ type ReportCommand struct {
 
 func (x *ReportCommand) Reset() {
 	*x = ReportCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3265,7 +3751,7 @@ func (x *ReportCommand) String() string {
 func (*ReportCommand) ProtoMessage() {}
 
 func (x *ReportCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[35]
+	mi := &file_blixard_v1_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3278,7 +3764,7 @@ func (x *ReportCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportCommand.ProtoReflect.Descriptor instead.
 func (*ReportCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReportCommand) GetNodeId() string {
@@ -3315,7 +3801,7 @@ type RegisterNodeCommand struct {
 
 func (x *RegisterNodeCommand) Reset() {
 	*x = RegisterNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3813,7 @@ func (x *RegisterNodeCommand) String() string {
 func (*RegisterNodeCommand) ProtoMessage() {}
 
 func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[36]
+	mi := &file_blixard_v1_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3826,7 @@ func (x *RegisterNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterNodeCommand.ProtoReflect.Descriptor instead.
 func (*RegisterNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RegisterNodeCommand) GetNodeId() string {
@@ -3383,7 +3869,7 @@ type SetVMReasonCommand struct {
 
 func (x *SetVMReasonCommand) Reset() {
 	*x = SetVMReasonCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3395,7 +3881,7 @@ func (x *SetVMReasonCommand) String() string {
 func (*SetVMReasonCommand) ProtoMessage() {}
 
 func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[37]
+	mi := &file_blixard_v1_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3408,7 +3894,7 @@ func (x *SetVMReasonCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMReasonCommand.ProtoReflect.Descriptor instead.
 func (*SetVMReasonCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SetVMReasonCommand) GetVmId() string {
@@ -3446,7 +3932,7 @@ type FormClusterCommand struct {
 
 func (x *FormClusterCommand) Reset() {
 	*x = FormClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3458,7 +3944,7 @@ func (x *FormClusterCommand) String() string {
 func (*FormClusterCommand) ProtoMessage() {}
 
 func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[38]
+	mi := &file_blixard_v1_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3471,7 +3957,7 @@ func (x *FormClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FormClusterCommand.ProtoReflect.Descriptor instead.
 func (*FormClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FormClusterCommand) GetClusterId() string {
@@ -3517,7 +4003,7 @@ type RecoverClusterCommand struct {
 
 func (x *RecoverClusterCommand) Reset() {
 	*x = RecoverClusterCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3529,7 +4015,7 @@ func (x *RecoverClusterCommand) String() string {
 func (*RecoverClusterCommand) ProtoMessage() {}
 
 func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[39]
+	mi := &file_blixard_v1_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3542,7 +4028,7 @@ func (x *RecoverClusterCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverClusterCommand.ProtoReflect.Descriptor instead.
 func (*RecoverClusterCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RecoverClusterCommand) GetClusterId() string {
@@ -3589,7 +4075,7 @@ type RotateAuthorityCommand struct {
 
 func (x *RotateAuthorityCommand) Reset() {
 	*x = RotateAuthorityCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3601,7 +4087,7 @@ func (x *RotateAuthorityCommand) String() string {
 func (*RotateAuthorityCommand) ProtoMessage() {}
 
 func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[40]
+	mi := &file_blixard_v1_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3614,7 +4100,7 @@ func (x *RotateAuthorityCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateAuthorityCommand.ProtoReflect.Descriptor instead.
 func (*RotateAuthorityCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RotateAuthorityCommand) GetCaCertificate() []byte {
@@ -3655,7 +4141,7 @@ type DropAuthoritiesCommand struct {
 
 func (x *DropAuthoritiesCommand) Reset() {
 	*x = DropAuthoritiesCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3667,7 +4153,7 @@ func (x *DropAuthoritiesCommand) String() string {
 func (*DropAuthoritiesCommand) ProtoMessage() {}
 
 func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[41]
+	mi := &file_blixard_v1_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3680,7 +4166,7 @@ func (x *DropAuthoritiesCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropAuthoritiesCommand.ProtoReflect.Descriptor instead.
 func (*DropAuthoritiesCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
 }
 
 // CreateTokenCommand makes a token known; its secret stays with who made it.
@@ -3697,7 +4183,7 @@ type CreateTokenCommand struct {
 
 func (x *CreateTokenCommand) Reset() {
 	*x = CreateTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +4195,7 @@ func (x *CreateTokenCommand) String() string {
 func (*CreateTokenCommand) ProtoMessage() {}
 
 func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[42]
+	mi := &file_blixard_v1_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +4208,7 @@ func (x *CreateTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenCommand.ProtoReflect.Descriptor instead.
 func (*CreateTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{42}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CreateTokenCommand) GetId() string {
@@ -3769,7 +4255,7 @@ type RevokeTokenCommand struct {
 
 func (x *RevokeTokenCommand) Reset() {
 	*x = RevokeTokenCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3781,7 +4267,7 @@ func (x *RevokeTokenCommand) String() string {
 func (*RevokeTokenCommand) ProtoMessage() {}
 
 func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[43]
+	mi := &file_blixard_v1_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3794,7 +4280,7 @@ func (x *RevokeTokenCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenCommand.ProtoReflect.Descriptor instead.
 func (*RevokeTokenCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{43}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RevokeTokenCommand) GetId() string {
@@ -3817,7 +4303,7 @@ type EnrollMemberCommand struct {
 
 func (x *EnrollMemberCommand) Reset() {
 	*x = EnrollMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3829,7 +4315,7 @@ func (x *EnrollMemberCommand) String() string {
 func (*EnrollMemberCommand) ProtoMessage() {}
 
 func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[44]
+	mi := &file_blixard_v1_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3842,7 +4328,7 @@ func (x *EnrollMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollMemberCommand.ProtoReflect.Descriptor instead.
 func (*EnrollMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{44}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *EnrollMemberCommand) GetTokenId() string {
@@ -3882,7 +4368,7 @@ type ChangeMemberCommand struct {
 
 func (x *ChangeMemberCommand) Reset() {
 	*x = ChangeMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3894,7 +4380,7 @@ func (x *ChangeMemberCommand) String() string {
 func (*ChangeMemberCommand) ProtoMessage() {}
 
 func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[45]
+	mi := &file_blixard_v1_command_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3907,7 +4393,7 @@ func (x *ChangeMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeMemberCommand.ProtoReflect.Descriptor instead.
 func (*ChangeMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{45}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ChangeMemberCommand) GetNode() string {
@@ -3963,7 +4449,7 @@ type RemoveMemberCommand struct {
 
 func (x *RemoveMemberCommand) Reset() {
 	*x = RemoveMemberCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3975,7 +4461,7 @@ func (x *RemoveMemberCommand) String() string {
 func (*RemoveMemberCommand) ProtoMessage() {}
 
 func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[46]
+	mi := &file_blixard_v1_command_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3988,7 +4474,7 @@ func (x *RemoveMemberCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberCommand.ProtoReflect.Descriptor instead.
 func (*RemoveMemberCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{46}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RemoveMemberCommand) GetNode() string {
@@ -4016,7 +4502,7 @@ type EvictCommand struct {
 
 func (x *EvictCommand) Reset() {
 	*x = EvictCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4028,7 +4514,7 @@ func (x *EvictCommand) String() string {
 func (*EvictCommand) ProtoMessage() {}
 
 func (x *EvictCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[47]
+	mi := &file_blixard_v1_command_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4041,7 +4527,7 @@ func (x *EvictCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictCommand.ProtoReflect.Descriptor instead.
 func (*EvictCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{47}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *EvictCommand) GetAllocationIds() []string {
@@ -4072,7 +4558,7 @@ type PreemptCommand struct {
 
 func (x *PreemptCommand) Reset() {
 	*x = PreemptCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4084,7 +4570,7 @@ func (x *PreemptCommand) String() string {
 func (*PreemptCommand) ProtoMessage() {}
 
 func (x *PreemptCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[48]
+	mi := &file_blixard_v1_command_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4097,7 +4583,7 @@ func (x *PreemptCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreemptCommand.ProtoReflect.Descriptor instead.
 func (*PreemptCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{48}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PreemptCommand) GetVmId() string {
@@ -4128,7 +4614,7 @@ type LoseCommand struct {
 
 func (x *LoseCommand) Reset() {
 	*x = LoseCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4140,7 +4626,7 @@ func (x *LoseCommand) String() string {
 func (*LoseCommand) ProtoMessage() {}
 
 func (x *LoseCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[49]
+	mi := &file_blixard_v1_command_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4153,7 +4639,7 @@ func (x *LoseCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseCommand.ProtoReflect.Descriptor instead.
 func (*LoseCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{49}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *LoseCommand) GetAllocationIds() []string {
@@ -4184,7 +4670,7 @@ type DrainNodeCommand struct {
 
 func (x *DrainNodeCommand) Reset() {
 	*x = DrainNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4196,7 +4682,7 @@ func (x *DrainNodeCommand) String() string {
 func (*DrainNodeCommand) ProtoMessage() {}
 
 func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[50]
+	mi := &file_blixard_v1_command_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4209,7 +4695,7 @@ func (x *DrainNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeCommand.ProtoReflect.Descriptor instead.
 func (*DrainNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{50}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DrainNodeCommand) GetNode() string {
@@ -4263,7 +4749,7 @@ type AdvanceDrainCommand struct {
 
 func (x *AdvanceDrainCommand) Reset() {
 	*x = AdvanceDrainCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[51]
+	mi := &file_blixard_v1_command_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4275,7 +4761,7 @@ func (x *AdvanceDrainCommand) String() string {
 func (*AdvanceDrainCommand) ProtoMessage() {}
 
 func (x *AdvanceDrainCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[51]
+	mi := &file_blixard_v1_command_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4288,7 +4774,7 @@ func (x *AdvanceDrainCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdvanceDrainCommand.ProtoReflect.Descriptor instead.
 func (*AdvanceDrainCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{51}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AdvanceDrainCommand) GetNodeId() string {
@@ -4355,7 +4841,7 @@ type SetSettingsCommand struct {
 
 func (x *SetSettingsCommand) Reset() {
 	*x = SetSettingsCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[52]
+	mi := &file_blixard_v1_command_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4367,7 +4853,7 @@ func (x *SetSettingsCommand) String() string {
 func (*SetSettingsCommand) ProtoMessage() {}
 
 func (x *SetSettingsCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[52]
+	mi := &file_blixard_v1_command_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4380,7 +4866,7 @@ func (x *SetSettingsCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSettingsCommand.ProtoReflect.Descriptor instead.
 func (*SetSettingsCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{52}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetSettingsCommand) GetExpectedIndex() uint64 {
@@ -4429,7 +4915,7 @@ type PruneEventsCommand struct {
 
 func (x *PruneEventsCommand) Reset() {
 	*x = PruneEventsCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[53]
+	mi := &file_blixard_v1_command_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4441,7 +4927,7 @@ func (x *PruneEventsCommand) String() string {
 func (*PruneEventsCommand) ProtoMessage() {}
 
 func (x *PruneEventsCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[53]
+	mi := &file_blixard_v1_command_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4454,7 +4940,7 @@ func (x *PruneEventsCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneEventsCommand.ProtoReflect.Descriptor instead.
 func (*PruneEventsCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{53}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PruneEventsCommand) GetThroughIndex() uint64 {
@@ -4484,7 +4970,7 @@ type UpdateNodeCommand struct {
 
 func (x *UpdateNodeCommand) Reset() {
 	*x = UpdateNodeCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[54]
+	mi := &file_blixard_v1_command_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4496,7 +4982,7 @@ func (x *UpdateNodeCommand) String() string {
 func (*UpdateNodeCommand) ProtoMessage() {}
 
 func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[54]
+	mi := &file_blixard_v1_command_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4509,7 +4995,7 @@ func (x *UpdateNodeCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeCommand.ProtoReflect.Descriptor instead.
 func (*UpdateNodeCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{54}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *UpdateNodeCommand) GetNode() string {
@@ -4577,7 +5063,7 @@ type SetNodeStateCommand struct {
 
 func (x *SetNodeStateCommand) Reset() {
 	*x = SetNodeStateCommand{}
-	mi := &file_blixard_v1_command_proto_msgTypes[55]
+	mi := &file_blixard_v1_command_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4589,7 +5075,7 @@ func (x *SetNodeStateCommand) String() string {
 func (*SetNodeStateCommand) ProtoMessage() {}
 
 func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[55]
+	mi := &file_blixard_v1_command_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4602,7 +5088,7 @@ func (x *SetNodeStateCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeStateCommand.ProtoReflect.Descriptor instead.
 func (*SetNodeStateCommand) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{55}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SetNodeStateCommand) GetNodeId() string {
@@ -4662,6 +5148,7 @@ type StateSnapshot struct {
 	//	*StateSnapshot_Secret
 	//	*StateSnapshot_Task
 	//	*StateSnapshot_Quota
+	//	*StateSnapshot_Group
 	//	*StateSnapshot_Settings
 	//	*StateSnapshot_Schedule
 	Record        isStateSnapshot_Record `protobuf_oneof:"record"`
@@ -4671,7 +5158,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[56]
+	mi := &file_blixard_v1_command_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4683,7 +5170,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[56]
+	mi := &file_blixard_v1_command_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4696,7 +5183,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{56}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -4850,6 +5337,15 @@ func (x *StateSnapshot) GetQuota() *Quota {
 	return nil
 }
 
+func (x *StateSnapshot) GetGroup() *Group {
+	if x != nil {
+		if x, ok := x.Record.(*StateSnapshot_Group); ok {
+			return x.Group
+		}
+	}
+	return nil
+}
+
 func (x *StateSnapshot) GetSettings() *Settings {
 	if x != nil {
 		if x, ok := x.Record.(*StateSnapshot_Settings); ok {
@@ -4938,6 +5434,10 @@ type StateSnapshot_Quota struct {
 	Quota *Quota `protobuf:"bytes,16,opt,name=quota,proto3,oneof"`
 }
 
+type StateSnapshot_Group struct {
+	Group *Group `protobuf:"bytes,17,opt,name=group,proto3,oneof"`
+}
+
 type StateSnapshot_Settings struct {
 	Settings *Settings `protobuf:"bytes,19,opt,name=settings,proto3,oneof"`
 }
@@ -4978,6 +5478,8 @@ func (*StateSnapshot_Task) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Quota) isStateSnapshot_Record() {}
 
+func (*StateSnapshot_Group) isStateSnapshot_Record() {}
+
 func (*StateSnapshot_Settings) isStateSnapshot_Record() {}
 
 func (*StateSnapshot_Schedule) isStateSnapshot_Record() {}
@@ -4993,7 +5495,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[57]
+	mi := &file_blixard_v1_command_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5005,7 +5507,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[57]
+	mi := &file_blixard_v1_command_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5018,7 +5520,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{57}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -5048,7 +5550,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[58]
+	mi := &file_blixard_v1_command_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5060,7 +5562,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[58]
+	mi := &file_blixard_v1_command_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5073,7 +5575,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{58}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -5111,7 +5613,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[59]
+	mi := &file_blixard_v1_command_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5123,7 +5625,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[59]
+	mi := &file_blixard_v1_command_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5136,7 +5638,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{59}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -5207,7 +5709,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x1ablixard/v1/schedules.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x1c\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/groups.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x1ablixard/v1/schedules.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x1f\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -5267,7 +5769,13 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\fchange_tasks\x183 \x01(\v2\x1e.blixard.v1.ChangeTasksCommandH\x00R\vchangeTasks\x12:\n" +
 	"\tset_quota\x186 \x01(\v2\x1b.blixard.v1.SetQuotaCommandH\x00R\bsetQuota\x12C\n" +
 	"\fremove_quota\x187 \x01(\v2\x1e.blixard.v1.RemoveQuotaCommandH\x00R\vremoveQuota\x126\n" +
-	"\apreempt\x188 \x01(\v2\x1a.blixard.v1.PreemptCommandH\x00R\apreempt\x12F\n" +
+	"\apreempt\x188 \x01(\v2\x1a.blixard.v1.PreemptCommandH\x00R\apreempt\x12C\n" +
+	"\fcreate_group\x189 \x01(\v2\x1e.blixard.v1.CreateGroupCommandH\x00R\vcreateGroup\x12C\n" +
+	"\fupdate_group\x18: \x01(\v2\x1e.blixard.v1.UpdateGroupCommandH\x00R\vupdateGroup\x12C\n" +
+	"\fchange_group\x18; \x01(\v2\x1e.blixard.v1.ChangeGroupCommandH\x00R\vchangeGroup\x12@\n" +
+	"\vstep_groups\x18< \x01(\v2\x1d.blixard.v1.StepGroupsCommandH\x00R\n" +
+	"stepGroups\x12C\n" +
+	"\fdelete_group\x18= \x01(\v2\x1e.blixard.v1.DeleteGroupCommandH\x00R\vdeleteGroup\x12F\n" +
 	"\radvance_drain\x18E \x01(\v2\x1f.blixard.v1.AdvanceDrainCommandH\x00R\fadvanceDrain\x12C\n" +
 	"\fset_settings\x18F \x01(\v2\x1e.blixard.v1.SetSettingsCommandH\x00R\vsetSettings\x12C\n" +
 	"\fprune_events\x18G \x01(\v2\x1e.blixard.v1.PruneEventsCommandH\x00R\vpruneEvents\x12L\n" +
@@ -5371,7 +5879,35 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2-.blixard.v1.UpdateScheduleCommand.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"g\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"}\n" +
+	"\x12CreateGroupCommand\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12)\n" +
+	"\x04spec\x18\x03 \x01(\v2\x15.blixard.v1.GroupSpecR\x04spec\x12\x18\n" +
+	"\aproject\x18\x04 \x01(\tR\aproject\"\x84\x01\n" +
+	"\x12UpdateGroupCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
+	"\x13expected_generation\x18\x02 \x01(\x04R\x12expectedGeneration\x12)\n" +
+	"\x04spec\x18\x03 \x01(\v2\x15.blixard.v1.GroupSpecR\x04spec\"\x94\x01\n" +
+	"\x12ChangeGroupCommand\x124\n" +
+	"\x06change\x18\x01 \x01(\x0e2\x1c.blixard.v1.GroupChange.EnumR\x06change\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
+	"\breplicas\x18\x03 \x01(\rR\breplicas\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\"(\n" +
+	"\x12DeleteGroupCommand\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"@\n" +
+	"\x11StepGroupsCommand\x12+\n" +
+	"\x05steps\x18\x01 \x03(\v2\x15.blixard.v1.GroupStepR\x05steps\"\xd6\x02\n" +
+	"\tGroupStep\x12\x19\n" +
+	"\bgroup_id\x18\x01 \x01(\tR\agroupId\x12,\n" +
+	"\x12group_modify_index\x18\x02 \x01(\x04R\x10groupModifyIndex\x12+\n" +
+	"\x06create\x18\x03 \x03(\v2\x13.blixard.v1.ReplicaR\x06create\x12\x16\n" +
+	"\x06remove\x18\x04 \x03(\tR\x06remove\x12#\n" +
+	"\rremove_reason\x18\x05 \x01(\tR\fremoveReason\x12/\n" +
+	"\x06status\x18\x06 \x01(\v2\x17.blixard.v1.GroupStatusR\x06status\x12/\n" +
+	"\x03end\x18\a \x01(\x0e2\x1d.blixard.v1.RolloutState.EnumR\x03end\x12\x18\n" +
+	"\amessage\x18\b \x01(\tR\amessage\x12\x1a\n" +
+	"\bfailures\x18\t \x01(\rR\bfailures\"g\n" +
 	"\x0fRenameVMCommand\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x02 \x01(\x04R\rexpectedIndex\x12\x19\n" +
@@ -5586,7 +6122,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\xe5\x06\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\x90\a\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -5606,7 +6142,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\anetwork\x18\r \x01(\v2\x13.blixard.v1.NetworkH\x00R\anetwork\x12,\n" +
 	"\x06secret\x18\x0e \x01(\v2\x12.blixard.v1.SecretH\x00R\x06secret\x12&\n" +
 	"\x04task\x18\x0f \x01(\v2\x10.blixard.v1.TaskH\x00R\x04task\x12)\n" +
-	"\x05quota\x18\x10 \x01(\v2\x11.blixard.v1.QuotaH\x00R\x05quota\x122\n" +
+	"\x05quota\x18\x10 \x01(\v2\x11.blixard.v1.QuotaH\x00R\x05quota\x12)\n" +
+	"\x05group\x18\x11 \x01(\v2\x11.blixard.v1.GroupH\x00R\x05group\x122\n" +
 	"\bsettings\x18\x13 \x01(\v2\x14.blixard.v1.SettingsH\x00R\bsettings\x122\n" +
 	"\bschedule\x18\x12 \x01(\v2\x14.blixard.v1.ScheduleH\x00R\bscheduleB\b\n" +
 	"\x06record\";\n" +
@@ -5641,7 +6178,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(TaskStep_Kind)(0),                // 0: blixard.v1.TaskStep.Kind
 	(ChangeTasksCommand_Change)(0),    // 1: blixard.v1.ChangeTasksCommand.Change
@@ -5660,209 +6197,234 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*ScheduleStep)(nil),              // 14: blixard.v1.ScheduleStep
 	(*ChangeScheduleCommand)(nil),     // 15: blixard.v1.ChangeScheduleCommand
 	(*UpdateScheduleCommand)(nil),     // 16: blixard.v1.UpdateScheduleCommand
-	(*RenameVMCommand)(nil),           // 17: blixard.v1.RenameVMCommand
-	(*PutImageCommand)(nil),           // 18: blixard.v1.PutImageCommand
-	(*DropImageCommand)(nil),          // 19: blixard.v1.DropImageCommand
-	(*CreateVolumeCommand)(nil),       // 20: blixard.v1.CreateVolumeCommand
-	(*ResizeVolumeCommand)(nil),       // 21: blixard.v1.ResizeVolumeCommand
-	(*DeleteVolumeCommand)(nil),       // 22: blixard.v1.DeleteVolumeCommand
-	(*ReleaseVolumeCommand)(nil),      // 23: blixard.v1.ReleaseVolumeCommand
-	(*MoveVolumeCommand)(nil),         // 24: blixard.v1.MoveVolumeCommand
-	(*SnapshotVolumeCommand)(nil),     // 25: blixard.v1.SnapshotVolumeCommand
-	(*CreateNetworkCommand)(nil),      // 26: blixard.v1.CreateNetworkCommand
-	(*UpdateNetworkCommand)(nil),      // 27: blixard.v1.UpdateNetworkCommand
-	(*DeleteNetworkCommand)(nil),      // 28: blixard.v1.DeleteNetworkCommand
-	(*SetSecretCommand)(nil),          // 29: blixard.v1.SetSecretCommand
-	(*DeleteSecretCommand)(nil),       // 30: blixard.v1.DeleteSecretCommand
-	(*SetQuotaCommand)(nil),           // 31: blixard.v1.SetQuotaCommand
-	(*RemoveQuotaCommand)(nil),        // 32: blixard.v1.RemoveQuotaCommand
-	(*SetVMDesiredCommand)(nil),       // 33: blixard.v1.SetVMDesiredCommand
-	(*DeleteVMCommand)(nil),           // 34: blixard.v1.DeleteVMCommand
-	(*LabelVMCommand)(nil),            // 35: blixard.v1.LabelVMCommand
-	(*Placement)(nil),                 // 36: blixard.v1.Placement
-	(*PlaceCommand)(nil),              // 37: blixard.v1.PlaceCommand
-	(*ReportCommand)(nil),             // 38: blixard.v1.ReportCommand
-	(*RegisterNodeCommand)(nil),       // 39: blixard.v1.RegisterNodeCommand
-	(*SetVMReasonCommand)(nil),        // 40: blixard.v1.SetVMReasonCommand
-	(*FormClusterCommand)(nil),        // 41: blixard.v1.FormClusterCommand
-	(*RecoverClusterCommand)(nil),     // 42: blixard.v1.RecoverClusterCommand
-	(*RotateAuthorityCommand)(nil),    // 43: blixard.v1.RotateAuthorityCommand
-	(*DropAuthoritiesCommand)(nil),    // 44: blixard.v1.DropAuthoritiesCommand
-	(*CreateTokenCommand)(nil),        // 45: blixard.v1.CreateTokenCommand
-	(*RevokeTokenCommand)(nil),        // 46: blixard.v1.RevokeTokenCommand
-	(*EnrollMemberCommand)(nil),       // 47: blixard.v1.EnrollMemberCommand
-	(*ChangeMemberCommand)(nil),       // 48: blixard.v1.ChangeMemberCommand
-	(*RemoveMemberCommand)(nil),       // 49: blixard.v1.RemoveMemberCommand
-	(*EvictCommand)(nil),              // 50: blixard.v1.EvictCommand
-	(*PreemptCommand)(nil),            // 51: blixard.v1.PreemptCommand
-	(*LoseCommand)(nil),               // 52: blixard.v1.LoseCommand
-	(*DrainNodeCommand)(nil),          // 53: blixard.v1.DrainNodeCommand
-	(*AdvanceDrainCommand)(nil),       // 54: blixard.v1.AdvanceDrainCommand
-	(*SetSettingsCommand)(nil),        // 55: blixard.v1.SetSettingsCommand
-	(*PruneEventsCommand)(nil),        // 56: blixard.v1.PruneEventsCommand
-	(*UpdateNodeCommand)(nil),         // 57: blixard.v1.UpdateNodeCommand
-	(*SetNodeStateCommand)(nil),       // 58: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),             // 59: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),               // 60: blixard.v1.StateHeader
-	(*StateEnd)(nil),                  // 61: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),         // 62: blixard.v1.IdempotencyRecord
-	nil,                               // 63: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                               // 64: blixard.v1.SubmitTaskCommand.LabelsEntry
-	nil,                               // 65: blixard.v1.CreateScheduleCommand.LabelsEntry
-	nil,                               // 66: blixard.v1.UpdateScheduleCommand.LabelsEntry
-	nil,                               // 67: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                               // 68: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                               // 69: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 70: google.protobuf.Timestamp
-	(*VMSpec)(nil),                    // 71: blixard.v1.VMSpec
-	(*TaskSpec)(nil),                  // 72: blixard.v1.TaskSpec
-	(*ScheduleSpec)(nil),              // 73: blixard.v1.ScheduleSpec
-	(*Image)(nil),                     // 74: blixard.v1.Image
-	(*VolumeSnapshot)(nil),            // 75: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                   // 76: blixard.v1.Network
-	(*NetworkRules)(nil),              // 77: blixard.v1.NetworkRules
-	(*QuotaLimits)(nil),               // 78: blixard.v1.QuotaLimits
-	(DesiredState_Enum)(0),            // 79: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),          // 80: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),           // 81: blixard.v1.NodeFingerprint
-	(*Member)(nil),                    // 82: blixard.v1.Member
-	(MemberRole_Enum)(0),              // 83: blixard.v1.MemberRole.Enum
-	(*durationpb.Duration)(nil),       // 84: google.protobuf.Duration
-	(DrainState_Enum)(0),              // 85: blixard.v1.DrainState.Enum
-	(*Taint)(nil),                     // 86: blixard.v1.Taint
-	(NodeState_Enum)(0),               // 87: blixard.v1.NodeState.Enum
-	(*VM)(nil),                        // 88: blixard.v1.VM
-	(*Allocation)(nil),                // 89: blixard.v1.Allocation
-	(*Node)(nil),                      // 90: blixard.v1.Node
-	(*Event)(nil),                     // 91: blixard.v1.Event
-	(*Cluster)(nil),                   // 92: blixard.v1.Cluster
-	(*Token)(nil),                     // 93: blixard.v1.Token
-	(*Volume)(nil),                    // 94: blixard.v1.Volume
-	(*Secret)(nil),                    // 95: blixard.v1.Secret
-	(*Task)(nil),                      // 96: blixard.v1.Task
-	(*Quota)(nil),                     // 97: blixard.v1.Quota
-	(*Settings)(nil),                  // 98: blixard.v1.Settings
-	(*Schedule)(nil),                  // 99: blixard.v1.Schedule
-	(*Problem)(nil),                   // 100: blixard.v1.Problem
+	(*CreateGroupCommand)(nil),        // 17: blixard.v1.CreateGroupCommand
+	(*UpdateGroupCommand)(nil),        // 18: blixard.v1.UpdateGroupCommand
+	(*ChangeGroupCommand)(nil),        // 19: blixard.v1.ChangeGroupCommand
+	(*DeleteGroupCommand)(nil),        // 20: blixard.v1.DeleteGroupCommand
+	(*StepGroupsCommand)(nil),         // 21: blixard.v1.StepGroupsCommand
+	(*GroupStep)(nil),                 // 22: blixard.v1.GroupStep
+	(*RenameVMCommand)(nil),           // 23: blixard.v1.RenameVMCommand
+	(*PutImageCommand)(nil),           // 24: blixard.v1.PutImageCommand
+	(*DropImageCommand)(nil),          // 25: blixard.v1.DropImageCommand
+	(*CreateVolumeCommand)(nil),       // 26: blixard.v1.CreateVolumeCommand
+	(*ResizeVolumeCommand)(nil),       // 27: blixard.v1.ResizeVolumeCommand
+	(*DeleteVolumeCommand)(nil),       // 28: blixard.v1.DeleteVolumeCommand
+	(*ReleaseVolumeCommand)(nil),      // 29: blixard.v1.ReleaseVolumeCommand
+	(*MoveVolumeCommand)(nil),         // 30: blixard.v1.MoveVolumeCommand
+	(*SnapshotVolumeCommand)(nil),     // 31: blixard.v1.SnapshotVolumeCommand
+	(*CreateNetworkCommand)(nil),      // 32: blixard.v1.CreateNetworkCommand
+	(*UpdateNetworkCommand)(nil),      // 33: blixard.v1.UpdateNetworkCommand
+	(*DeleteNetworkCommand)(nil),      // 34: blixard.v1.DeleteNetworkCommand
+	(*SetSecretCommand)(nil),          // 35: blixard.v1.SetSecretCommand
+	(*DeleteSecretCommand)(nil),       // 36: blixard.v1.DeleteSecretCommand
+	(*SetQuotaCommand)(nil),           // 37: blixard.v1.SetQuotaCommand
+	(*RemoveQuotaCommand)(nil),        // 38: blixard.v1.RemoveQuotaCommand
+	(*SetVMDesiredCommand)(nil),       // 39: blixard.v1.SetVMDesiredCommand
+	(*DeleteVMCommand)(nil),           // 40: blixard.v1.DeleteVMCommand
+	(*LabelVMCommand)(nil),            // 41: blixard.v1.LabelVMCommand
+	(*Placement)(nil),                 // 42: blixard.v1.Placement
+	(*PlaceCommand)(nil),              // 43: blixard.v1.PlaceCommand
+	(*ReportCommand)(nil),             // 44: blixard.v1.ReportCommand
+	(*RegisterNodeCommand)(nil),       // 45: blixard.v1.RegisterNodeCommand
+	(*SetVMReasonCommand)(nil),        // 46: blixard.v1.SetVMReasonCommand
+	(*FormClusterCommand)(nil),        // 47: blixard.v1.FormClusterCommand
+	(*RecoverClusterCommand)(nil),     // 48: blixard.v1.RecoverClusterCommand
+	(*RotateAuthorityCommand)(nil),    // 49: blixard.v1.RotateAuthorityCommand
+	(*DropAuthoritiesCommand)(nil),    // 50: blixard.v1.DropAuthoritiesCommand
+	(*CreateTokenCommand)(nil),        // 51: blixard.v1.CreateTokenCommand
+	(*RevokeTokenCommand)(nil),        // 52: blixard.v1.RevokeTokenCommand
+	(*EnrollMemberCommand)(nil),       // 53: blixard.v1.EnrollMemberCommand
+	(*ChangeMemberCommand)(nil),       // 54: blixard.v1.ChangeMemberCommand
+	(*RemoveMemberCommand)(nil),       // 55: blixard.v1.RemoveMemberCommand
+	(*EvictCommand)(nil),              // 56: blixard.v1.EvictCommand
+	(*PreemptCommand)(nil),            // 57: blixard.v1.PreemptCommand
+	(*LoseCommand)(nil),               // 58: blixard.v1.LoseCommand
+	(*DrainNodeCommand)(nil),          // 59: blixard.v1.DrainNodeCommand
+	(*AdvanceDrainCommand)(nil),       // 60: blixard.v1.AdvanceDrainCommand
+	(*SetSettingsCommand)(nil),        // 61: blixard.v1.SetSettingsCommand
+	(*PruneEventsCommand)(nil),        // 62: blixard.v1.PruneEventsCommand
+	(*UpdateNodeCommand)(nil),         // 63: blixard.v1.UpdateNodeCommand
+	(*SetNodeStateCommand)(nil),       // 64: blixard.v1.SetNodeStateCommand
+	(*StateSnapshot)(nil),             // 65: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),               // 66: blixard.v1.StateHeader
+	(*StateEnd)(nil),                  // 67: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),         // 68: blixard.v1.IdempotencyRecord
+	nil,                               // 69: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                               // 70: blixard.v1.SubmitTaskCommand.LabelsEntry
+	nil,                               // 71: blixard.v1.CreateScheduleCommand.LabelsEntry
+	nil,                               // 72: blixard.v1.UpdateScheduleCommand.LabelsEntry
+	nil,                               // 73: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                               // 74: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                               // 75: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 76: google.protobuf.Timestamp
+	(*VMSpec)(nil),                    // 77: blixard.v1.VMSpec
+	(*TaskSpec)(nil),                  // 78: blixard.v1.TaskSpec
+	(*ScheduleSpec)(nil),              // 79: blixard.v1.ScheduleSpec
+	(*GroupSpec)(nil),                 // 80: blixard.v1.GroupSpec
+	(GroupChange_Enum)(0),             // 81: blixard.v1.GroupChange.Enum
+	(*Replica)(nil),                   // 82: blixard.v1.Replica
+	(*GroupStatus)(nil),               // 83: blixard.v1.GroupStatus
+	(RolloutState_Enum)(0),            // 84: blixard.v1.RolloutState.Enum
+	(*Image)(nil),                     // 85: blixard.v1.Image
+	(*VolumeSnapshot)(nil),            // 86: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                   // 87: blixard.v1.Network
+	(*NetworkRules)(nil),              // 88: blixard.v1.NetworkRules
+	(*QuotaLimits)(nil),               // 89: blixard.v1.QuotaLimits
+	(DesiredState_Enum)(0),            // 90: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),          // 91: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),           // 92: blixard.v1.NodeFingerprint
+	(*Member)(nil),                    // 93: blixard.v1.Member
+	(MemberRole_Enum)(0),              // 94: blixard.v1.MemberRole.Enum
+	(*durationpb.Duration)(nil),       // 95: google.protobuf.Duration
+	(DrainState_Enum)(0),              // 96: blixard.v1.DrainState.Enum
+	(*Taint)(nil),                     // 97: blixard.v1.Taint
+	(NodeState_Enum)(0),               // 98: blixard.v1.NodeState.Enum
+	(*VM)(nil),                        // 99: blixard.v1.VM
+	(*Allocation)(nil),                // 100: blixard.v1.Allocation
+	(*Node)(nil),                      // 101: blixard.v1.Node
+	(*Event)(nil),                     // 102: blixard.v1.Event
+	(*Cluster)(nil),                   // 103: blixard.v1.Cluster
+	(*Token)(nil),                     // 104: blixard.v1.Token
+	(*Volume)(nil),                    // 105: blixard.v1.Volume
+	(*Secret)(nil),                    // 106: blixard.v1.Secret
+	(*Task)(nil),                      // 107: blixard.v1.Task
+	(*Quota)(nil),                     // 108: blixard.v1.Quota
+	(*Group)(nil),                     // 109: blixard.v1.Group
+	(*Settings)(nil),                  // 110: blixard.v1.Settings
+	(*Schedule)(nil),                  // 111: blixard.v1.Schedule
+	(*Problem)(nil),                   // 112: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	70,  // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	76,  // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	4,   // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
-	33,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
-	34,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
-	35,  // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
-	37,  // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
-	38,  // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
-	39,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
-	40,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
-	41,  // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
-	45,  // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
-	46,  // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
-	47,  // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
-	48,  // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
-	49,  // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
-	58,  // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
-	53,  // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
-	50,  // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
-	42,  // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
-	43,  // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
-	44,  // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
+	39,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
+	40,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
+	41,  // 4: blixard.v1.Command.label_vm:type_name -> blixard.v1.LabelVMCommand
+	43,  // 5: blixard.v1.Command.place:type_name -> blixard.v1.PlaceCommand
+	44,  // 6: blixard.v1.Command.report:type_name -> blixard.v1.ReportCommand
+	45,  // 7: blixard.v1.Command.register_node:type_name -> blixard.v1.RegisterNodeCommand
+	46,  // 8: blixard.v1.Command.set_vm_reason:type_name -> blixard.v1.SetVMReasonCommand
+	47,  // 9: blixard.v1.Command.form_cluster:type_name -> blixard.v1.FormClusterCommand
+	51,  // 10: blixard.v1.Command.create_token:type_name -> blixard.v1.CreateTokenCommand
+	52,  // 11: blixard.v1.Command.revoke_token:type_name -> blixard.v1.RevokeTokenCommand
+	53,  // 12: blixard.v1.Command.enroll_member:type_name -> blixard.v1.EnrollMemberCommand
+	54,  // 13: blixard.v1.Command.change_member:type_name -> blixard.v1.ChangeMemberCommand
+	55,  // 14: blixard.v1.Command.remove_member:type_name -> blixard.v1.RemoveMemberCommand
+	64,  // 15: blixard.v1.Command.set_node_state:type_name -> blixard.v1.SetNodeStateCommand
+	59,  // 16: blixard.v1.Command.drain_node:type_name -> blixard.v1.DrainNodeCommand
+	56,  // 17: blixard.v1.Command.evict:type_name -> blixard.v1.EvictCommand
+	48,  // 18: blixard.v1.Command.recover_cluster:type_name -> blixard.v1.RecoverClusterCommand
+	49,  // 19: blixard.v1.Command.rotate_authority:type_name -> blixard.v1.RotateAuthorityCommand
+	50,  // 20: blixard.v1.Command.drop_authorities:type_name -> blixard.v1.DropAuthoritiesCommand
 	5,   // 21: blixard.v1.Command.update_vm:type_name -> blixard.v1.UpdateVMCommand
-	17,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
-	18,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
-	19,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
-	20,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
-	21,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
-	22,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
-	23,  // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
-	24,  // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
-	25,  // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
-	26,  // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
-	27,  // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
-	28,  // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
-	29,  // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
-	30,  // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
-	52,  // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
-	57,  // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
+	23,  // 22: blixard.v1.Command.rename_vm:type_name -> blixard.v1.RenameVMCommand
+	24,  // 23: blixard.v1.Command.put_image:type_name -> blixard.v1.PutImageCommand
+	25,  // 24: blixard.v1.Command.drop_image:type_name -> blixard.v1.DropImageCommand
+	26,  // 25: blixard.v1.Command.create_volume:type_name -> blixard.v1.CreateVolumeCommand
+	27,  // 26: blixard.v1.Command.resize_volume:type_name -> blixard.v1.ResizeVolumeCommand
+	28,  // 27: blixard.v1.Command.delete_volume:type_name -> blixard.v1.DeleteVolumeCommand
+	29,  // 28: blixard.v1.Command.release_volume:type_name -> blixard.v1.ReleaseVolumeCommand
+	30,  // 29: blixard.v1.Command.move_volume:type_name -> blixard.v1.MoveVolumeCommand
+	31,  // 30: blixard.v1.Command.snapshot_volume:type_name -> blixard.v1.SnapshotVolumeCommand
+	32,  // 31: blixard.v1.Command.create_network:type_name -> blixard.v1.CreateNetworkCommand
+	33,  // 32: blixard.v1.Command.update_network:type_name -> blixard.v1.UpdateNetworkCommand
+	34,  // 33: blixard.v1.Command.delete_network:type_name -> blixard.v1.DeleteNetworkCommand
+	35,  // 34: blixard.v1.Command.set_secret:type_name -> blixard.v1.SetSecretCommand
+	36,  // 35: blixard.v1.Command.delete_secret:type_name -> blixard.v1.DeleteSecretCommand
+	58,  // 36: blixard.v1.Command.lose:type_name -> blixard.v1.LoseCommand
+	63,  // 37: blixard.v1.Command.update_node:type_name -> blixard.v1.UpdateNodeCommand
 	6,   // 38: blixard.v1.Command.move_vm:type_name -> blixard.v1.MoveVMCommand
 	7,   // 39: blixard.v1.Command.reschedule:type_name -> blixard.v1.RescheduleCommand
 	8,   // 40: blixard.v1.Command.submit_task:type_name -> blixard.v1.SubmitTaskCommand
 	9,   // 41: blixard.v1.Command.step_tasks:type_name -> blixard.v1.StepTasksCommand
 	11,  // 42: blixard.v1.Command.change_tasks:type_name -> blixard.v1.ChangeTasksCommand
-	31,  // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
-	32,  // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
-	51,  // 45: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
-	54,  // 46: blixard.v1.Command.advance_drain:type_name -> blixard.v1.AdvanceDrainCommand
-	55,  // 47: blixard.v1.Command.set_settings:type_name -> blixard.v1.SetSettingsCommand
-	56,  // 48: blixard.v1.Command.prune_events:type_name -> blixard.v1.PruneEventsCommand
-	12,  // 49: blixard.v1.Command.create_schedule:type_name -> blixard.v1.CreateScheduleCommand
-	13,  // 50: blixard.v1.Command.step_schedules:type_name -> blixard.v1.StepSchedulesCommand
-	15,  // 51: blixard.v1.Command.change_schedule:type_name -> blixard.v1.ChangeScheduleCommand
-	16,  // 52: blixard.v1.Command.update_schedule:type_name -> blixard.v1.UpdateScheduleCommand
-	71,  // 53: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	63,  // 54: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	71,  // 55: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	72,  // 56: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
-	64,  // 57: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
-	10,  // 58: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
-	0,   // 59: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
-	1,   // 60: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
-	73,  // 61: blixard.v1.CreateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
-	65,  // 62: blixard.v1.CreateScheduleCommand.labels:type_name -> blixard.v1.CreateScheduleCommand.LabelsEntry
-	14,  // 63: blixard.v1.StepSchedulesCommand.steps:type_name -> blixard.v1.ScheduleStep
-	70,  // 64: blixard.v1.ScheduleStep.at:type_name -> google.protobuf.Timestamp
-	2,   // 65: blixard.v1.ChangeScheduleCommand.change:type_name -> blixard.v1.ChangeScheduleCommand.Change
-	73,  // 66: blixard.v1.UpdateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
-	66,  // 67: blixard.v1.UpdateScheduleCommand.labels:type_name -> blixard.v1.UpdateScheduleCommand.LabelsEntry
-	74,  // 68: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	67,  // 69: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	75,  // 70: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	76,  // 71: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	77,  // 72: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	78,  // 73: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
-	79,  // 74: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	68,  // 75: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	36,  // 76: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	80,  // 77: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	81,  // 78: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	82,  // 79: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	83,  // 80: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	70,  // 81: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	82,  // 82: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	83,  // 83: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	84,  // 84: blixard.v1.DrainNodeCommand.deadline:type_name -> google.protobuf.Duration
-	85,  // 85: blixard.v1.AdvanceDrainCommand.state:type_name -> blixard.v1.DrainState.Enum
-	84,  // 86: blixard.v1.AdvanceDrainCommand.left:type_name -> google.protobuf.Duration
-	84,  // 87: blixard.v1.SetSettingsCommand.events_keep:type_name -> google.protobuf.Duration
-	69,  // 88: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	86,  // 89: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
-	87,  // 90: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	84,  // 91: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	60,  // 92: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	88,  // 93: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	89,  // 94: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	90,  // 95: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	91,  // 96: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	62,  // 97: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	61,  // 98: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	92,  // 99: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	82,  // 100: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	93,  // 101: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	74,  // 102: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	94,  // 103: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	76,  // 104: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	95,  // 105: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	96,  // 106: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
-	97,  // 107: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
-	98,  // 108: blixard.v1.StateSnapshot.settings:type_name -> blixard.v1.Settings
-	99,  // 109: blixard.v1.StateSnapshot.schedule:type_name -> blixard.v1.Schedule
-	70,  // 110: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	100, // 111: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	112, // [112:112] is the sub-list for method output_type
-	112, // [112:112] is the sub-list for method input_type
-	112, // [112:112] is the sub-list for extension type_name
-	112, // [112:112] is the sub-list for extension extendee
-	0,   // [0:112] is the sub-list for field type_name
+	37,  // 43: blixard.v1.Command.set_quota:type_name -> blixard.v1.SetQuotaCommand
+	38,  // 44: blixard.v1.Command.remove_quota:type_name -> blixard.v1.RemoveQuotaCommand
+	57,  // 45: blixard.v1.Command.preempt:type_name -> blixard.v1.PreemptCommand
+	17,  // 46: blixard.v1.Command.create_group:type_name -> blixard.v1.CreateGroupCommand
+	18,  // 47: blixard.v1.Command.update_group:type_name -> blixard.v1.UpdateGroupCommand
+	19,  // 48: blixard.v1.Command.change_group:type_name -> blixard.v1.ChangeGroupCommand
+	21,  // 49: blixard.v1.Command.step_groups:type_name -> blixard.v1.StepGroupsCommand
+	20,  // 50: blixard.v1.Command.delete_group:type_name -> blixard.v1.DeleteGroupCommand
+	60,  // 51: blixard.v1.Command.advance_drain:type_name -> blixard.v1.AdvanceDrainCommand
+	61,  // 52: blixard.v1.Command.set_settings:type_name -> blixard.v1.SetSettingsCommand
+	62,  // 53: blixard.v1.Command.prune_events:type_name -> blixard.v1.PruneEventsCommand
+	12,  // 54: blixard.v1.Command.create_schedule:type_name -> blixard.v1.CreateScheduleCommand
+	13,  // 55: blixard.v1.Command.step_schedules:type_name -> blixard.v1.StepSchedulesCommand
+	15,  // 56: blixard.v1.Command.change_schedule:type_name -> blixard.v1.ChangeScheduleCommand
+	16,  // 57: blixard.v1.Command.update_schedule:type_name -> blixard.v1.UpdateScheduleCommand
+	77,  // 58: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	69,  // 59: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	77,  // 60: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	78,  // 61: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
+	70,  // 62: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
+	10,  // 63: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
+	0,   // 64: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
+	1,   // 65: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
+	79,  // 66: blixard.v1.CreateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
+	71,  // 67: blixard.v1.CreateScheduleCommand.labels:type_name -> blixard.v1.CreateScheduleCommand.LabelsEntry
+	14,  // 68: blixard.v1.StepSchedulesCommand.steps:type_name -> blixard.v1.ScheduleStep
+	76,  // 69: blixard.v1.ScheduleStep.at:type_name -> google.protobuf.Timestamp
+	2,   // 70: blixard.v1.ChangeScheduleCommand.change:type_name -> blixard.v1.ChangeScheduleCommand.Change
+	79,  // 71: blixard.v1.UpdateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
+	72,  // 72: blixard.v1.UpdateScheduleCommand.labels:type_name -> blixard.v1.UpdateScheduleCommand.LabelsEntry
+	80,  // 73: blixard.v1.CreateGroupCommand.spec:type_name -> blixard.v1.GroupSpec
+	80,  // 74: blixard.v1.UpdateGroupCommand.spec:type_name -> blixard.v1.GroupSpec
+	81,  // 75: blixard.v1.ChangeGroupCommand.change:type_name -> blixard.v1.GroupChange.Enum
+	22,  // 76: blixard.v1.StepGroupsCommand.steps:type_name -> blixard.v1.GroupStep
+	82,  // 77: blixard.v1.GroupStep.create:type_name -> blixard.v1.Replica
+	83,  // 78: blixard.v1.GroupStep.status:type_name -> blixard.v1.GroupStatus
+	84,  // 79: blixard.v1.GroupStep.end:type_name -> blixard.v1.RolloutState.Enum
+	85,  // 80: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	73,  // 81: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	86,  // 82: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	87,  // 83: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	88,  // 84: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	89,  // 85: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
+	90,  // 86: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	74,  // 87: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	42,  // 88: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	91,  // 89: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	92,  // 90: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	93,  // 91: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	94,  // 92: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	76,  // 93: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	93,  // 94: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	94,  // 95: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	95,  // 96: blixard.v1.DrainNodeCommand.deadline:type_name -> google.protobuf.Duration
+	96,  // 97: blixard.v1.AdvanceDrainCommand.state:type_name -> blixard.v1.DrainState.Enum
+	95,  // 98: blixard.v1.AdvanceDrainCommand.left:type_name -> google.protobuf.Duration
+	95,  // 99: blixard.v1.SetSettingsCommand.events_keep:type_name -> google.protobuf.Duration
+	75,  // 100: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	97,  // 101: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
+	98,  // 102: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	95,  // 103: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	66,  // 104: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	99,  // 105: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	100, // 106: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	101, // 107: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	102, // 108: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	68,  // 109: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	67,  // 110: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	103, // 111: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	93,  // 112: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	104, // 113: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	85,  // 114: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	105, // 115: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	87,  // 116: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	106, // 117: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	107, // 118: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
+	108, // 119: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
+	109, // 120: blixard.v1.StateSnapshot.group:type_name -> blixard.v1.Group
+	110, // 121: blixard.v1.StateSnapshot.settings:type_name -> blixard.v1.Settings
+	111, // 122: blixard.v1.StateSnapshot.schedule:type_name -> blixard.v1.Schedule
+	76,  // 123: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	112, // 124: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	125, // [125:125] is the sub-list for method output_type
+	125, // [125:125] is the sub-list for method input_type
+	125, // [125:125] is the sub-list for extension type_name
+	125, // [125:125] is the sub-list for extension extendee
+	0,   // [0:125] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -5871,6 +6433,7 @@ func file_blixard_v1_command_proto_init() {
 		return
 	}
 	file_blixard_v1_cluster_proto_init()
+	file_blixard_v1_groups_proto_init()
 	file_blixard_v1_images_proto_init()
 	file_blixard_v1_networks_proto_init()
 	file_blixard_v1_objects_proto_init()
@@ -5926,6 +6489,11 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_SetQuota)(nil),
 		(*Command_RemoveQuota)(nil),
 		(*Command_Preempt)(nil),
+		(*Command_CreateGroup)(nil),
+		(*Command_UpdateGroup)(nil),
+		(*Command_ChangeGroup)(nil),
+		(*Command_StepGroups)(nil),
+		(*Command_DeleteGroup)(nil),
 		(*Command_AdvanceDrain)(nil),
 		(*Command_SetSettings)(nil),
 		(*Command_PruneEvents)(nil),
@@ -5934,9 +6502,9 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_ChangeSchedule)(nil),
 		(*Command_UpdateSchedule)(nil),
 	}
-	file_blixard_v1_command_proto_msgTypes[52].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[54].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[56].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[58].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[60].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[62].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -5953,6 +6521,7 @@ func file_blixard_v1_command_proto_init() {
 		(*StateSnapshot_Secret)(nil),
 		(*StateSnapshot_Task)(nil),
 		(*StateSnapshot_Quota)(nil),
+		(*StateSnapshot_Group)(nil),
 		(*StateSnapshot_Settings)(nil),
 		(*StateSnapshot_Schedule)(nil),
 	}
@@ -5962,7 +6531,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   67,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -77,7 +77,7 @@ func (x DesiredState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DesiredState_Enum.Descriptor instead.
 func (DesiredState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{2, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{3, 0}
 }
 
 type RestartMode_Enum int32
@@ -131,7 +131,7 @@ func (x RestartMode_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RestartMode_Enum.Descriptor instead.
 func (RestartMode_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{3, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{4, 0}
 }
 
 type NodeLossPolicy_Enum int32
@@ -186,7 +186,7 @@ func (x NodeLossPolicy_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeLossPolicy_Enum.Descriptor instead.
 func (NodeLossPolicy_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{5, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type TaintEffect_Enum int32
@@ -237,7 +237,7 @@ func (x TaintEffect_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TaintEffect_Enum.Descriptor instead.
 func (TaintEffect_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12, 0}
 }
 
 type Strategy_Enum int32
@@ -288,7 +288,7 @@ func (x Strategy_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Strategy_Enum.Descriptor instead.
 func (Strategy_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15, 0}
 }
 
 type Operator_Enum int32
@@ -361,7 +361,7 @@ func (x Operator_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Operator_Enum.Descriptor instead.
 func (Operator_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16, 0}
 }
 
 type InitMode_Enum int32
@@ -416,7 +416,7 @@ func (x InitMode_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InitMode_Enum.Descriptor instead.
 func (InitMode_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20, 0}
 }
 
 type Protocol_Enum int32
@@ -465,7 +465,7 @@ func (x Protocol_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Protocol_Enum.Descriptor instead.
 func (Protocol_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22, 0}
 }
 
 type Health_Enum int32
@@ -517,7 +517,7 @@ func (x Health_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Health_Enum.Descriptor instead.
 func (Health_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{29, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30, 0}
 }
 
 type AllocationState_Enum int32
@@ -587,7 +587,7 @@ func (x AllocationState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AllocationState_Enum.Descriptor instead.
 func (AllocationState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{31, 0}
 }
 
 type DesiredAllocation_Enum int32
@@ -640,7 +640,7 @@ func (x DesiredAllocation_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DesiredAllocation_Enum.Descriptor instead.
 func (DesiredAllocation_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{32, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33, 0}
 }
 
 type NodeState_Enum int32
@@ -698,7 +698,7 @@ func (x NodeState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NodeState_Enum.Descriptor instead.
 func (NodeState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{35, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{36, 0}
 }
 
 type DrainState_Enum int32
@@ -753,7 +753,7 @@ func (x DrainState_Enum) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DrainState_Enum.Descriptor instead.
 func (DrainState_Enum) EnumDescriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{37, 0}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{38, 0}
 }
 
 // VM is what a person declares: a spec, and the status that the cluster reports.
@@ -788,7 +788,12 @@ type VM struct {
 	// task is the id of the task whose attempt the VM is; empty for a VM of its own.
 	Task string `protobuf:"bytes,14,opt,name=task,proto3" json:"task,omitempty"`
 	// project whose quota the VM counts to, for all its life; empty means "default".
-	Project       string `protobuf:"bytes,15,opt,name=project,proto3" json:"project,omitempty"`
+	Project string `protobuf:"bytes,15,opt,name=project,proto3" json:"project,omitempty"`
+	// replica says of which group the VM is one; unset for a VM of its own.
+	Replica *Replica `protobuf:"bytes,16,opt,name=replica,proto3" json:"replica,omitempty"`
+	// ready_since is when a replica began to run, and to be healthy where it has a check;
+	// unset while it is not so.
+	ReadySince    *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=ready_since,json=readySince,proto3" json:"ready_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -928,6 +933,83 @@ func (x *VM) GetProject() string {
 	return ""
 }
 
+func (x *VM) GetReplica() *Replica {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+func (x *VM) GetReadySince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReadySince
+	}
+	return nil
+}
+
+// Replica is a VM's place in a group.
+type Replica struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	GroupId string                 `protobuf:"bytes,1,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
+	// version that first had the template it was made of: GroupVersion.template.
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// ordinal from 0 in a stable group; 0 in others.
+	Ordinal       uint32 `protobuf:"varint,3,opt,name=ordinal,proto3" json:"ordinal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replica) Reset() {
+	*x = Replica{}
+	mi := &file_blixard_v1_objects_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replica) ProtoMessage() {}
+
+func (x *Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_objects_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replica.ProtoReflect.Descriptor instead.
+func (*Replica) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Replica) GetGroupId() string {
+	if x != nil {
+		return x.GroupId
+	}
+	return ""
+}
+
+func (x *Replica) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Replica) GetOrdinal() uint32 {
+	if x != nil {
+		return x.Ordinal
+	}
+	return 0
+}
+
 // Interface is a NIC of a VM: the lease of its addresses.
 type Interface struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -946,7 +1028,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[1]
+	mi := &file_blixard_v1_objects_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1040,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[1]
+	mi := &file_blixard_v1_objects_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1053,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{1}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Interface) GetNetwork() string {
@@ -1018,7 +1100,7 @@ type DesiredState struct {
 
 func (x *DesiredState) Reset() {
 	*x = DesiredState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[2]
+	mi := &file_blixard_v1_objects_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1112,7 @@ func (x *DesiredState) String() string {
 func (*DesiredState) ProtoMessage() {}
 
 func (x *DesiredState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[2]
+	mi := &file_blixard_v1_objects_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1125,7 @@ func (x *DesiredState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DesiredState.ProtoReflect.Descriptor instead.
 func (*DesiredState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{2}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{3}
 }
 
 // RestartMode says when a VM whose command or hypervisor ended is started again
@@ -1056,7 +1138,7 @@ type RestartMode struct {
 
 func (x *RestartMode) Reset() {
 	*x = RestartMode{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[3]
+	mi := &file_blixard_v1_objects_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1150,7 @@ func (x *RestartMode) String() string {
 func (*RestartMode) ProtoMessage() {}
 
 func (x *RestartMode) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[3]
+	mi := &file_blixard_v1_objects_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1163,7 @@ func (x *RestartMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartMode.ProtoReflect.Descriptor instead.
 func (*RestartMode) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{3}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{4}
 }
 
 // RestartPolicy bounds the restarts of one allocation.
@@ -1099,7 +1181,7 @@ type RestartPolicy struct {
 
 func (x *RestartPolicy) Reset() {
 	*x = RestartPolicy{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[4]
+	mi := &file_blixard_v1_objects_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1193,7 @@ func (x *RestartPolicy) String() string {
 func (*RestartPolicy) ProtoMessage() {}
 
 func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[4]
+	mi := &file_blixard_v1_objects_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1206,7 @@ func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartPolicy.ProtoReflect.Descriptor instead.
 func (*RestartPolicy) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{4}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RestartPolicy) GetMode() RestartMode_Enum {
@@ -1157,7 +1239,7 @@ type NodeLossPolicy struct {
 
 func (x *NodeLossPolicy) Reset() {
 	*x = NodeLossPolicy{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[5]
+	mi := &file_blixard_v1_objects_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1251,7 @@ func (x *NodeLossPolicy) String() string {
 func (*NodeLossPolicy) ProtoMessage() {}
 
 func (x *NodeLossPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[5]
+	mi := &file_blixard_v1_objects_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1264,7 @@ func (x *NodeLossPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLossPolicy.ProtoReflect.Descriptor instead.
 func (*NodeLossPolicy) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{5}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{6}
 }
 
 // EnvVar is one variable of the command's environment.
@@ -1196,7 +1278,7 @@ type EnvVar struct {
 
 func (x *EnvVar) Reset() {
 	*x = EnvVar{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[6]
+	mi := &file_blixard_v1_objects_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1290,7 @@ func (x *EnvVar) String() string {
 func (*EnvVar) ProtoMessage() {}
 
 func (x *EnvVar) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[6]
+	mi := &file_blixard_v1_objects_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1303,7 @@ func (x *EnvVar) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvVar.ProtoReflect.Descriptor instead.
 func (*EnvVar) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{6}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EnvVar) GetName() string {
@@ -1313,7 +1395,7 @@ type VMSpec struct {
 
 func (x *VMSpec) Reset() {
 	*x = VMSpec{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[7]
+	mi := &file_blixard_v1_objects_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1325,7 +1407,7 @@ func (x *VMSpec) String() string {
 func (*VMSpec) ProtoMessage() {}
 
 func (x *VMSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[7]
+	mi := &file_blixard_v1_objects_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1338,7 +1420,7 @@ func (x *VMSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMSpec.ProtoReflect.Descriptor instead.
 func (*VMSpec) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{7}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VMSpec) GetImage() string {
@@ -1583,7 +1665,7 @@ type Scheduling struct {
 
 func (x *Scheduling) Reset() {
 	*x = Scheduling{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1677,7 @@ func (x *Scheduling) String() string {
 func (*Scheduling) ProtoMessage() {}
 
 func (x *Scheduling) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[8]
+	mi := &file_blixard_v1_objects_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1690,7 @@ func (x *Scheduling) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scheduling.ProtoReflect.Descriptor instead.
 func (*Scheduling) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{8}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Scheduling) GetConstraints() []*Constraint {
@@ -1679,7 +1761,7 @@ type Spread struct {
 
 func (x *Spread) Reset() {
 	*x = Spread{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1773,7 @@ func (x *Spread) String() string {
 func (*Spread) ProtoMessage() {}
 
 func (x *Spread) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[9]
+	mi := &file_blixard_v1_objects_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1786,7 @@ func (x *Spread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spread.ProtoReflect.Descriptor instead.
 func (*Spread) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{9}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Spread) GetKey() string {
@@ -1753,7 +1835,7 @@ type SpreadShare struct {
 
 func (x *SpreadShare) Reset() {
 	*x = SpreadShare{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1847,7 @@ func (x *SpreadShare) String() string {
 func (*SpreadShare) ProtoMessage() {}
 
 func (x *SpreadShare) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[10]
+	mi := &file_blixard_v1_objects_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1860,7 @@ func (x *SpreadShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpreadShare.ProtoReflect.Descriptor instead.
 func (*SpreadShare) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{10}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SpreadShare) GetValue() string {
@@ -1804,7 +1886,7 @@ type TaintEffect struct {
 
 func (x *TaintEffect) Reset() {
 	*x = TaintEffect{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +1898,7 @@ func (x *TaintEffect) String() string {
 func (*TaintEffect) ProtoMessage() {}
 
 func (x *TaintEffect) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[11]
+	mi := &file_blixard_v1_objects_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +1911,7 @@ func (x *TaintEffect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaintEffect.ProtoReflect.Descriptor instead.
 func (*TaintEffect) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{11}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
 }
 
 // Taint keeps VMs off a node that do not tolerate it. A node has one of each key.
@@ -1844,7 +1926,7 @@ type Taint struct {
 
 func (x *Taint) Reset() {
 	*x = Taint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +1938,7 @@ func (x *Taint) String() string {
 func (*Taint) ProtoMessage() {}
 
 func (x *Taint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[12]
+	mi := &file_blixard_v1_objects_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +1951,7 @@ func (x *Taint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Taint.ProtoReflect.Descriptor instead.
 func (*Taint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{12}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Taint) GetKey() string {
@@ -1907,7 +1989,7 @@ type Toleration struct {
 
 func (x *Toleration) Reset() {
 	*x = Toleration{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2001,7 @@ func (x *Toleration) String() string {
 func (*Toleration) ProtoMessage() {}
 
 func (x *Toleration) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[13]
+	mi := &file_blixard_v1_objects_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2014,7 @@ func (x *Toleration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Toleration.ProtoReflect.Descriptor instead.
 func (*Toleration) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{13}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Toleration) GetKey() string {
@@ -1965,7 +2047,7 @@ type Strategy struct {
 
 func (x *Strategy) Reset() {
 	*x = Strategy{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2059,7 @@ func (x *Strategy) String() string {
 func (*Strategy) ProtoMessage() {}
 
 func (x *Strategy) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[14]
+	mi := &file_blixard_v1_objects_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2072,7 @@ func (x *Strategy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Strategy.ProtoReflect.Descriptor instead.
 func (*Strategy) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{14}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
 }
 
 // Operator of a constraint. The words of in and not_in are values; less and its
@@ -2003,7 +2085,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2097,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[15]
+	mi := &file_blixard_v1_objects_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2110,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{15}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16}
 }
 
 // Constraint is a condition on a node.
@@ -2047,7 +2129,7 @@ type Constraint struct {
 
 func (x *Constraint) Reset() {
 	*x = Constraint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2141,7 @@ func (x *Constraint) String() string {
 func (*Constraint) ProtoMessage() {}
 
 func (x *Constraint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[16]
+	mi := &file_blixard_v1_objects_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2154,7 @@ func (x *Constraint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Constraint.ProtoReflect.Descriptor instead.
 func (*Constraint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{16}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Constraint) GetKey() string {
@@ -2108,7 +2190,7 @@ type Preference struct {
 
 func (x *Preference) Reset() {
 	*x = Preference{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2120,7 +2202,7 @@ func (x *Preference) String() string {
 func (*Preference) ProtoMessage() {}
 
 func (x *Preference) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[17]
+	mi := &file_blixard_v1_objects_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2133,7 +2215,7 @@ func (x *Preference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preference.ProtoReflect.Descriptor instead.
 func (*Preference) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{17}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Preference) GetConstraint() *Constraint {
@@ -2168,7 +2250,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2262,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[18]
+	mi := &file_blixard_v1_objects_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2275,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{18}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Affinity) GetKey() string {
@@ -2240,7 +2322,7 @@ type InitMode struct {
 
 func (x *InitMode) Reset() {
 	*x = InitMode{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[19]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2334,7 @@ func (x *InitMode) String() string {
 func (*InitMode) ProtoMessage() {}
 
 func (x *InitMode) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[19]
+	mi := &file_blixard_v1_objects_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2347,7 @@ func (x *InitMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitMode.ProtoReflect.Descriptor instead.
 func (*InitMode) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{19}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20}
 }
 
 // NetworkAttachment gives the VM a NIC in a network.
@@ -2281,7 +2363,7 @@ type NetworkAttachment struct {
 
 func (x *NetworkAttachment) Reset() {
 	*x = NetworkAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[20]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2375,7 @@ func (x *NetworkAttachment) String() string {
 func (*NetworkAttachment) ProtoMessage() {}
 
 func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[20]
+	mi := &file_blixard_v1_objects_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2388,7 @@ func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkAttachment.ProtoReflect.Descriptor instead.
 func (*NetworkAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{20}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NetworkAttachment) GetNetwork() string {
@@ -2332,7 +2414,7 @@ type Protocol struct {
 
 func (x *Protocol) Reset() {
 	*x = Protocol{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[21]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2426,7 @@ func (x *Protocol) String() string {
 func (*Protocol) ProtoMessage() {}
 
 func (x *Protocol) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[21]
+	mi := &file_blixard_v1_objects_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2439,7 @@ func (x *Protocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Protocol.ProtoReflect.Descriptor instead.
 func (*Protocol) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{21}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22}
 }
 
 // PublishedPort makes a port of the VM reachable at every node of the cluster.
@@ -2374,7 +2456,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[22]
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2468,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[22]
+	mi := &file_blixard_v1_objects_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2481,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{22}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PublishedPort) GetHostPort() uint32 {
@@ -2438,7 +2520,7 @@ type VolumeAttachment struct {
 
 func (x *VolumeAttachment) Reset() {
 	*x = VolumeAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2532,7 @@ func (x *VolumeAttachment) String() string {
 func (*VolumeAttachment) ProtoMessage() {}
 
 func (x *VolumeAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[23]
+	mi := &file_blixard_v1_objects_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2545,7 @@ func (x *VolumeAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeAttachment.ProtoReflect.Descriptor instead.
 func (*VolumeAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{23}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *VolumeAttachment) GetVolume() string {
@@ -2502,7 +2584,7 @@ type GuestFile struct {
 
 func (x *GuestFile) Reset() {
 	*x = GuestFile{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[24]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +2596,7 @@ func (x *GuestFile) String() string {
 func (*GuestFile) ProtoMessage() {}
 
 func (x *GuestFile) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[24]
+	mi := &file_blixard_v1_objects_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +2609,7 @@ func (x *GuestFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestFile.ProtoReflect.Descriptor instead.
 func (*GuestFile) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{24}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GuestFile) GetPath() string {
@@ -2582,7 +2664,7 @@ type SecretAttachment struct {
 
 func (x *SecretAttachment) Reset() {
 	*x = SecretAttachment{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[25]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2676,7 @@ func (x *SecretAttachment) String() string {
 func (*SecretAttachment) ProtoMessage() {}
 
 func (x *SecretAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[25]
+	mi := &file_blixard_v1_objects_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2689,7 @@ func (x *SecretAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretAttachment.ProtoReflect.Descriptor instead.
 func (*SecretAttachment) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{25}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SecretAttachment) GetSecret() string {
@@ -2671,7 +2753,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[26]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2765,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[26]
+	mi := &file_blixard_v1_objects_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2778,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{26}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *HealthCheck) GetProbe() isHealthCheck_Probe {
@@ -2818,7 +2900,7 @@ type HealthExec struct {
 
 func (x *HealthExec) Reset() {
 	*x = HealthExec{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[27]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +2912,7 @@ func (x *HealthExec) String() string {
 func (*HealthExec) ProtoMessage() {}
 
 func (x *HealthExec) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[27]
+	mi := &file_blixard_v1_objects_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +2925,7 @@ func (x *HealthExec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthExec.ProtoReflect.Descriptor instead.
 func (*HealthExec) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{27}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *HealthExec) GetCommand() []string {
@@ -2864,7 +2946,7 @@ type HealthHTTP struct {
 
 func (x *HealthHTTP) Reset() {
 	*x = HealthHTTP{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[28]
+	mi := &file_blixard_v1_objects_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +2958,7 @@ func (x *HealthHTTP) String() string {
 func (*HealthHTTP) ProtoMessage() {}
 
 func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[28]
+	mi := &file_blixard_v1_objects_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +2971,7 @@ func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthHTTP.ProtoReflect.Descriptor instead.
 func (*HealthHTTP) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{28}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HealthHTTP) GetPort() uint32 {
@@ -2915,7 +2997,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[29]
+	mi := &file_blixard_v1_objects_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2927,7 +3009,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[29]
+	mi := &file_blixard_v1_objects_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +3022,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{29}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30}
 }
 
 // AllocationState is the observed state of an allocation. The legal moves are
@@ -2953,7 +3035,7 @@ type AllocationState struct {
 
 func (x *AllocationState) Reset() {
 	*x = AllocationState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[30]
+	mi := &file_blixard_v1_objects_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2965,7 +3047,7 @@ func (x *AllocationState) String() string {
 func (*AllocationState) ProtoMessage() {}
 
 func (x *AllocationState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[30]
+	mi := &file_blixard_v1_objects_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3060,7 @@ func (x *AllocationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocationState.ProtoReflect.Descriptor instead.
 func (*AllocationState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{30}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{31}
 }
 
 // VMStatus is what the cluster observes of a VM; it mirrors the status of its
@@ -3036,7 +3118,7 @@ type VMStatus struct {
 
 func (x *VMStatus) Reset() {
 	*x = VMStatus{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[31]
+	mi := &file_blixard_v1_objects_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3048,7 +3130,7 @@ func (x *VMStatus) String() string {
 func (*VMStatus) ProtoMessage() {}
 
 func (x *VMStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[31]
+	mi := &file_blixard_v1_objects_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3061,7 +3143,7 @@ func (x *VMStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStatus.ProtoReflect.Descriptor instead.
 func (*VMStatus) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{31}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VMStatus) GetState() AllocationState_Enum {
@@ -3248,7 +3330,7 @@ type DesiredAllocation struct {
 
 func (x *DesiredAllocation) Reset() {
 	*x = DesiredAllocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[32]
+	mi := &file_blixard_v1_objects_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3260,7 +3342,7 @@ func (x *DesiredAllocation) String() string {
 func (*DesiredAllocation) ProtoMessage() {}
 
 func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[32]
+	mi := &file_blixard_v1_objects_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3273,7 +3355,7 @@ func (x *DesiredAllocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DesiredAllocation.ProtoReflect.Descriptor instead.
 func (*DesiredAllocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{32}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33}
 }
 
 // Allocation is one placement of one VM on one node.
@@ -3317,7 +3399,7 @@ type Allocation struct {
 
 func (x *Allocation) Reset() {
 	*x = Allocation{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[33]
+	mi := &file_blixard_v1_objects_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3329,7 +3411,7 @@ func (x *Allocation) String() string {
 func (*Allocation) ProtoMessage() {}
 
 func (x *Allocation) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[33]
+	mi := &file_blixard_v1_objects_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3342,7 +3424,7 @@ func (x *Allocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Allocation.ProtoReflect.Descriptor instead.
 func (*Allocation) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{33}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Allocation) GetId() string {
@@ -3495,7 +3577,7 @@ type AllocatedVolume struct {
 
 func (x *AllocatedVolume) Reset() {
 	*x = AllocatedVolume{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[34]
+	mi := &file_blixard_v1_objects_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3507,7 +3589,7 @@ func (x *AllocatedVolume) String() string {
 func (*AllocatedVolume) ProtoMessage() {}
 
 func (x *AllocatedVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[34]
+	mi := &file_blixard_v1_objects_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3520,7 +3602,7 @@ func (x *AllocatedVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocatedVolume.ProtoReflect.Descriptor instead.
 func (*AllocatedVolume) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{34}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AllocatedVolume) GetVolumeId() string {
@@ -3574,7 +3656,7 @@ type NodeState struct {
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[35]
+	mi := &file_blixard_v1_objects_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +3668,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[35]
+	mi := &file_blixard_v1_objects_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +3681,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{35}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{36}
 }
 
 // Node is a host that runs VMs.
@@ -3641,7 +3723,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[36]
+	mi := &file_blixard_v1_objects_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3653,7 +3735,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[36]
+	mi := &file_blixard_v1_objects_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3666,7 +3748,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{36}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Node) GetId() string {
@@ -3797,7 +3879,7 @@ type DrainState struct {
 
 func (x *DrainState) Reset() {
 	*x = DrainState{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[37]
+	mi := &file_blixard_v1_objects_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3809,7 +3891,7 @@ func (x *DrainState) String() string {
 func (*DrainState) ProtoMessage() {}
 
 func (x *DrainState) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[37]
+	mi := &file_blixard_v1_objects_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3822,7 +3904,7 @@ func (x *DrainState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainState.ProtoReflect.Descriptor instead.
 func (*DrainState) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{37}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{38}
 }
 
 // NodeDrain empties a node step by step: VMs leave it while they have a place elsewhere,
@@ -3850,7 +3932,7 @@ type NodeDrain struct {
 
 func (x *NodeDrain) Reset() {
 	*x = NodeDrain{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[38]
+	mi := &file_blixard_v1_objects_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3862,7 +3944,7 @@ func (x *NodeDrain) String() string {
 func (*NodeDrain) ProtoMessage() {}
 
 func (x *NodeDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[38]
+	mi := &file_blixard_v1_objects_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3875,7 +3957,7 @@ func (x *NodeDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeDrain.ProtoReflect.Descriptor instead.
 func (*NodeDrain) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{38}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *NodeDrain) GetState() DrainState_Enum {
@@ -3946,7 +4028,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[39]
+	mi := &file_blixard_v1_objects_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3958,7 +4040,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[39]
+	mi := &file_blixard_v1_objects_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3971,7 +4053,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{39}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Resources) GetVcpus() uint32 {
@@ -4036,7 +4118,7 @@ type NodeFingerprint struct {
 
 func (x *NodeFingerprint) Reset() {
 	*x = NodeFingerprint{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[40]
+	mi := &file_blixard_v1_objects_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4048,7 +4130,7 @@ func (x *NodeFingerprint) String() string {
 func (*NodeFingerprint) ProtoMessage() {}
 
 func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[40]
+	mi := &file_blixard_v1_objects_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4061,7 +4143,7 @@ func (x *NodeFingerprint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeFingerprint.ProtoReflect.Descriptor instead.
 func (*NodeFingerprint) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{40}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *NodeFingerprint) GetCapacity() *Resources {
@@ -4215,7 +4297,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_blixard_v1_objects_proto_msgTypes[41]
+	mi := &file_blixard_v1_objects_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4309,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_objects_proto_msgTypes[41]
+	mi := &file_blixard_v1_objects_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4322,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{41}
+	return file_blixard_v1_objects_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Event) GetIndex() uint64 {
@@ -4325,7 +4407,7 @@ var File_blixard_v1_objects_proto protoreflect.FileDescriptor
 const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/objects.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x04\n" +
+	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x05\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -4347,10 +4429,17 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\amove_to\x18\f \x01(\tR\x06moveTo\x12\x1b\n" +
 	"\tfailed_on\x18\r \x03(\tR\bfailedOn\x12\x12\n" +
 	"\x04task\x18\x0e \x01(\tR\x04task\x12\x18\n" +
-	"\aproject\x18\x0f \x01(\tR\aproject\x1a9\n" +
+	"\aproject\x18\x0f \x01(\tR\aproject\x12-\n" +
+	"\areplica\x18\x10 \x01(\v2\x13.blixard.v1.ReplicaR\areplica\x12;\n" +
+	"\vready_since\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"readySince\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"X\n" +
+	"\aReplica\x12\x19\n" +
+	"\bgroup_id\x18\x01 \x01(\tR\agroupId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x18\n" +
+	"\aordinal\x18\x03 \x01(\rR\aordinal\"~\n" +
 	"\tInterface\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x1d\n" +
 	"\n" +
@@ -4769,7 +4858,7 @@ func file_blixard_v1_objects_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 13)
-var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_blixard_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_blixard_v1_objects_proto_goTypes = []any{
 	(DesiredState_Enum)(0),        // 0: blixard.v1.DesiredState.Enum
 	(RestartMode_Enum)(0),         // 1: blixard.v1.RestartMode.Enum
@@ -4785,124 +4874,127 @@ var file_blixard_v1_objects_proto_goTypes = []any{
 	(NodeState_Enum)(0),           // 11: blixard.v1.NodeState.Enum
 	(DrainState_Enum)(0),          // 12: blixard.v1.DrainState.Enum
 	(*VM)(nil),                    // 13: blixard.v1.VM
-	(*Interface)(nil),             // 14: blixard.v1.Interface
-	(*DesiredState)(nil),          // 15: blixard.v1.DesiredState
-	(*RestartMode)(nil),           // 16: blixard.v1.RestartMode
-	(*RestartPolicy)(nil),         // 17: blixard.v1.RestartPolicy
-	(*NodeLossPolicy)(nil),        // 18: blixard.v1.NodeLossPolicy
-	(*EnvVar)(nil),                // 19: blixard.v1.EnvVar
-	(*VMSpec)(nil),                // 20: blixard.v1.VMSpec
-	(*Scheduling)(nil),            // 21: blixard.v1.Scheduling
-	(*Spread)(nil),                // 22: blixard.v1.Spread
-	(*SpreadShare)(nil),           // 23: blixard.v1.SpreadShare
-	(*TaintEffect)(nil),           // 24: blixard.v1.TaintEffect
-	(*Taint)(nil),                 // 25: blixard.v1.Taint
-	(*Toleration)(nil),            // 26: blixard.v1.Toleration
-	(*Strategy)(nil),              // 27: blixard.v1.Strategy
-	(*Operator)(nil),              // 28: blixard.v1.Operator
-	(*Constraint)(nil),            // 29: blixard.v1.Constraint
-	(*Preference)(nil),            // 30: blixard.v1.Preference
-	(*Affinity)(nil),              // 31: blixard.v1.Affinity
-	(*InitMode)(nil),              // 32: blixard.v1.InitMode
-	(*NetworkAttachment)(nil),     // 33: blixard.v1.NetworkAttachment
-	(*Protocol)(nil),              // 34: blixard.v1.Protocol
-	(*PublishedPort)(nil),         // 35: blixard.v1.PublishedPort
-	(*VolumeAttachment)(nil),      // 36: blixard.v1.VolumeAttachment
-	(*GuestFile)(nil),             // 37: blixard.v1.GuestFile
-	(*SecretAttachment)(nil),      // 38: blixard.v1.SecretAttachment
-	(*HealthCheck)(nil),           // 39: blixard.v1.HealthCheck
-	(*HealthExec)(nil),            // 40: blixard.v1.HealthExec
-	(*HealthHTTP)(nil),            // 41: blixard.v1.HealthHTTP
-	(*Health)(nil),                // 42: blixard.v1.Health
-	(*AllocationState)(nil),       // 43: blixard.v1.AllocationState
-	(*VMStatus)(nil),              // 44: blixard.v1.VMStatus
-	(*DesiredAllocation)(nil),     // 45: blixard.v1.DesiredAllocation
-	(*Allocation)(nil),            // 46: blixard.v1.Allocation
-	(*AllocatedVolume)(nil),       // 47: blixard.v1.AllocatedVolume
-	(*NodeState)(nil),             // 48: blixard.v1.NodeState
-	(*Node)(nil),                  // 49: blixard.v1.Node
-	(*DrainState)(nil),            // 50: blixard.v1.DrainState
-	(*NodeDrain)(nil),             // 51: blixard.v1.NodeDrain
-	(*Resources)(nil),             // 52: blixard.v1.Resources
-	(*NodeFingerprint)(nil),       // 53: blixard.v1.NodeFingerprint
-	(*Event)(nil),                 // 54: blixard.v1.Event
-	nil,                           // 55: blixard.v1.VM.LabelsEntry
-	nil,                           // 56: blixard.v1.Node.LabelsEntry
-	nil,                           // 57: blixard.v1.NodeFingerprint.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 58: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 59: google.protobuf.Duration
+	(*Replica)(nil),               // 14: blixard.v1.Replica
+	(*Interface)(nil),             // 15: blixard.v1.Interface
+	(*DesiredState)(nil),          // 16: blixard.v1.DesiredState
+	(*RestartMode)(nil),           // 17: blixard.v1.RestartMode
+	(*RestartPolicy)(nil),         // 18: blixard.v1.RestartPolicy
+	(*NodeLossPolicy)(nil),        // 19: blixard.v1.NodeLossPolicy
+	(*EnvVar)(nil),                // 20: blixard.v1.EnvVar
+	(*VMSpec)(nil),                // 21: blixard.v1.VMSpec
+	(*Scheduling)(nil),            // 22: blixard.v1.Scheduling
+	(*Spread)(nil),                // 23: blixard.v1.Spread
+	(*SpreadShare)(nil),           // 24: blixard.v1.SpreadShare
+	(*TaintEffect)(nil),           // 25: blixard.v1.TaintEffect
+	(*Taint)(nil),                 // 26: blixard.v1.Taint
+	(*Toleration)(nil),            // 27: blixard.v1.Toleration
+	(*Strategy)(nil),              // 28: blixard.v1.Strategy
+	(*Operator)(nil),              // 29: blixard.v1.Operator
+	(*Constraint)(nil),            // 30: blixard.v1.Constraint
+	(*Preference)(nil),            // 31: blixard.v1.Preference
+	(*Affinity)(nil),              // 32: blixard.v1.Affinity
+	(*InitMode)(nil),              // 33: blixard.v1.InitMode
+	(*NetworkAttachment)(nil),     // 34: blixard.v1.NetworkAttachment
+	(*Protocol)(nil),              // 35: blixard.v1.Protocol
+	(*PublishedPort)(nil),         // 36: blixard.v1.PublishedPort
+	(*VolumeAttachment)(nil),      // 37: blixard.v1.VolumeAttachment
+	(*GuestFile)(nil),             // 38: blixard.v1.GuestFile
+	(*SecretAttachment)(nil),      // 39: blixard.v1.SecretAttachment
+	(*HealthCheck)(nil),           // 40: blixard.v1.HealthCheck
+	(*HealthExec)(nil),            // 41: blixard.v1.HealthExec
+	(*HealthHTTP)(nil),            // 42: blixard.v1.HealthHTTP
+	(*Health)(nil),                // 43: blixard.v1.Health
+	(*AllocationState)(nil),       // 44: blixard.v1.AllocationState
+	(*VMStatus)(nil),              // 45: blixard.v1.VMStatus
+	(*DesiredAllocation)(nil),     // 46: blixard.v1.DesiredAllocation
+	(*Allocation)(nil),            // 47: blixard.v1.Allocation
+	(*AllocatedVolume)(nil),       // 48: blixard.v1.AllocatedVolume
+	(*NodeState)(nil),             // 49: blixard.v1.NodeState
+	(*Node)(nil),                  // 50: blixard.v1.Node
+	(*DrainState)(nil),            // 51: blixard.v1.DrainState
+	(*NodeDrain)(nil),             // 52: blixard.v1.NodeDrain
+	(*Resources)(nil),             // 53: blixard.v1.Resources
+	(*NodeFingerprint)(nil),       // 54: blixard.v1.NodeFingerprint
+	(*Event)(nil),                 // 55: blixard.v1.Event
+	nil,                           // 56: blixard.v1.VM.LabelsEntry
+	nil,                           // 57: blixard.v1.Node.LabelsEntry
+	nil,                           // 58: blixard.v1.NodeFingerprint.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 59: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 60: google.protobuf.Duration
 }
 var file_blixard_v1_objects_proto_depIdxs = []int32{
-	20, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
-	44, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
-	58, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	55, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
-	14, // 4: blixard.v1.VM.interfaces:type_name -> blixard.v1.Interface
-	1,  // 5: blixard.v1.RestartPolicy.mode:type_name -> blixard.v1.RestartMode.Enum
-	59, // 6: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
-	19, // 7: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
-	0,  // 8: blixard.v1.VMSpec.desired:type_name -> blixard.v1.DesiredState.Enum
-	17, // 9: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
-	2,  // 10: blixard.v1.VMSpec.on_node_loss:type_name -> blixard.v1.NodeLossPolicy.Enum
-	33, // 11: blixard.v1.VMSpec.networks:type_name -> blixard.v1.NetworkAttachment
-	35, // 12: blixard.v1.VMSpec.ports:type_name -> blixard.v1.PublishedPort
-	36, // 13: blixard.v1.VMSpec.volumes:type_name -> blixard.v1.VolumeAttachment
-	37, // 14: blixard.v1.VMSpec.files:type_name -> blixard.v1.GuestFile
-	38, // 15: blixard.v1.VMSpec.secrets:type_name -> blixard.v1.SecretAttachment
-	39, // 16: blixard.v1.VMSpec.health:type_name -> blixard.v1.HealthCheck
-	6,  // 17: blixard.v1.VMSpec.init:type_name -> blixard.v1.InitMode.Enum
-	21, // 18: blixard.v1.VMSpec.scheduling:type_name -> blixard.v1.Scheduling
-	29, // 19: blixard.v1.Scheduling.constraints:type_name -> blixard.v1.Constraint
-	30, // 20: blixard.v1.Scheduling.preferences:type_name -> blixard.v1.Preference
-	31, // 21: blixard.v1.Scheduling.affinities:type_name -> blixard.v1.Affinity
-	4,  // 22: blixard.v1.Scheduling.strategy:type_name -> blixard.v1.Strategy.Enum
-	26, // 23: blixard.v1.Scheduling.tolerations:type_name -> blixard.v1.Toleration
-	22, // 24: blixard.v1.Scheduling.spreads:type_name -> blixard.v1.Spread
-	23, // 25: blixard.v1.Spread.shares:type_name -> blixard.v1.SpreadShare
-	3,  // 26: blixard.v1.Taint.effect:type_name -> blixard.v1.TaintEffect.Enum
-	3,  // 27: blixard.v1.Toleration.effect:type_name -> blixard.v1.TaintEffect.Enum
-	5,  // 28: blixard.v1.Constraint.operator:type_name -> blixard.v1.Operator.Enum
-	29, // 29: blixard.v1.Preference.constraint:type_name -> blixard.v1.Constraint
-	7,  // 30: blixard.v1.PublishedPort.protocol:type_name -> blixard.v1.Protocol.Enum
-	40, // 31: blixard.v1.HealthCheck.exec:type_name -> blixard.v1.HealthExec
-	41, // 32: blixard.v1.HealthCheck.http:type_name -> blixard.v1.HealthHTTP
-	59, // 33: blixard.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	59, // 34: blixard.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	59, // 35: blixard.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
-	9,  // 36: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
-	58, // 37: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
-	58, // 38: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
-	58, // 39: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
-	58, // 40: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
-	8,  // 41: blixard.v1.VMStatus.health:type_name -> blixard.v1.Health.Enum
-	10, // 42: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
-	20, // 43: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
-	44, // 44: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
-	59, // 45: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
-	14, // 46: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
-	47, // 47: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
-	59, // 48: blixard.v1.Allocation.keep_output:type_name -> google.protobuf.Duration
-	11, // 49: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
-	53, // 50: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	52, // 51: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
-	52, // 52: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
-	59, // 53: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
-	56, // 54: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
-	58, // 55: blixard.v1.Node.downs:type_name -> google.protobuf.Timestamp
-	25, // 56: blixard.v1.Node.taints:type_name -> blixard.v1.Taint
-	51, // 57: blixard.v1.Node.drain:type_name -> blixard.v1.NodeDrain
-	12, // 58: blixard.v1.NodeDrain.state:type_name -> blixard.v1.DrainState.Enum
-	59, // 59: blixard.v1.NodeDrain.deadline:type_name -> google.protobuf.Duration
-	59, // 60: blixard.v1.NodeDrain.left:type_name -> google.protobuf.Duration
-	58, // 61: blixard.v1.NodeDrain.begun_at:type_name -> google.protobuf.Timestamp
-	52, // 62: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
-	57, // 63: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
-	58, // 64: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
-	65, // [65:65] is the sub-list for method output_type
-	65, // [65:65] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	21, // 0: blixard.v1.VM.spec:type_name -> blixard.v1.VMSpec
+	45, // 1: blixard.v1.VM.status:type_name -> blixard.v1.VMStatus
+	59, // 2: blixard.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	56, // 3: blixard.v1.VM.labels:type_name -> blixard.v1.VM.LabelsEntry
+	15, // 4: blixard.v1.VM.interfaces:type_name -> blixard.v1.Interface
+	14, // 5: blixard.v1.VM.replica:type_name -> blixard.v1.Replica
+	59, // 6: blixard.v1.VM.ready_since:type_name -> google.protobuf.Timestamp
+	1,  // 7: blixard.v1.RestartPolicy.mode:type_name -> blixard.v1.RestartMode.Enum
+	60, // 8: blixard.v1.RestartPolicy.backoff:type_name -> google.protobuf.Duration
+	20, // 9: blixard.v1.VMSpec.env:type_name -> blixard.v1.EnvVar
+	0,  // 10: blixard.v1.VMSpec.desired:type_name -> blixard.v1.DesiredState.Enum
+	18, // 11: blixard.v1.VMSpec.restart:type_name -> blixard.v1.RestartPolicy
+	2,  // 12: blixard.v1.VMSpec.on_node_loss:type_name -> blixard.v1.NodeLossPolicy.Enum
+	34, // 13: blixard.v1.VMSpec.networks:type_name -> blixard.v1.NetworkAttachment
+	36, // 14: blixard.v1.VMSpec.ports:type_name -> blixard.v1.PublishedPort
+	37, // 15: blixard.v1.VMSpec.volumes:type_name -> blixard.v1.VolumeAttachment
+	38, // 16: blixard.v1.VMSpec.files:type_name -> blixard.v1.GuestFile
+	39, // 17: blixard.v1.VMSpec.secrets:type_name -> blixard.v1.SecretAttachment
+	40, // 18: blixard.v1.VMSpec.health:type_name -> blixard.v1.HealthCheck
+	6,  // 19: blixard.v1.VMSpec.init:type_name -> blixard.v1.InitMode.Enum
+	22, // 20: blixard.v1.VMSpec.scheduling:type_name -> blixard.v1.Scheduling
+	30, // 21: blixard.v1.Scheduling.constraints:type_name -> blixard.v1.Constraint
+	31, // 22: blixard.v1.Scheduling.preferences:type_name -> blixard.v1.Preference
+	32, // 23: blixard.v1.Scheduling.affinities:type_name -> blixard.v1.Affinity
+	4,  // 24: blixard.v1.Scheduling.strategy:type_name -> blixard.v1.Strategy.Enum
+	27, // 25: blixard.v1.Scheduling.tolerations:type_name -> blixard.v1.Toleration
+	23, // 26: blixard.v1.Scheduling.spreads:type_name -> blixard.v1.Spread
+	24, // 27: blixard.v1.Spread.shares:type_name -> blixard.v1.SpreadShare
+	3,  // 28: blixard.v1.Taint.effect:type_name -> blixard.v1.TaintEffect.Enum
+	3,  // 29: blixard.v1.Toleration.effect:type_name -> blixard.v1.TaintEffect.Enum
+	5,  // 30: blixard.v1.Constraint.operator:type_name -> blixard.v1.Operator.Enum
+	30, // 31: blixard.v1.Preference.constraint:type_name -> blixard.v1.Constraint
+	7,  // 32: blixard.v1.PublishedPort.protocol:type_name -> blixard.v1.Protocol.Enum
+	41, // 33: blixard.v1.HealthCheck.exec:type_name -> blixard.v1.HealthExec
+	42, // 34: blixard.v1.HealthCheck.http:type_name -> blixard.v1.HealthHTTP
+	60, // 35: blixard.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	60, // 36: blixard.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	60, // 37: blixard.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	9,  // 38: blixard.v1.VMStatus.state:type_name -> blixard.v1.AllocationState.Enum
+	59, // 39: blixard.v1.VMStatus.started_at:type_name -> google.protobuf.Timestamp
+	59, // 40: blixard.v1.VMStatus.ready_at:type_name -> google.protobuf.Timestamp
+	59, // 41: blixard.v1.VMStatus.finished_at:type_name -> google.protobuf.Timestamp
+	59, // 42: blixard.v1.VMStatus.next_start_at:type_name -> google.protobuf.Timestamp
+	8,  // 43: blixard.v1.VMStatus.health:type_name -> blixard.v1.Health.Enum
+	10, // 44: blixard.v1.Allocation.desired:type_name -> blixard.v1.DesiredAllocation.Enum
+	21, // 45: blixard.v1.Allocation.spec:type_name -> blixard.v1.VMSpec
+	45, // 46: blixard.v1.Allocation.status:type_name -> blixard.v1.VMStatus
+	60, // 47: blixard.v1.Allocation.stop_timeout:type_name -> google.protobuf.Duration
+	15, // 48: blixard.v1.Allocation.interfaces:type_name -> blixard.v1.Interface
+	48, // 49: blixard.v1.Allocation.volumes:type_name -> blixard.v1.AllocatedVolume
+	60, // 50: blixard.v1.Allocation.keep_output:type_name -> google.protobuf.Duration
+	11, // 51: blixard.v1.Node.state:type_name -> blixard.v1.NodeState.Enum
+	54, // 52: blixard.v1.Node.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	53, // 53: blixard.v1.Node.allocated:type_name -> blixard.v1.Resources
+	53, // 54: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
+	60, // 55: blixard.v1.Node.long_lease:type_name -> google.protobuf.Duration
+	57, // 56: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
+	59, // 57: blixard.v1.Node.downs:type_name -> google.protobuf.Timestamp
+	26, // 58: blixard.v1.Node.taints:type_name -> blixard.v1.Taint
+	52, // 59: blixard.v1.Node.drain:type_name -> blixard.v1.NodeDrain
+	12, // 60: blixard.v1.NodeDrain.state:type_name -> blixard.v1.DrainState.Enum
+	60, // 61: blixard.v1.NodeDrain.deadline:type_name -> google.protobuf.Duration
+	60, // 62: blixard.v1.NodeDrain.left:type_name -> google.protobuf.Duration
+	59, // 63: blixard.v1.NodeDrain.begun_at:type_name -> google.protobuf.Timestamp
+	53, // 64: blixard.v1.NodeFingerprint.capacity:type_name -> blixard.v1.Resources
+	58, // 65: blixard.v1.NodeFingerprint.labels:type_name -> blixard.v1.NodeFingerprint.LabelsEntry
+	59, // 66: blixard.v1.Event.time:type_name -> google.protobuf.Timestamp
+	67, // [67:67] is the sub-list for method output_type
+	67, // [67:67] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_objects_proto_init() }
@@ -4910,22 +5002,22 @@ func file_blixard_v1_objects_proto_init() {
 	if File_blixard_v1_objects_proto != nil {
 		return
 	}
-	file_blixard_v1_objects_proto_msgTypes[7].OneofWrappers = []any{}
 	file_blixard_v1_objects_proto_msgTypes[8].OneofWrappers = []any{}
-	file_blixard_v1_objects_proto_msgTypes[26].OneofWrappers = []any{
+	file_blixard_v1_objects_proto_msgTypes[9].OneofWrappers = []any{}
+	file_blixard_v1_objects_proto_msgTypes[27].OneofWrappers = []any{
 		(*HealthCheck_Exec)(nil),
 		(*HealthCheck_Http)(nil),
 		(*HealthCheck_TcpPort)(nil),
 		(*HealthCheck_Agent)(nil),
 	}
-	file_blixard_v1_objects_proto_msgTypes[31].OneofWrappers = []any{}
+	file_blixard_v1_objects_proto_msgTypes[32].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_objects_proto_rawDesc), len(file_blixard_v1_objects_proto_rawDesc)),
 			NumEnums:      13,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
