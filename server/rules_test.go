@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "write testdata/rights.txt anew")
 // served are the services of a node; those of supervisors and guests are not.
 var served = []string{
 	"VMService", "NodeService", "EventService", "AgentService", "ClusterService", "EnrollService", "ForwardService", "PeerService",
-	"ImageService", "VolumeService", "NetworkService", "SecretService", "TaskService", "ScheduleService", "QuotaService",
+	"ImageService", "VolumeService", "NetworkService", "SecretService", "TaskService", "ScheduleService", "QuotaService", "GroupService",
 }
 
 // methods of the descriptors, sorted.
