@@ -35,13 +35,14 @@ type applyFlags struct {
 func (a *app) applyCommand() *cobra.Command {
 	var f applyFlags
 	cmd := &cobra.Command{
-		Use: "apply -f FILE|DIR|-", Short: "Make the cluster as files say: VMs, volumes and networks", Args: exactly(),
-		Long: `Make VMs, volumes and networks as files declare them: what is missing is made, what differs is changed, what is equal stays
-untouched. Files are YAML, JSON or TOML, with the fields that "vm inspect" shows; one file may have several objects, each with kind (VM, Volume
-or Network) and name. What is shown by "vm inspect" can be applied.
+		Use: "apply -f FILE|DIR|-", Short: "Make the cluster as files say: VMs, groups, schedules, volumes and networks", Args: exactly(),
+		Long: `Make VMs, groups, schedules, volumes and networks as files declare them: what is missing is made, what differs is changed, what is
+equal stays untouched. Files are YAML, JSON or TOML, with the fields that "vm inspect", "group status -o yaml" and "schedule status -o yaml" show;
+one file may have several objects, each with kind (Network, Volume, VM, Group or Schedule) and name.
 
-Networks are made first, then volumes, then VMs. Changes that need a restart of a VM wait for its next one, unless --restart is given. With
---prune, VMs that have the labels of -l and stand in no file are deleted; volumes and networks never are.`,
+Networks are made first, then volumes, VMs, groups and schedules. Changes that need a restart of a VM wait for its next one, unless --restart is
+given; those of a group roll out. With --prune, VMs, groups and schedules that have the labels of -l and stand in no file are deleted; volumes
+and networks never are.`,
 		Example: `  blixard apply -f site.yaml
   blixard apply -f site/ --wait
   blixard vm inspect web | sed 's/memoryMib: .*/memoryMib: 512/' | blixard apply -f - --restart
@@ -65,9 +66,9 @@ Networks are made first, then volumes, then VMs. Changes that need a restart of 
 	}
 	filesFlag(cmd, &f.files)
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "change nothing, and show what would change")
-	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until the VMs run")
+	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until the VMs run and the rollouts of groups have ended")
 	cmd.Flags().BoolVar(&f.restart, "restart", false, "restart VMs where a change needs it")
-	cmd.Flags().BoolVar(&f.prune, "prune", false, "delete VMs with the labels of -l that stand in no file")
+	cmd.Flags().BoolVar(&f.prune, "prune", false, "delete VMs, groups and schedules with the labels of -l that stand in no file")
 	cmd.Flags().StringArrayVarP(&f.labels, "label", "l", nil, "label KEY=VALUE of what --prune is about; may be repeated")
 	return cmd
 }
@@ -99,29 +100,6 @@ func (a *app) diffCommand() *cobra.Command {
 		},
 	}
 	filesFlag(cmd, &files)
-	return cmd
-}
-
-func (a *app) deleteCommand() *cobra.Command {
-	var files []string
-	var volumes bool
-	cmd := &cobra.Command{
-		Use: "delete -f FILE|DIR|-", Short: "Delete what files declare", Args: exactly(),
-		Long: `Delete the VMs that files declare, then their networks. Volumes stay, unless --volumes is given: they are then deleted with all that is
-on them. What is not there is passed over.`,
-		Example: "  blixard delete -f site.yaml\n  blixard delete -f site/ --volumes",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			objects, err := a.readManifests(files)
-			if err != nil {
-				return err
-			}
-			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				return a.deleteObjects(ctx, c, objects, volumes)
-			})
-		},
-	}
-	filesFlag(cmd, &files)
-	cmd.Flags().BoolVar(&volumes, "volumes", false, "delete volumes, too")
 	return cmd
 }
 
@@ -181,7 +159,7 @@ func (a *app) readManifests(paths []string) ([]*manifest.Object, error) {
 		return nil, errors.Join(all...)
 	}
 	if len(objects) == 0 {
-		return nil, usageError("there is no object in %s", strings.Join(paths, ", ")).WithHint("an object begins with kind: VM, Volume or Network")
+		return nil, usageError("there is no object in %s", strings.Join(paths, ", ")).WithHint("an object begins with kind: %s", strings.Join(manifest.Kinds(), ", "))
 	}
 	return objects, manifest.Sort(objects)
 }
@@ -285,7 +263,7 @@ func (a *app) apply(ctx context.Context, c *client.Client, objects []*manifest.O
 	if err != nil {
 		return err
 	}
-	var gone []*blixardv1.VM
+	var gone []*step
 	if f.prune {
 		if gone, err = prunable(ctx, c, objects, pruned); err != nil {
 			return err
@@ -307,17 +285,16 @@ func (a *app) apply(ctx context.Context, c *client.Client, objects []*manifest.O
 			restart = append(restart, vm.GetName())
 		}
 	}
-	for _, vm := range gone {
-		resp, err := c.VMs().DeleteVM(ctx, &blixardv1.DeleteVMRequest{Name: vm.GetId(), IdempotencyKey: client.NewKey()})
-		if err == nil {
-			_, err = a.waitGone(ctx, c, resp.GetVm())
-		}
-		if err != nil && !problem.Is(err, problem.NotFound) {
-			return err
-		}
+	if _, err := a.deleteSteps(ctx, c, gone, false); err != nil {
+		return err
 	}
 	if f.wait {
 		for _, s := range steps {
+			if s.group != nil {
+				if _, err := a.awaitGroup(ctx, c, s.group); err != nil {
+					return err
+				}
+			}
 			if s.Kind == manifest.KindVM && s.spec.GetDesired() == blixardv1.DesiredState_run {
 				resp, err := c.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: s.Name})
 				if err == nil {
@@ -337,29 +314,6 @@ func (a *app) apply(ctx context.Context, c *client.Client, objects []*manifest.O
 	}
 	_, err = fmt.Fprintf(a.stderr, "what can't change while a VM runs takes effect with the next start: blixard vm restart %s\n", clean(strings.Join(restart, " ")))
 	return err
-}
-
-// prunable are the VMs with the labels that stand in no file.
-func prunable(ctx context.Context, c *client.Client, objects []*manifest.Object, labels map[string]string) ([]*blixardv1.VM, error) {
-	vms, err := c.AllVMs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(vms, func(vm *blixardv1.VM) bool {
-		return !hasLabels(vm, labels) || vm.GetDeleting() || slices.ContainsFunc(objects, func(o *manifest.Object) bool { return o.Kind == manifest.KindVM && o.Name == vm.GetName() })
-	}), nil
-}
-
-func (a *app) sayPruned(gone []*blixardv1.VM, words string) error {
-	if a.output == "json" || a.output == "yaml" {
-		return nil
-	}
-	for _, vm := range gone {
-		if _, err := fmt.Fprintf(a.stdout, "vm %s %s\n", clean(vm.GetName()), words); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // carryOut makes or changes one object, and gives a VM as it is then.
@@ -384,6 +338,27 @@ func (a *app) carryOut(ctx context.Context, c *client.Client, s *step, restart b
 		return nil, err
 	case s.Kind == manifest.KindVolume:
 		_, err := c.Volumes().ResizeVolume(ctx, &blixardv1.ResizeVolumeRequest{Name: s.Name, SizeBytes: s.Volume.GetSizeBytes(), IdempotencyKey: client.NewKey()})
+		return nil, err
+	case s.Kind == manifest.KindGroup && s.group == nil:
+		s.Group.IdempotencyKey = client.NewKey()
+		resp, err := c.Groups().CreateGroup(ctx, s.Group)
+		s.group = resp.GetGroup()
+		return nil, err
+	case s.Kind == manifest.KindGroup:
+		resp, err := c.Groups().UpdateGroup(ctx, &blixardv1.UpdateGroupRequest{
+			Name: s.Name, ExpectedGeneration: s.group.GetGeneration(), Spec: s.groupSpec, IdempotencyKey: client.NewKey(),
+		})
+		s.group = resp.GetGroup()
+		return nil, err
+	case s.Kind == manifest.KindSchedule && s.schedule == nil:
+		s.Schedule.IdempotencyKey = client.NewKey()
+		_, err := c.Schedules().CreateSchedule(ctx, s.Schedule)
+		return nil, err
+	case s.Kind == manifest.KindSchedule:
+		// Its index changes with every run, so it is not held against.
+		_, err := c.Schedules().UpdateSchedule(ctx, &blixardv1.UpdateScheduleRequest{
+			Name: s.Name, Spec: s.scheduleSpec, Labels: s.Schedule.GetLabels(), IdempotencyKey: client.NewKey(),
+		})
 		return nil, err
 	case s.vm == nil:
 		s.VM.IdempotencyKey = client.NewKey()
@@ -471,56 +446,4 @@ func (s *step) restarted(ctx context.Context, c *client.Client, vm *blixardv1.VM
 		return nil, err
 	}
 	return nil, nil // its needs are met
-}
-
-// deleteObjects deletes in the other order: what needs others first.
-func (a *app) deleteObjects(ctx context.Context, c *client.Client, objects []*manifest.Object, volumes bool) error {
-	var gone []*step
-	// VMs that end together take no longer than one.
-	var ending []*blixardv1.VM
-	for _, o := range objects {
-		if o.Kind != manifest.KindVM {
-			continue
-		}
-		resp, err := c.VMs().DeleteVM(ctx, &blixardv1.DeleteVMRequest{Name: o.Name, IdempotencyKey: client.NewKey()})
-		if problem.Is(err, problem.NotFound) {
-			continue
-		}
-		if err != nil {
-			return about(o, err)
-		}
-		ending = append(ending, resp.GetVm())
-		gone = append(gone, &step{Object: o, action: "delete"})
-	}
-	for _, vm := range ending {
-		if _, err := a.waitGone(ctx, c, vm); err != nil {
-			return err
-		}
-	}
-	for _, o := range slices.Backward(objects) {
-		var err error
-		switch {
-		case o.Kind == manifest.KindNetwork:
-			_, err = c.Networks().DeleteNetwork(ctx, &blixardv1.DeleteNetworkRequest{Name: o.Name, IdempotencyKey: client.NewKey()})
-		case o.Kind == manifest.KindVolume && volumes:
-			_, err = c.Volumes().DeleteVolume(ctx, &blixardv1.DeleteVolumeRequest{Name: o.Name, IdempotencyKey: client.NewKey()})
-		default:
-			continue
-		}
-		if problem.Is(err, problem.NotFound) {
-			continue
-		}
-		if err != nil {
-			return about(o, err)
-		}
-		gone = append(gone, &step{Object: o, action: "delete"})
-	}
-	return a.print(json.RawMessage(fmt.Sprintf(`{"deleted":%d}`, len(gone))), func() error {
-		for _, s := range gone {
-			if _, err := fmt.Fprintf(a.stdout, "%s %s deleted\n", strings.ToLower(s.Kind), clean(s.Name)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }

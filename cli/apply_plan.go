@@ -21,15 +21,19 @@ import (
 // step is what an object of a file needs.
 type step struct {
 	*manifest.Object
-	// action is create, update or keep, and changes are its fields.
+	// action is create, update, keep or delete, and changes are its fields.
 	action  string
 	changes []fieldChange
-	// vm, volume or network as it is; nil when it is to be made.
-	vm      *blixardv1.VM
-	volume  *blixardv1.Volume
-	network *blixardv1.Network
-	// spec as it shall be, complete.
-	spec *blixardv1.VMSpec
+	// vm, volume and so on as it is; nil when it is to be made.
+	vm       *blixardv1.VM
+	volume   *blixardv1.Volume
+	network  *blixardv1.Network
+	group    *blixardv1.Group
+	schedule *blixardv1.Schedule
+	// spec as it shall be, complete; groupSpec and scheduleSpec of those.
+	spec         *blixardv1.VMSpec
+	groupSpec    *blixardv1.GroupSpec
+	scheduleSpec *blixardv1.ScheduleSpec
 	// starts is the start of a VM that is to be waited for; an older one does not count.
 	starts uint64
 }
@@ -41,6 +45,7 @@ const (
 	actionCreate = "create"
 	actionUpdate = "update"
 	actionKeep   = "keep"
+	actionDelete = "delete"
 )
 
 // planApply compares each object with what is there.
@@ -57,6 +62,10 @@ func planApply(ctx context.Context, c *client.Client, objects []*manifest.Object
 			err = s.planVolume(ctx, c)
 		case manifest.KindNetwork:
 			err = s.planNetwork(ctx, c)
+		case manifest.KindGroup:
+			err = s.planGroup(ctx, c)
+		case manifest.KindSchedule:
+			err = s.planSchedule(ctx, c)
 		}
 		if err != nil {
 			all = append(all, about(o, err))
@@ -88,9 +97,8 @@ func (s *step) planVM(ctx context.Context, c *client.Client) error {
 	switch {
 	case err == nil:
 		s.action, s.vm, before = actionUpdate, resp.GetVm(), resp.GetVm()
-		if s.VM.GetProject() != "" && projectOf(&blixardv1.VM{Project: s.VM.GetProject()}) != projectOf(before) {
-			return problem.New(problem.Conflict, "manifest.fixed", "the project of a VM can't change: VM %q is of project %q", s.Name, projectOf(before)).
-				WithHint("write project: %s, or make another VM", projectOf(before))
+		if err := s.sameProject(s.VM, before); err != nil {
+			return err
 		}
 		// What commands do to a VM stays, unless the file says something of it.
 		if s.VM.GetSpec().GetDesired() == blixardv1.DesiredState_unspecified {
@@ -174,6 +182,68 @@ func (s *step) planNetwork(ctx context.Context, c *client.Client) error {
 		return err
 	}
 	s.changes, err = changesOf(before, after)
+	return err
+}
+
+// sameProject refuses to move an object from one project to another.
+func (s *step) sameProject(want, has interface{ GetProject() string }) error {
+	if want.GetProject() == "" || projectOf(want) == projectOf(has) {
+		return nil
+	}
+	kind := s.Kind
+	if kind != manifest.KindVM {
+		kind = strings.ToLower(kind)
+	}
+	return problem.New(problem.Conflict, "manifest.fixed", "the project of a %s can't change: %s %q is of project %q", kind, kind, s.Name, projectOf(has)).
+		WithHint("write project: %s, or make another %s", projectOf(has), kind)
+}
+
+func (s *step) planGroup(ctx context.Context, c *client.Client) error {
+	asked := proto.CloneOf(s.Group)
+	asked.DryRun = true
+	completed, err := c.Groups().CreateGroup(ctx, asked)
+	if err != nil {
+		return err
+	}
+	s.groupSpec = completed.GetGroup().GetSpec()
+	resp, err := c.Groups().GetGroup(ctx, &blixardv1.GetGroupRequest{Name: s.Name})
+	before := &blixardv1.Group{}
+	switch {
+	case err == nil:
+		s.action, s.group, before = actionUpdate, resp.GetGroup(), resp.GetGroup()
+		if err := s.sameProject(s.Group, before); err != nil {
+			return err
+		}
+		// What `group rollout pause` did stays.
+		s.groupSpec.Paused = s.groupSpec.GetPaused() || before.GetSpec().GetPaused()
+	case !problem.Is(err, problem.NotFound):
+		return err
+	}
+	s.changes, err = changesOf(&blixardv1.Group{Spec: before.GetSpec()}, &blixardv1.Group{Spec: s.groupSpec})
+	return err
+}
+
+func (s *step) planSchedule(ctx context.Context, c *client.Client) error {
+	asked := proto.CloneOf(s.Schedule)
+	asked.DryRun = true
+	completed, err := c.Schedules().CreateSchedule(ctx, asked)
+	if err != nil {
+		return err
+	}
+	s.scheduleSpec = completed.GetShown().GetSchedule().GetSpec()
+	resp, err := c.Schedules().GetSchedule(ctx, &blixardv1.GetScheduleRequest{Name: s.Name})
+	before := &blixardv1.Schedule{}
+	switch {
+	case err == nil:
+		before = resp.GetShown().GetSchedule()
+		s.action, s.schedule = actionUpdate, before
+		if err := s.sameProject(s.Schedule, before); err != nil {
+			return err
+		}
+	case !problem.Is(err, problem.NotFound):
+		return err
+	}
+	s.changes, err = changesOf(&blixardv1.Schedule{Spec: before.GetSpec(), Labels: before.GetLabels()}, &blixardv1.Schedule{Spec: s.scheduleSpec, Labels: s.Schedule.GetLabels()})
 	return err
 }
 

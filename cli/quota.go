@@ -21,11 +21,11 @@ const (
 )
 
 // projectOf names the project of a VM.
-func projectOf(vm *blixardv1.VM) string {
-	if vm.GetProject() == "" {
+func projectOf(of interface{ GetProject() string }) string {
+	if of.GetProject() == "" {
 		return defaultProject
 	}
-	return vm.GetProject()
+	return of.GetProject()
 }
 
 // projectFlag is for commands that make VMs.

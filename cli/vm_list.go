@@ -88,9 +88,9 @@ func (a *app) sayStale(index uint64, age *durationpb.Duration) error {
 	return err
 }
 
-func hasLabels(vm *blixardv1.VM, wanted map[string]string) bool {
+func hasLabels(of interface{ GetLabels() map[string]string }, wanted map[string]string) bool {
 	for k, v := range wanted {
-		if got, ok := vm.GetLabels()[k]; !ok || got != v {
+		if got, ok := of.GetLabels()[k]; !ok || got != v {
 			return false
 		}
 	}

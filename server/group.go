@@ -63,6 +63,9 @@ func (s groupService) CreateGroup(ctx context.Context, req *blixardv1.CreateGrou
 	if err != nil {
 		return nil, err
 	}
+	if req.GetDryRun() {
+		return &blixardv1.CreateGroupResponse{Group: &blixardv1.Group{Name: req.GetName(), Spec: spec, Project: projectOfRequest(req.GetProject())}}, nil
+	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_CreateGroup{CreateGroup: &blixardv1.CreateGroupCommand{
 		Id: newID("group-"), Name: req.GetName(), Spec: spec, Project: projectOfRequest(req.GetProject()),
 	}}})

@@ -68,6 +68,10 @@ func (s scheduleService) CreateSchedule(ctx context.Context, req *blixardv1.Crea
 	if err != nil {
 		return nil, err
 	}
+	if req.GetDryRun() {
+		would := &blixardv1.Schedule{Name: req.GetName(), Spec: spec, Labels: req.GetLabels(), Project: projectOfRequest(req.GetProject())}
+		return &blixardv1.CreateScheduleResponse{Shown: shownSchedule(s.cfg.Replica.View(), would, 0)}, nil
+	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_CreateSchedule{CreateSchedule: &blixardv1.CreateScheduleCommand{
 		Id: newID("schedule-"), Name: req.GetName(), Spec: spec, Labels: req.GetLabels(), Project: projectOfRequest(req.GetProject()),
 	}}})

@@ -30,10 +30,13 @@ const (
 	KindNetwork = "Network"
 	KindVolume  = "Volume"
 	KindVM      = "VM"
+	KindGroup   = "Group"
+	// KindSchedule of tasks.
+	KindSchedule = "Schedule"
 )
 
 // Kinds in the order in which they are made.
-func Kinds() []string { return []string{KindNetwork, KindVolume, KindVM} }
+func Kinds() []string { return []string{KindNetwork, KindVolume, KindVM, KindGroup, KindSchedule} }
 
 // Limits of what is read.
 const (
@@ -53,6 +56,8 @@ type Object struct {
 	VM         *blixardv1.CreateVMRequest
 	Volume     *blixardv1.CreateVolumeRequest
 	Network    *blixardv1.CreateNetworkRequest
+	Group      *blixardv1.CreateGroupRequest
+	Schedule   *blixardv1.CreateScheduleRequest
 	// Where it stands, as FILE:LINE.
 	Where string
 }
@@ -207,13 +212,17 @@ func message(kind string) proto.Message {
 		return &blixardv1.Volume{}
 	case KindVM:
 		return &blixardv1.VM{}
+	case KindGroup:
+		return &blixardv1.Group{}
+	case KindSchedule:
+		return &blixardv1.Schedule{}
 	}
 	return nil
 }
 
 func (r *reader) object(n *yaml.Node) (*Object, error) {
 	if n.Kind != yaml.MappingNode {
-		return nil, r.problem(n.Line, "manifest.syntax", "an object is missing").WithHint("an object begins with kind: VM, Volume or Network")
+		return nil, r.problem(n.Line, "manifest.syntax", "an object is missing").WithHint("an object begins with kind: %s", strings.Join(Kinds(), ", "))
 	}
 	kind, err := r.kind(n)
 	if err != nil {
@@ -245,6 +254,18 @@ func (r *reader) object(n *yaml.Node) (*Object, error) {
 			Name: m.GetName(), Type: m.GetType(), Ipv4Subnet: m.GetIpv4Subnet(), Ipv6Subnet: m.GetIpv6Subnet(), Mtu: m.GetMtu(), Rules: m.GetRules(), Labels: m.GetLabels(),
 		}
 		req = o.Network
+	case *blixardv1.Group:
+		if m.GetSpec().GetVm() == nil {
+			return nil, r.problem(n.Line, "manifest.field", "the group %q has no spec.vm", m.GetName()).WithHint("add spec with replicas, and vm with at least an image")
+		}
+		o.Name, o.Group = m.GetName(), &blixardv1.CreateGroupRequest{Name: m.GetName(), Spec: m.GetSpec(), Project: m.GetProject()}
+		req = o.Group
+	case *blixardv1.Schedule:
+		if m.GetSpec().GetTask() == nil {
+			return nil, r.problem(n.Line, "manifest.field", "the schedule %q has no spec.task", m.GetName()).WithHint("add spec with cron, and task with vm")
+		}
+		o.Name, o.Schedule = m.GetName(), &blixardv1.CreateScheduleRequest{Name: m.GetName(), Spec: m.GetSpec(), Labels: m.GetLabels(), Project: m.GetProject()}
+		req = o.Schedule
 	}
 	if o.Name == "" {
 		return nil, r.problem(n.Line, "manifest.field", "the %s has no name", kind).WithHint("add name")

@@ -35,6 +35,16 @@ spec:
   rules:
     isolated: true
 ---
+kind: group
+name: crew
+spec: {replicas: 3, vm: {image: busybox}}
+---
+kind: Schedule
+name: nightly
+labels: {app: web}
+spec:
+  cron: "@daily"
+  task: {vm: {image: busybox}}
 `
 
 func TestRead(t *testing.T) {
@@ -49,12 +59,18 @@ func TestRead(t *testing.T) {
 	for _, o := range objects {
 		got = append(got, o.Kind+" "+o.Name+" "+o.Where)
 	}
-	if want := "Network back site.yaml:22; Volume data site.yaml:19; VM web site.yaml:2"; strings.Join(got, "; ") != want {
+	if want := "Network back site.yaml:22; Volume data site.yaml:19; VM web site.yaml:2; Group crew site.yaml:27; Schedule nightly site.yaml:31"; strings.Join(got, "; ") != want {
 		t.Errorf("%s", strings.Join(got, "; "))
 	}
 	vm := objects[2].VM
 	if vm.GetSpec().GetMemoryMib() != 512 || vm.GetSpec().GetCommand()[2] != "echo hello\nexec sleep 1000\n" || vm.GetLabels()["app"] != "web" || vm.GetSpec().GetPorts()[0].GetHostPort() != 8080 {
 		t.Errorf("%v", vm)
+	}
+	if g := objects[3].Group; g.GetName() != "crew" || g.GetSpec().GetReplicas() != 3 || g.GetSpec().GetVm().GetImage() != "busybox" {
+		t.Errorf("%v", g)
+	}
+	if o := objects[4].Schedule; o.GetName() != "nightly" || o.GetSpec().GetCron() != "@daily" || o.GetLabels()["app"] != "web" {
+		t.Errorf("%v", o)
 	}
 	if !objects[0].Network.GetRules().GetIsolated() || objects[1].Volume.GetSizeBytes() != 1<<30 {
 		t.Errorf("%v, %v", objects[0].Network, objects[1].Volume)
@@ -106,6 +122,9 @@ func TestMistakes(t *testing.T) {
 		{"a name", "a.yaml", "kind: VM\nname: Web_1\nspec: {image: busybox}\n", "manifest.field", "a.yaml:2: name: a name has 1 to 63", ""},
 		{"no name", "a.yaml", "kind: Volume\nsizeBytes: 1073741824\n", "manifest.field", "a.yaml:1: the Volume has no name", "add name"},
 		{"no spec", "a.yaml", "kind: VM\nname: web\n", "manifest.field", `a.yaml:1: the VM "web" has no spec`, ""},
+		{"a rule of a group", "a.yaml", "kind: Group\nname: g\nspec:\n  replicas: 2000\n  vm: {image: busybox}\n", "manifest.field", "a.yaml:4: spec.replicas", ""},
+		{"no template", "a.yaml", "kind: Group\nname: g\nspec: {replicas: 2}\n", "manifest.field", `a.yaml:1: the group "g" has no spec.vm`, "at least an image"},
+		{"no task", "a.yaml", "kind: Schedule\nname: s\nspec: {cron: \"@daily\"}\n", "manifest.field", `a.yaml:1: the schedule "s" has no spec.task`, "add spec"},
 		{"a kind", "a.yaml", "name: web\nkind: Volum\n", "manifest.kind", `a.yaml:2: there is no kind "Volum"`, "did you mean Volume?"},
 		{"no kind", "a.yaml", "name: web\n", "manifest.kind", "a.yaml:1: an object without a kind", ""},
 		{"no object", "a.yaml", "just words\n", "manifest.syntax", "a.yaml:1: an object is missing", ""},
@@ -151,7 +170,13 @@ func FuzzRead(f *testing.F) {
 	f.Fuzz(func(t *testing.T, file, text string) {
 		objects, err := Read(file, []byte(text))
 		for _, o := range objects {
-			if o.Name == "" || o.Kind == "" || (o.VM == nil) == (o.Volume == nil && o.Network == nil) {
+			set := 0
+			for _, is := range []bool{o.VM != nil, o.Volume != nil, o.Network != nil, o.Group != nil, o.Schedule != nil} {
+				if is {
+					set++
+				}
+			}
+			if o.Name == "" || o.Kind == "" || set != 1 {
 				t.Errorf("%q gives %+v", text, o)
 			}
 		}

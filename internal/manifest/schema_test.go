@@ -31,14 +31,18 @@ func TestSchema(t *testing.T) {
 	for text, right := range map[string]bool{
 		"kind: VM\nname: web\nspec: {image: busybox, memoryMib: 512, ports: [{hostPort: 80, guestPort: 80}], onNodeLoss: failover}": true,
 		"- {kind: Volume, name: data, sizeBytes: 1073741824}\n- {kind: Network, name: back, rules: {isolated: true}}":               true,
-		"kind: VM\nname: web\nspec: {imag: busybox}":                              false,
-		"kind: VM\nname: web\nspec: {image: busybox, vcpus: many}":                false,
-		"kind: VM\nname: web\nspec: {image: busybox, onNodeLoss: failver}":        false,
-		"kind: VM\nname: web\nspec: {image: busybox, ports: [{hostPort: 99999}]}": false,
-		"kind: Volum\nname: web":                                                  false,
-		"name: web":                                                               false,
-		"kind: VM\nspec: {image: busybox}":                                        false,
-		"kind: Network\nname: n\nspec: {image: x}":                                false,
+		"kind: Group\nname: g\nspec: {replicas: 2, vm: {image: busybox}, update: {canary: 1}}":                                      true,
+		"kind: Schedule\nname: s\nspec: {cron: '@daily', task: {vm: {image: busybox}}}":                                             true,
+		"kind: Group\nname: g\nspec: {replicas: many, vm: {image: busybox}}":                                                        false,
+		"kind: Schedule\nname: s\nspec: {cronn: '@daily'}":                                                                          false,
+		"kind: VM\nname: web\nspec: {imag: busybox}":                                                                                false,
+		"kind: VM\nname: web\nspec: {image: busybox, vcpus: many}":                                                                  false,
+		"kind: VM\nname: web\nspec: {image: busybox, onNodeLoss: failver}":                                                          false,
+		"kind: VM\nname: web\nspec: {image: busybox, ports: [{hostPort: 99999}]}":                                                   false,
+		"kind: Volum\nname: web":                   false,
+		"name: web":                                false,
+		"kind: VM\nspec: {image: busybox}":         false,
+		"kind: Network\nname: n\nspec: {image: x}": false,
 	} {
 		var tree any
 		if err := yaml.Unmarshal([]byte(text), &tree); err != nil {

@@ -884,7 +884,9 @@ type CreateGroupRequest struct {
 	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Spec           *GroupSpec             `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	// project whose quota its VMs count to; empty means "default".
-	Project       string `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
+	Project string `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
+	// dry_run makes nothing, and gives the group as it would be, with its whole spec.
+	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -945,6 +947,13 @@ func (x *CreateGroupRequest) GetProject() string {
 		return x.Project
 	}
 	return ""
+}
+
+func (x *CreateGroupRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
 }
 
 type CreateGroupResponse struct {
@@ -2008,14 +2017,15 @@ const file_blixard_v1_groups_proto_rawDesc = "" +
 	" \x01(\tR\amessage\x12\x12\n" +
 	"\x04made\x18\v \x01(\x04R\x04made\x12\x1a\n" +
 	"\bfailures\x18\f \x01(\rR\bfailures\x12\x18\n" +
-	"\aattempt\x18\r \x01(\x04R\aattempt\"\xa1\x04\n" +
+	"\aattempt\x18\r \x01(\x04R\aattempt\"\xba\x04\n" +
 	"\x12CreateGroupRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xc7\x01\n" +
 	"\x04name\x18\x02 \x01(\tB\xb2\x01\xbaH\xae\x01\xba\x01\xaa\x01\n" +
 	"\fname.invalid\x12da name has 1 to 40 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1a4this.matches('^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$')R\x04name\x121\n" +
 	"\x04spec\x18\x03 \x01(\v2\x15.blixard.v1.GroupSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12\xdb\x01\n" +
 	"\aproject\x18\x04 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
-	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\">\n" +
+	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\">\n" +
 	"\x13CreateGroupResponse\x12'\n" +
 	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"F\n" +
 	"\x0fGetGroupRequest\x12\x1d\n" +

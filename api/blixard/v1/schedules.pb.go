@@ -612,7 +612,9 @@ type CreateScheduleRequest struct {
 	Spec           *ScheduleSpec          `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	Labels         map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// project of its runs; empty means "default".
-	Project       string `protobuf:"bytes,5,opt,name=project,proto3" json:"project,omitempty"`
+	Project string `protobuf:"bytes,5,opt,name=project,proto3" json:"project,omitempty"`
+	// dry_run makes nothing, and gives the schedule as it would be, with its whole spec.
+	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -680,6 +682,13 @@ func (x *CreateScheduleRequest) GetProject() string {
 		return x.Project
 	}
 	return ""
+}
+
+func (x *CreateScheduleRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
 }
 
 type CreateScheduleResponse struct {
@@ -1515,7 +1524,7 @@ const file_blixard_v1_schedules_proto_rawDesc = "" +
 	"\rShownSchedule\x120\n" +
 	"\bschedule\x18\x01 \x01(\v2\x14.blixard.v1.ScheduleR\bschedule\x12.\n" +
 	"\x04next\x18\x02 \x03(\v2\x1a.google.protobuf.TimestampR\x04next\x12&\n" +
-	"\x05tasks\x18\x03 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\"\xc1\x05\n" +
+	"\x05tasks\x18\x03 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\"\xda\x05\n" +
 	"\x15CreateScheduleRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xd5\x01\n" +
 	"\x04name\x18\x02 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
@@ -1523,7 +1532,8 @@ const file_blixard_v1_schedules_proto_rawDesc = "" +
 	"\x04spec\x18\x03 \x01(\v2\x18.blixard.v1.ScheduleSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12O\n" +
 	"\x06labels\x18\x04 \x03(\v2-.blixard.v1.CreateScheduleRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12\xdb\x01\n" +
 	"\aproject\x18\x05 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
-	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\x1a9\n" +
+	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +

@@ -36,7 +36,7 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	vm := schema.Defs["blixard.v1.VM.jsonschema.json"]
-	if len(schema.Defs) != 4 || len(schema.Else.AllOf) != 3 || vm.Properties["kind"]["const"] != "VM" || vm.Schema != "" || len(vm.Required) != 2 {
+	if len(schema.Defs) != len(manifest.Kinds())+1 || len(schema.Else.AllOf) != len(manifest.Kinds()) || vm.Properties["kind"]["const"] != "VM" || vm.Schema != "" || len(vm.Required) != 2 {
 		t.Errorf("%s", b.String())
 	}
 	for _, broken := range []string{"{", `{"$defs": {}}`} {
