@@ -17,6 +17,8 @@ export BLIXARD_CACHE_DIR ?= $(CURDIR)/build/cache
 SOAK_BOOTS ?= 300
 SEED ?= 1
 SOAK_TIME ?= 10m
+SITE_TIME ?= 30m
+SITE_VMS ?= 60
 CHAOS_TIME ?= 10m
 COVER_MIN ?= 80
 PKG ?= ./...
@@ -67,6 +69,10 @@ soak: ## Simulate clusters of new seeds for SOAK_TIME on all processors; failing
 .PHONY: chaos
 chaos: bundle ## Kill, pause, cut off and slow down three daemons on hosts of their own for CHAOS_TIME, and check what their clients saw
 	@BLIXARD_TEST_CHAOS=$(CHAOS_TIME) $(GO) test ./daemon -count 1 -v -timeout 0 -run '^TestClusterUnderChaosIsLinearizable$$'
+
+.PHONY: site
+site: bundle ## Lose hosts at random for SITE_TIME while SITE_VMS VMs, a group and tasks run on them
+	@BLIXARD_TEST_SITE=$(SITE_TIME) BLIXARD_TEST_SITE_VMS=$(SITE_VMS) $(GO) test ./daemon -count 1 -v -timeout 0 -run '^TestSiteSurvives$$'
 
 .PHONY: race
 race: bundle ## Test everything under the race detector
