@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -31,6 +32,7 @@ func newFlow(t testing.TB, from, to string) *flow {
 			return err
 		}
 		var answers sync.WaitGroup
+		var answered atomic.Int64
 		answers.Go(func() {
 			buf := make([]byte, 1500)
 			for {
@@ -39,7 +41,7 @@ func newFlow(t testing.TB, from, to string) *flow {
 					return
 				}
 				if n > 0 {
-					w.answered++
+					answered.Add(1)
 				}
 			}
 		})
@@ -49,10 +51,13 @@ func newFlow(t testing.TB, from, to string) *flow {
 			for {
 				select {
 				case <-w.stop:
-					// What is on its way has a moment.
-					_ = c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
-					answers.Wait()
+					// What is on its way may take a while on a busy machine.
+					for end := time.Now().Add(patience); int(answered.Load()) < w.sent && time.Now().Before(end); {
+						<-tick.C
+					}
 					_ = c.Close()
+					answers.Wait()
+					w.answered = int(answered.Load())
 					return
 				case <-tick.C:
 					if _, err := c.Write(binary.BigEndian.AppendUint64(nil, uint64(w.sent))); err == nil {
