@@ -190,7 +190,7 @@ func (a *Agent) Artifacts(allocID string) (archive *os.File, notes []string, err
 	// They may be taken to where they are kept between the looks.
 	for _, d := range []string{filepath.Join(a.outputs.dir, allocID), dir, filepath.Join(a.outputs.dir, allocID)} {
 		raw, noteErr := readBounded(filepath.Join(d, artifactNotes), artifactNotesMax)
-		archive, err = os.Open(filepath.Join(d, artifactsFile))
+		archive, err = openRegular(filepath.Join(d, artifactsFile))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, nil, fmt.Errorf("agent: files of %s: %w", allocID, err)
 		}

@@ -5,8 +5,12 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/blixard/blixard/internal/problem"
 )
 
 // hostile makes an archive of headers that no honest guest sends.
@@ -90,5 +94,37 @@ func TestArtifactsOfAHostileGuest(t *testing.T) {
 	cut := &artifacts{out: tar.NewWriter(io.Discard), bytes: artifactBytesMax, files: 2}
 	if err := cut.add(bytes.NewReader(whole[:1000]), "/"); err == nil || !cut.broken {
 		t.Errorf("a cut archive is taken: %v", err)
+	}
+}
+
+// TestArtifactsAreFilesThemselves: a link in the place of an archive leads nowhere.
+func TestArtifactsAreFilesThemselves(t *testing.T) {
+	dir := t.TempDir()
+	j, err := openJournal(filepath.Join(dir, "vms"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := openOutputs(filepath.Join(dir, "outputs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{journal: j, outputs: o}
+	secret, of := filepath.Join(dir, "secret"), filepath.Join(o.dir, "alloc-1")
+	if err := errors.Join(os.WriteFile(secret, []byte("secret"), 0o600), os.Mkdir(of, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{artifactsFile, artifactNotes} {
+		if err := os.Symlink(secret, filepath.Join(of, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if archive, notes, err := a.Artifacts("alloc-1"); err == nil || archive != nil || len(notes) > 0 {
+		t.Errorf("a link gives %v, %q, %v", archive, notes, err)
+	}
+	if err := os.Remove(filepath.Join(of, artifactsFile)); err != nil {
+		t.Fatal(err)
+	}
+	if _, notes, err := a.Artifacts("alloc-1"); !problem.Is(err, problem.NotFound) || len(notes) > 0 {
+		t.Errorf("a link to notes gives %q, %v", notes, err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/blixard/blixard/internal/problem"
 )
@@ -112,16 +114,37 @@ func (o *outputs) sweep(now time.Time) error {
 	return errors.Join(errs...)
 }
 
-// readBounded reads a file that is no longer than it should be.
-func readBounded(path string, most int64) ([]byte, error) {
-	st, err := os.Lstat(path)
+// openRegular opens a file that is one itself, and no link or pipe that somebody put there.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	if !st.Mode().IsRegular() || st.Size() > most {
-		return nil, fmt.Errorf("%s is no file of at most %d bytes", path, most)
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", path)
 	}
-	return os.ReadFile(path)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// readBounded reads a file that is no longer than it should be.
+func readBounded(path string, most int64) ([]byte, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	raw, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(raw)) > most {
+		err = fmt.Errorf("%s has more than %d bytes", path, most)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return raw, nil
 }
 
 // sweepOutputs sweeps now and then until ctx ends.
