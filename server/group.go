@@ -92,15 +92,8 @@ func (s groupService) ListGroups(ctx context.Context, req *blixardv1.ListGroupsR
 	if err != nil {
 		return nil, err
 	}
-	size := int(req.GetPageSize())
-	if size == 0 {
-		size = defaultPageSize
-	}
-	resp := &blixardv1.ListGroupsResponse{Groups: view.Groups(req.GetPageToken(), size+1), Index: view.Index()}
-	if len(resp.Groups) > size {
-		resp.Groups = resp.Groups[:size]
-		resp.NextPageToken = resp.Groups[size-1].GetName()
-	}
+	resp := &blixardv1.ListGroupsResponse{Index: view.Index()}
+	resp.Groups, resp.NextPageToken = page(req, view.Groups, (*blixardv1.Group).GetName)
 	return resp, nil
 }
 

@@ -62,15 +62,7 @@ func (s quotaService) QuotaUsage(ctx context.Context, req *blixardv1.QuotaUsageR
 		resp.Usages = []*blixardv1.ProjectUsage{view.ProjectUsage(req.GetProject())}
 		return resp, nil
 	}
-	size := int(req.GetPageSize())
-	if size == 0 {
-		size = defaultPageSize
-	}
-	resp.Usages = view.ProjectUsages(req.GetPageToken(), size+1)
-	if len(resp.GetUsages()) > size {
-		resp.Usages = resp.Usages[:size]
-		resp.NextPageToken = resp.Usages[size-1].GetProject()
-	}
+	resp.Usages, resp.NextPageToken = page(req, view.ProjectUsages, (*blixardv1.ProjectUsage).GetProject)
 	return resp, nil
 }
 

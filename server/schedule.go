@@ -112,17 +112,9 @@ func (s scheduleService) ListSchedules(ctx context.Context, req *blixardv1.ListS
 	if err != nil {
 		return nil, err
 	}
-	size := int(req.GetPageSize())
-	if size == 0 {
-		size = defaultPageSize
-	}
-	resp := &blixardv1.ListSchedulesResponse{Index: view.Index()}
-	page := view.Schedules(req.GetPageToken(), size+1)
-	if len(page) > size {
-		page = page[:size]
-		resp.NextPageToken = page[size-1].GetName()
-	}
-	for _, schedule := range page {
+	schedules, next := page(req, view.Schedules, (*blixardv1.Schedule).GetName)
+	resp := &blixardv1.ListSchedulesResponse{Index: view.Index(), NextPageToken: next}
+	for _, schedule := range schedules {
 		resp.Schedules = append(resp.Schedules, shownSchedule(view, schedule, 1))
 	}
 	return resp, nil

@@ -87,9 +87,8 @@ func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 	fillDefaults(spec)
 	view := s.cfg.Replica.View()
 	known := s.known.Load()
-	if known == nil || checkPossible(*known, view, spec) != nil || !slices.Contains((*known).images, spec.GetImage()) {
-		fresh := knownOf(view)
-		known = &fresh
+	if known == nil || checkPossible(known, view, spec) != nil || !slices.Contains(known.images, spec.GetImage()) {
+		known = knownOf(view)
 		s.known.Store(known)
 	}
 	// Before a node is known, this one's bundle says which names are its own.
@@ -105,7 +104,7 @@ func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 		}
 		spec.Image = name
 	}
-	if err := checkPossible(*known, view, spec); err != nil {
+	if err := checkPossible(known, view, spec); err != nil {
 		return err
 	}
 	if err := checkScheduling(view, spec.GetScheduling()); err != nil {
@@ -206,8 +205,8 @@ type known struct {
 	allocatable []*blixardv1.Resources
 }
 
-func knownOf(view *state.View) known {
-	var k known
+func knownOf(view *state.View) *known {
+	k := &known{}
 	images, kernels := map[string]bool{}, map[string]bool{}
 	type size struct{ vcpus, memory, disk uint64 }
 	sizes := map[size]bool{}
@@ -231,7 +230,7 @@ func knownOf(view *state.View) known {
 // checkPossible refuses what no known node could ever run, so that a typing
 // mistake is an error at once and not a VM that waits. With no node known yet
 // nothing can be said.
-func checkPossible(k known, view *state.View, spec *blixardv1.VMSpec) error {
+func checkPossible(k *known, view *state.View, spec *blixardv1.VMSpec) error {
 	if len(k.allocatable) == 0 {
 		return nil
 	}
@@ -282,17 +281,28 @@ func (s vmService) ListVMs(ctx context.Context, req *blixardv1.ListVMsRequest) (
 	if err != nil {
 		return nil, err
 	}
+	resp := &blixardv1.ListVMsResponse{Index: view.Index(), Age: age}
+	resp.Vms, resp.NextPageToken = page(req, view.VMs, (*blixardv1.VM).GetName)
+	return resp, nil
+}
+
+// page gives the page of a list that is asked for, and the token of the next; "" when there
+// is none. after gives at most so many objects whose name comes after a token.
+func page[T any](req interface {
+	GetPageSize() uint32
+	GetPageToken() string
+}, after func(token string, most int) []T, name func(T) string,
+) (objects []T, next string) {
 	size := int(req.GetPageSize())
 	if size == 0 {
 		size = defaultPageSize
 	}
-	vms := view.VMs(req.GetPageToken(), size+1)
-	resp := &blixardv1.ListVMsResponse{Vms: vms, Index: view.Index(), Age: age}
-	if len(vms) > size {
-		resp.Vms = vms[:size]
-		resp.NextPageToken = vms[size-1].GetName()
+	objects = after(req.GetPageToken(), size+1)
+	if len(objects) > size {
+		objects = objects[:size]
+		next = name(objects[size-1])
 	}
-	return resp, nil
+	return objects, next
 }
 
 // setDesired is the common part of start, stop and restart.
