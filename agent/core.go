@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -69,6 +70,8 @@ type Limits struct {
 	ReadyTimeout time.Duration
 	// BootTries in a row without ready, after which the allocation has failed.
 	BootTries uint32
+	// Boots at once, from the start of the VMM to the guest's ready.
+	Boots int
 }
 
 // recordFormat is the version of the AllocationRecord on disk.
@@ -78,6 +81,7 @@ const recordFormat = 1
 const (
 	defaultReadyTimeout = 60 * time.Second
 	defaultBootTries    = 3
+	defaultBoots        = 64
 	// defaultStopTimeout of the whole ladder.
 	defaultStopTimeout = 10 * time.Second
 	// restartWindow in which RestartPolicy.max_restarts counts.
@@ -150,6 +154,8 @@ type Core struct {
 	reports    []*blixardv1.AllocationReport
 	dirty      map[string]bool
 	wake       time.Time
+	// booting VMs, counted anew by each poll.
+	booting int
 }
 
 // NewCore makes a core with nothing known. newChannel draws 16 random bytes.
@@ -159,6 +165,9 @@ func NewCore(limits Limits, accelerator string, newChannel func() []byte) *Core 
 	}
 	if limits.BootTries == 0 {
 		limits.BootTries = defaultBootTries
+	}
+	if limits.Boots <= 0 {
+		limits.Boots = defaultBoots
 	}
 	return &Core{
 		limits: limits, instances: map[string]*instance{}, accelerator: accelerator,
@@ -468,10 +477,14 @@ func (c *Core) actionFailed(i *instance, d Done, now time.Time) {
 func (c *Core) Poll(now time.Time) []Action {
 	c.wake = time.Time{}
 	ids := make([]string, 0, len(c.instances))
-	for id := range c.instances {
+	c.booting = 0
+	for id, i := range c.instances {
 		ids = append(ids, id)
+		if i.boots() {
+			c.booting++
+		}
 	}
-	slices.Sort(ids) // the order of actions must not depend on the map's
+	slices.SortFunc(ids, func(a, b string) int { return c.instances[a].before(c.instances[b], a, b) })
 	var out []Action
 	for _, id := range ids {
 		i := c.instances[id]
@@ -485,6 +498,33 @@ func (c *Core) Poll(now time.Time) []Action {
 		}
 	}
 	return out
+}
+
+// boots reports whether a guest of the instance is between the start of its VMM and
+// ready, or its VMM is about to be started.
+func (i *instance) boots() bool {
+	return i.rec.GetStatus().GetState() == blixardv1.AllocationState_starting &&
+		(i.process == processRunning || i.busy == ActionStart && i.rec.GetImage() != nil)
+}
+
+// before orders who boots first where not all may: who did not fail lately, then by
+// priority, then by id, so that the order of actions does not depend on the map's.
+func (i *instance) before(j *instance, a, b string) int {
+	return cmp.Or(
+		cmp.Compare(i.rec.GetFailedBoots(), j.rec.GetFailedBoots()),
+		cmp.Compare(priority(j.alloc), priority(i.alloc)),
+		cmp.Compare(a, b),
+	)
+}
+
+// defaultPriority of a spec that names none.
+const defaultPriority = 50
+
+func priority(a *blixardv1.Allocation) uint32 {
+	if p := a.GetSpec().GetScheduling(); p != nil && p.Priority != nil {
+		return p.GetPriority()
+	}
+	return defaultPriority
 }
 
 // Turn is what is to be done after the core was told something, or was woken.

@@ -71,6 +71,8 @@ func (s *scenario) run(d *datadriven.TestData) string {
 	id := arg(d, "id", "a")
 	rec := s.core.Record(id)
 	switch d.Cmd {
+	case "boots":
+		s.core.limits.Boots, _ = strconv.Atoi(arg(d, "most", "1"))
 	case "desire":
 		s.desire(d, id)
 	case "drop":
@@ -152,6 +154,10 @@ func (s *scenario) desire(d *datadriven.TestData, id string) {
 	if v := arg(d, "port", ""); v != "" {
 		n, _ := strconv.Atoi(v)
 		a.Spec.Ports = []*blixardv1.PublishedPort{{HostPort: uint32(n), GuestPort: 80}}
+	}
+	if v := arg(d, "priority", ""); v != "" {
+		n, _ := strconv.Atoi(v)
+		a.Spec.Scheduling = &blixardv1.Scheduling{Priority: proto.Uint32(uint32(n))}
 	}
 	a.Spec.Paused, a.Once = has(d, "paused"), has(d, "once")
 	if has(d, "checked") {

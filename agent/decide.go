@@ -293,9 +293,22 @@ func terminal(s blixardv1.AllocationState_Enum) bool {
 	return s == blixardv1.AllocationState_stopped || s == blixardv1.AllocationState_failed
 }
 
+// reasonQueued of a VM that waits until fewer others boot: a node that boots too many at
+// once makes all of them late, and late ones count as hung and are begun again.
+const reasonQueued = "boot_queue"
+
 // start announces a new boot in the record; asked is a person's wish, which
 // clears the history of failures.
 func (c *Core) start(i *instance, asked bool, now time.Time) (Action, bool) {
+	if c.booting >= c.limits.Boots {
+		if st := i.rec.GetStatus(); st.GetState() == blixardv1.AllocationState_preparing && st.GetReason() != reasonQueued {
+			c.update(i, func(r *blixardv1.AllocationRecord) {
+				r.Status.Reason, r.Status.Message = reasonQueued, "it boots when fewer VMs of the node do"
+			})
+		}
+		return Action{}, false // the next to be ready, or to fail, makes room
+	}
+	c.booting++
 	i.goodbyeAt, i.rung = time.Time{}, ""
 	c.update(i, func(r *blixardv1.AllocationRecord) {
 		r.Boots++

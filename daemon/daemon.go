@@ -314,7 +314,7 @@ func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.In
 		Dir: n.data.join(vmsDir), OutputDir: n.data.join(outputsDir), Driver: drv, Spawner: n.super, Leases: deadlines{n.super}, Bundle: b,
 		Disks: disk.NewRoots(n.data.join(templatesDir)), Images: n.guests.images, Networks: n.guests.networks, Volumes: n.guests.volumes,
 		Confine: true, Cluster: n.client.Agents(), Fingerprint: fp, Logger: n.log,
-		Limits:      agent.Limits{ReadyTimeout: n.cfg.Boot.ReadyTimeout, BootTries: n.cfg.Boot.Tries},
+		Limits:      agent.Limits{ReadyTimeout: n.cfg.Boot.ReadyTimeout, BootTries: n.cfg.Boot.Tries, Boots: parallelBoots(n.cfg.Boot.Parallel)},
 		TSCKHz:      kernel.HostTSCKHz(),
 		LogBytesMax: uint64(n.cfg.Console.LogSize), LogFilesMax: n.cfg.Console.LogFiles,
 	})

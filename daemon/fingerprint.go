@@ -67,3 +67,15 @@ func capacityOf(cfg config.Config) (*blixardv1.Resources, error) {
 		DiskBytes: fs.Blocks * uint64(fs.Bsize),
 	}, nil
 }
+
+// bootsPerCPU of VMs at once: one that waits for its disk leaves its processor to another,
+// and more only make each of them later, up to where all count as hung.
+const bootsPerCPU = 2
+
+// parallelBoots gives how many VMs boot at once on this host.
+func parallelBoots(configured uint32) int {
+	if configured > 0 {
+		return int(configured)
+	}
+	return bootsPerCPU * runtime.NumCPU()
+}

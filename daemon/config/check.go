@@ -178,6 +178,15 @@ func countRange(name string, get func(*Config) uint32, most uint32) func(*Config
 	}
 }
 
+func countUpTo(name string, get func(*Config) uint32, most uint32) func(*Config) (string, string) {
+	return func(c *Config) (string, string) {
+		if get(c) <= most {
+			return "", ""
+		}
+		return fmt.Sprintf("it must be from 0 to %d", most), fmt.Sprintf("leave %s out for the default", name)
+	}
+}
+
 func oneOf(get func(*Config) string, words ...string) func(*Config) (string, string) {
 	return func(c *Config) (reason, hint string) {
 		if slices.Contains(words, get(c)) {

@@ -198,12 +198,14 @@ type Console struct {
 	LogFiles uint32
 }
 
-// Boot says when a boot counts as hung.
+// Boot says how many VMs boot at once, and when a boot counts as hung.
 type Boot struct {
 	// ReadyTimeout from the start of the hypervisor to the guest's ready.
 	ReadyTimeout time.Duration
 	// Tries in all before the VM counts as failed.
 	Tries uint32
+	// Parallel boots at most; 0 for twice the node's processors.
+	Parallel uint32
 }
 
 // QEMU is the hypervisor.

@@ -37,6 +37,7 @@ const (
 	readyTimeoutMin    = time.Second
 	readyTimeoutMax    = time.Hour
 	bootTriesMax       = 20
+	bootParallelMax    = 4096
 	shutdownMax        = 10 * time.Minute
 	reservedCPUsMax    = 4096
 	replaceAfterMin    = 5 * time.Second
@@ -269,6 +270,12 @@ var keys = []Key{
 		check:   countRange("boot.tries", func(c *Config) uint32 { return c.Boot.Tries }, bootTriesMax),
 		Doc:     "How often a hung boot is tried in all before the VM counts as failed.",
 		Default: fixed("3"),
+	},
+	{
+		Name: "boot.parallel", field: func(c *Config) any { return &c.Boot.Parallel },
+		check:   countUpTo("boot.parallel", func(c *Config) uint32 { return c.Boot.Parallel }, bootParallelMax),
+		Doc:     "How many VMs of the node boot at once; others wait until one is ready, those of the highest priority first. 0 is twice the processors.",
+		Default: fixed("0"),
 	},
 	{
 		Name: "qemu.path", field: func(c *Config) any { return &c.QEMU.Path },
