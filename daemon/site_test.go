@@ -102,7 +102,7 @@ func TestSiteSurvives(t *testing.T) {
 	s := &workload{t: t, c: c, vms: map[string]blixardv1.NodeLossPolicy_Enum{}, tasks: map[string]blixardv1.Delivery_Enum{}}
 	first := c.nodes[0]
 	for n := range count {
-		policy := []blixardv1.NodeLossPolicy_Enum{blixardv1.NodeLossPolicy_failover, blixardv1.NodeLossPolicy_replace, blixardv1.NodeLossPolicy_keep}[n%3]
+		policy := []blixardv1.NodeLossPolicy_Enum{blixardv1.NodeLossPolicy_failover, blixardv1.NodeLossPolicy_replace, blixardv1.NodeLossPolicy_keep}[(n+n/3)%3] // so that each host has all
 		name := fmt.Sprintf("%s-%d", policy, n)
 		first.create(name, func(spec *blixardv1.VMSpec) {
 			proto.Reset(spec)
