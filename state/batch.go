@@ -1,7 +1,6 @@
 package state
 
 import (
-	"github.com/hashicorp/go-memdb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -15,7 +14,7 @@ import (
 // is written at once.
 type batch struct {
 	s   *State
-	txn *memdb.Txn
+	txn *database
 
 	// byID and byName hold the VMs that the batch touched; nil for a dropped one.
 	byID   map[string]*blixardv1.VM
@@ -31,7 +30,7 @@ type batch struct {
 func newBatch(s *State) *batch {
 	return &batch{
 		s:      s,
-		txn:    s.db.Txn(true),
+		txn:    s.db,
 		byID:   map[string]*blixardv1.VM{},
 		byName: map[string]*blixardv1.VM{},
 	}
@@ -56,7 +55,6 @@ func (b *batch) commit() {
 			insert(b.txn, tableVM, vm)
 		}
 	}
-	b.txn.Commit()
 	s := b.s
 	if n := len(s.events) - s.limits.Events; n > 0 {
 		s.events = s.events[n:]

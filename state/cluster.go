@@ -19,7 +19,7 @@ const (
 )
 
 func (b *batch) cluster() *blixardv1.Cluster {
-	all := all[blixardv1.Cluster](b.txn, tableCluster, indexID)
+	all := every[blixardv1.Cluster](b.txn, tableCluster, indexID)
 	if len(all) == 0 {
 		return nil
 	}
@@ -89,7 +89,7 @@ func (b *batch) createToken(c *blixardv1.CreateTokenCommand) Result {
 		return refused(b.index, problem.New(problem.Conflict, "token.id_taken", "there is a token %s already", c.GetId()))
 	}
 	b.dropExpired()
-	if n := len(all[blixardv1.Token](b.txn, tableToken, indexID)); n >= tokensMax {
+	if n := count[blixardv1.Token](b.txn, tableToken); n >= tokensMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "token.too_many", "there are %d tokens already", n).
 			WithHint("revoke some: `blixard cluster token list`, `blixard cluster token revoke ID`"))
 	}
@@ -108,7 +108,7 @@ func (b *batch) tokenEvent(t *blixardv1.Token, kind, message string) {
 
 // dropExpired forgets tokens whose time is over, in the time of commands.
 func (b *batch) dropExpired() {
-	for _, t := range all[blixardv1.Token](b.txn, tableToken, indexID) {
+	for _, t := range every[blixardv1.Token](b.txn, tableToken, indexID) {
 		if b.expired(t) {
 			remove(b.txn, tableToken, t)
 		}
@@ -180,7 +180,7 @@ func checkToken(t *blixardv1.Token, digest []byte, now time.Time) *problem.Error
 
 // CheckToken tells why a token lets nobody in, nil when it does.
 func (v *View) CheckToken(id string, digest []byte, now time.Time) error {
-	if p := checkToken(first[blixardv1.Token](v.db.Txn(false), tableToken, indexID, id), digest, now); p != nil {
+	if p := checkToken(first[blixardv1.Token](v.db, tableToken, indexID, id), digest, now); p != nil {
 		return p
 	}
 	return nil
@@ -188,14 +188,14 @@ func (v *View) CheckToken(id string, digest []byte, now time.Time) error {
 
 // CheckNewMember tells why a node can't become a member, nil when it can.
 func (v *View) CheckNewMember(m *blixardv1.Member) error {
-	if p := checkNewMember(m, all[blixardv1.Member](v.db.Txn(false), tableMember, indexID)); p != nil {
+	if p := checkNewMember(m, every[blixardv1.Member](v.db, tableMember, indexID)); p != nil {
 		return p
 	}
 	return nil
 }
 
 func (b *batch) checkNewMember(m *blixardv1.Member) *problem.Error {
-	return checkNewMember(m, all[blixardv1.Member](b.txn, tableMember, indexID))
+	return checkNewMember(m, every[blixardv1.Member](b.txn, tableMember, indexID))
 }
 
 // checkNewMember refuses whom the cluster knows already.
@@ -238,7 +238,7 @@ func (b *batch) changeableMember(ref string) (*blixardv1.Member, *problem.Error)
 // otherVoters counts the members with a vote beside m.
 func (b *batch) otherVoters(m *blixardv1.Member) int {
 	n := 0
-	for _, other := range all[blixardv1.Member](b.txn, tableMember, indexID) {
+	for _, other := range every[blixardv1.Member](b.txn, tableMember, indexID) {
 		if !other.GetRemoved() && other.GetNodeId() != m.GetNodeId() && votes(other.GetRole()) {
 			n++
 		}

@@ -127,7 +127,7 @@ func (b *batch) createGroup(c *blixardv1.CreateGroupCommand) Result {
 	case b.group(c.GetName()) != nil || b.group(c.GetId()) != nil:
 		return refused(b.index, problem.New(problem.Conflict, "group.name_taken", "there is a group %q already", c.GetName()).
 			WithHint("choose another name, or change that group: blixard group update %s", c.GetName()))
-	case len(all[blixardv1.Group](b.txn, tableGroup, indexID)) >= groupsMax:
+	case count[blixardv1.Group](b.txn, tableGroup) >= groupsMax:
 		return refused(b.index, problem.New(problem.NoCapacity, "group.too_many", "there are %d groups", groupsMax).
 			WithHint("delete those that are not needed"))
 	}

@@ -113,7 +113,7 @@ func checkGiven(t *rapid.T, v *View) {
 			users[at.GetVolume()] = append(users[at.GetVolume()], vm.GetId())
 		}
 	}
-	for _, c := range all[claim](v.db.Txn(false), tableClaim, indexID) {
+	for _, c := range every[claim](v.db, tableClaim, indexID) {
 		if claims[c.key] != c.vmID {
 			t.Fatalf("claim %s is of %s, the VMs say %q", c.key, c.vmID, claims[c.key])
 		}

@@ -59,7 +59,7 @@ func (b *batch) putImage(c *blixardv1.PutImageCommand) Result {
 	case old != nil && c.GetKeepName():
 		return Result{Index: b.index, Image: old}
 	}
-	if n := len(all[blixardv1.Image](b.txn, tableImage, indexID)); old == nil && n >= imagesMax {
+	if n := count[blixardv1.Image](b.txn, tableImage); old == nil && n >= imagesMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "image.too_many", "the cluster knows %d images", n).
 			WithHint("`blixard image prune` removes those that no VM uses"))
 	}
@@ -120,10 +120,10 @@ func imageNotFound(name string) *problem.Error {
 
 // Image finds an image by its name; nil when there is none.
 func (v *View) Image(name string) *blixardv1.Image {
-	return first[blixardv1.Image](v.db.Txn(false), tableImage, indexID, name)
+	return first[blixardv1.Image](v.db, tableImage, indexID, name)
 }
 
 // Images gives all images, ordered by name.
 func (v *View) Images() []*blixardv1.Image {
-	return all[blixardv1.Image](v.db.Txn(false), tableImage, indexID)
+	return every[blixardv1.Image](v.db, tableImage, indexID)
 }

@@ -57,7 +57,7 @@ func (b *batch) createNetwork(c *blixardv1.CreateNetworkCommand) Result {
 		return refused(b.index, problem.New(problem.Conflict, "network.name_taken", "there is a network %q already", n.GetName()).
 			WithHint("choose another name"))
 	}
-	others := all[blixardv1.Network](b.txn, tableNetwork, indexID)
+	others := every[blixardv1.Network](b.txn, tableNetwork, indexID)
 	if len(others) >= networksMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "network.too_many", "there are %d networks", len(others)).
 			WithHint("delete those that are not used"))
@@ -300,7 +300,7 @@ func Gateway(subnet string) netip.Addr {
 
 // Network finds a network by its id or name; nil when there is none.
 func (v *View) Network(ref string) *blixardv1.Network {
-	txn := v.db.Txn(false)
+	txn := v.db
 	if n := first[blixardv1.Network](txn, tableNetwork, indexID, ref); n != nil {
 		return n
 	}
@@ -309,5 +309,5 @@ func (v *View) Network(ref string) *blixardv1.Network {
 
 // Networks gives all networks, ordered by name.
 func (v *View) Networks() []*blixardv1.Network {
-	return all[blixardv1.Network](v.db.Txn(false), tableNetwork, indexName)
+	return every[blixardv1.Network](v.db, tableNetwork, indexName)
 }

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/hashicorp/go-memdb"
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -104,7 +103,7 @@ func takenBy(vm *blixardv1.VM) *blixardv1.ProjectUsage {
 }
 
 // usage of a project, shared and read-only.
-func usage(txn *memdb.Txn, project string) *blixardv1.ProjectUsage {
+func usage(txn *database, project string) *blixardv1.ProjectUsage {
 	if u := first[blixardv1.ProjectUsage](txn, tableUsage, indexID, project); u != nil {
 		return u
 	}
@@ -116,7 +115,7 @@ func usage(txn *memdb.Txn, project string) *blixardv1.ProjectUsage {
 //
 // Invariant: the usages are exactly the sums of takenBy over the VMs of each project, and
 // the number of its tasks that are not finished.
-func recount(txn *memdb.Txn, after, before *blixardv1.VM) {
+func recount(txn *database, after, before *blixardv1.VM) {
 	vm := after
 	if vm == nil {
 		vm = before
@@ -129,7 +128,7 @@ func recount(txn *memdb.Txn, after, before *blixardv1.VM) {
 	putUsage(txn, next)
 }
 
-func putUsage(txn *memdb.Txn, u *blixardv1.ProjectUsage) {
+func putUsage(txn *database, u *blixardv1.ProjectUsage) {
 	if u.GetVms() == 0 && u.GetTasks() == 0 {
 		remove(txn, tableUsage, u)
 		return
@@ -146,7 +145,7 @@ func openTasks(t *blixardv1.Task) uint64 {
 }
 
 // recountTask is recount for a task.
-func recountTask(txn *memdb.Txn, after, before *blixardv1.Task) {
+func recountTask(txn *database, after, before *blixardv1.Task) {
 	more, less := openTasks(after), openTasks(before)
 	if more == less {
 		return
@@ -232,7 +231,7 @@ func (b *batch) setQuota(c *blixardv1.SetQuotaCommand) Result {
 	q := &blixardv1.Quota{Project: c.GetProject(), Limits: &blixardv1.QuotaLimits{}, CreateIndex: b.index, CreatedAt: b.time}
 	if old != nil {
 		q = proto.CloneOf(old)
-	} else if n := len(all[blixardv1.Quota](b.txn, tableQuota, indexID)); n >= quotasMax {
+	} else if n := count[blixardv1.Quota](b.txn, tableQuota); n >= quotasMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "quota.too_many", "there are %d quotas", n).WithHint("remove those that are not needed"))
 	}
 	for _, r := range everyBounded {
@@ -279,18 +278,18 @@ func QuotaNotFound(project string) *problem.Error {
 
 // Quota of a project; nil when it has none.
 func (v *View) Quota(project string) *blixardv1.Quota {
-	return first[blixardv1.Quota](v.db.Txn(false), tableQuota, indexID, project)
+	return first[blixardv1.Quota](v.db, tableQuota, indexID, project)
 }
 
 // Quotas gives all quotas, ordered by project.
 func (v *View) Quotas() []*blixardv1.Quota {
-	return all[blixardv1.Quota](v.db.Txn(false), tableQuota, indexID)
+	return every[blixardv1.Quota](v.db, tableQuota, indexID)
 }
 
 // ProjectUsage tells what a project has beside its limits; all is 0 for one that
 // nobody named.
 func (v *View) ProjectUsage(project string) *blixardv1.ProjectUsage {
-	txn := v.db.Txn(false)
+	txn := v.db
 	u := proto.CloneOf(usage(txn, project))
 	q := first[blixardv1.Quota](txn, tableQuota, indexID, project)
 	if q == nil {
@@ -309,12 +308,12 @@ func (v *View) ProjectUsage(project string) *blixardv1.ProjectUsage {
 // after the given one, in the order of names, at most limit of them; a limit of 0 or
 // less means all.
 func (v *View) ProjectUsages(after string, limit int) []*blixardv1.ProjectUsage {
-	txn := v.db.Txn(false)
+	txn := v.db
 	var names []string
-	for _, u := range listAfter(txn, tableUsage, indexID, after, limit, (*blixardv1.ProjectUsage).GetProject) {
+	for _, u := range listAfter[blixardv1.ProjectUsage](txn, tableUsage, indexID, after, limit) {
 		names = append(names, u.GetProject())
 	}
-	for _, q := range listAfter(txn, tableQuota, indexID, after, limit, (*blixardv1.Quota).GetProject) {
+	for _, q := range listAfter[blixardv1.Quota](txn, tableQuota, indexID, after, limit) {
 		names = append(names, q.GetProject())
 	}
 	slices.Sort(names)

@@ -39,7 +39,7 @@ func checkUsage(t *rapid.T, v *View) {
 		}
 		counted[project].Tasks++
 	}
-	for _, u := range all[blixardv1.ProjectUsage](v.db.Txn(false), tableUsage, indexID) {
+	for _, u := range every[blixardv1.ProjectUsage](v.db, tableUsage, indexID) {
 		if !proto.Equal(u, counted[u.GetProject()]) {
 			t.Fatalf("project %s is said to have %v, its VMs say %v", u.GetProject(), u, counted[u.GetProject()])
 		}

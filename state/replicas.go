@@ -260,15 +260,15 @@ func volumeID(g *blixardv1.Group, volume string) string {
 }
 
 // Group finds a group by its id or name; nil when there is none.
-func (v *View) Group(ref string) *blixardv1.Group { return groupNamed(v.db.Txn(false), ref) }
+func (v *View) Group(ref string) *blixardv1.Group { return groupNamed(v.db, ref) }
 
 // Groups gives at most limit groups whose name comes after the given one, as VMs does.
 func (v *View) Groups(after string, limit int) []*blixardv1.Group {
-	return listAfter(v.db.Txn(false), tableGroup, indexName, after, limit, (*blixardv1.Group).GetName)
+	return listAfter[blixardv1.Group](v.db, tableGroup, indexName, after, limit)
 }
 
 // Replicas gives the VMs of a group, by its id, those that are being deleted too, ordered
 // by their ids.
 func (v *View) Replicas(groupID string) []*blixardv1.VM {
-	return all[blixardv1.VM](v.db.Txn(false), tableVM, indexGroup, groupID)
+	return all[blixardv1.VM](v.db, tableVM, indexGroup, groupID)
 }

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/go-memdb"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -42,7 +41,7 @@ func KeepRuns(spec *blixardv1.ScheduleSpec) int {
 // schedule finds a schedule by id or name.
 func (b *batch) schedule(ref string) *blixardv1.Schedule { return scheduleNamed(b.txn, ref) }
 
-func scheduleNamed(txn *memdb.Txn, ref string) *blixardv1.Schedule {
+func scheduleNamed(txn *database, ref string) *blixardv1.Schedule {
 	if s := first[blixardv1.Schedule](txn, tableSchedule, indexID, ref); s != nil {
 		return s
 	}
@@ -85,7 +84,7 @@ func (b *batch) createSchedule(c *blixardv1.CreateScheduleCommand) Result {
 		return refused(b.index, problem.New(problem.Conflict, "schedule.name_taken", "there is a schedule %q already", c.GetName()).
 			WithHint("choose another name, or remove that schedule first: blixard schedule remove %s", c.GetName()))
 	}
-	if n := len(all[blixardv1.Schedule](b.txn, tableSchedule, indexID)); n >= schedulesMax {
+	if n := count[blixardv1.Schedule](b.txn, tableSchedule); n >= schedulesMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "schedule.too_many", "there are %d schedules", n).
 			WithHint("remove those that are not needed with `blixard schedule remove`"))
 	}
@@ -230,7 +229,7 @@ func (b *batch) openRuns(id string) []*blixardv1.Task {
 }
 
 // runsOf gives the runs of a schedule that are known, the oldest first.
-func runsOf(txn *memdb.Txn, id string) []*blixardv1.Task {
+func runsOf(txn *database, id string) []*blixardv1.Task {
 	runs := all[blixardv1.Task](txn, tableTask, indexSchedule, id)
 	slices.SortFunc(runs, func(a, b *blixardv1.Task) int { return cmp.Compare(a.GetRun(), b.GetRun()) })
 	return runs
@@ -402,12 +401,12 @@ func (b *batch) due(s *blixardv1.Schedule, at *timestamppb.Timestamp) {
 }
 
 // Schedule finds a schedule by its id or name; nil when there is none.
-func (v *View) Schedule(ref string) *blixardv1.Schedule { return scheduleNamed(v.db.Txn(false), ref) }
+func (v *View) Schedule(ref string) *blixardv1.Schedule { return scheduleNamed(v.db, ref) }
 
 // Schedules gives at most limit schedules whose name comes after the given one, as VMs does.
 func (v *View) Schedules(after string, limit int) []*blixardv1.Schedule {
-	return listAfter(v.db.Txn(false), tableSchedule, indexName, after, limit, (*blixardv1.Schedule).GetName)
+	return listAfter[blixardv1.Schedule](v.db, tableSchedule, indexName, after, limit)
 }
 
 // RunsOf gives the runs of a schedule, by its id, that are known, the oldest first.
-func (v *View) RunsOf(id string) []*blixardv1.Task { return runsOf(v.db.Txn(false), id) }
+func (v *View) RunsOf(id string) []*blixardv1.Task { return runsOf(v.db, id) }

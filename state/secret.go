@@ -19,7 +19,7 @@ func (b *batch) setSecret(c *blixardv1.SetSecretCommand) Result {
 		return refused(b.index, problem.New(problem.Conflict, "secret.exists", "there is a secret %q already", c.GetName()).
 			WithHint("`blixard secret set` replaces it"))
 	}
-	if n := len(all[blixardv1.Secret](b.txn, tableSecret, indexID)); old == nil && n >= secretsMax {
+	if n := count[blixardv1.Secret](b.txn, tableSecret); old == nil && n >= secretsMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "secret.too_many", "there are %d secrets", n).WithHint("delete those that are not used"))
 	}
 	s := &blixardv1.Secret{Name: c.GetName(), CreateIndex: b.index, CreatedAt: b.time}
@@ -88,10 +88,10 @@ func (b *batch) secretsKnown(spec *blixardv1.VMSpec) *problem.Error {
 
 // Secret finds a secret by its name, sealed; nil when there is none.
 func (v *View) Secret(name string) *blixardv1.Secret {
-	return first[blixardv1.Secret](v.db.Txn(false), tableSecret, indexID, name)
+	return first[blixardv1.Secret](v.db, tableSecret, indexID, name)
 }
 
 // Secrets gives all secrets, sealed, ordered by name.
 func (v *View) Secrets() []*blixardv1.Secret {
-	return all[blixardv1.Secret](v.db.Txn(false), tableSecret, indexID)
+	return every[blixardv1.Secret](v.db, tableSecret, indexID)
 }

@@ -10,7 +10,6 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
-	"github.com/hashicorp/go-memdb"
 )
 
 // Bounds of the ratios, in percent of what a node has.
@@ -26,14 +25,14 @@ const (
 )
 
 // settings are nil before any were set.
-func settings(txn *memdb.Txn) *blixardv1.Settings {
+func settings(txn *database) *blixardv1.Settings {
 	return first[blixardv1.Settings](txn, tableSettings, indexID, settingsID)
 }
 
 // Settings of the cluster with the defaults filled in; a fresh object.
 func (v *View) Settings() *blixardv1.Settings {
 	s := &blixardv1.Settings{}
-	if set := settings(v.db.Txn(false)); set != nil {
+	if set := settings(v.db); set != nil {
 		s = proto.CloneOf(set)
 	}
 	r := v.limits.ratios(s)
@@ -132,7 +131,7 @@ func (b *batch) setSettings(c *blixardv1.SetSettingsCommand) Result {
 // resize gives all nodes what they have by other settings, or refuses to: what is reserved
 // must be there.
 func (b *batch) resize(next *blixardv1.Settings) *problem.Error {
-	nodes := all[blixardv1.Node](b.txn, tableNode, indexID)
+	nodes := every[blixardv1.Node](b.txn, tableNode, indexID)
 	var over []string
 	var resized []*blixardv1.Node
 	for _, n := range nodes {

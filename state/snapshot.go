@@ -9,7 +9,6 @@ import (
 	"hash"
 	"io"
 
-	"github.com/hashicorp/go-memdb"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -78,7 +77,7 @@ func (v *View) putAnswers(sw *snapshotWriter) {
 // putObjects writes the tables. No list of all objects is made: there may be very
 // many.
 func (v *View) putObjects(sw *snapshotWriter) {
-	txn := v.db.Txn(false)
+	txn := v.db
 	each(txn, tableVM, func(o *blixardv1.VM) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Vm{Vm: o}})
 	})
@@ -182,7 +181,7 @@ func (s *State) Restore(r io.Reader) error {
 // used afterwards.
 func (s *State) Adopt(next *State) {
 	s.index, s.floor, s.db, s.tasks = next.index, next.index, next.db, next.tasks
-	s.events, s.changes, s.answers, s.byKey = next.events, nil, next.answers, next.byKey
+	s.events, s.changes, s.answers, s.byKey, s.words = next.events, nil, next.answers, next.byKey, next.words
 	s.publish()
 }
 
@@ -208,8 +207,7 @@ func (s *State) read(in io.Reader) error {
 			header.GetFormat(), snapshotFormat).WithHint("start the newer version of blixard again")
 	}
 	s.index = header.GetIndex()
-	txn := s.db.Txn(true)
-	defer txn.Abort()
+	txn := s.db
 	for {
 		record, sum, err := r.next()
 		if err != nil {
@@ -225,63 +223,69 @@ func (s *State) read(in io.Reader) error {
 			return err
 		}
 	}
-	txn.Commit()
 	return s.check()
 }
 
 // insertVM also makes its claims again, and counts it.
-func insertVM(txn *memdb.Txn, vm *blixardv1.VM) error {
+func insertVM(txn *database, vm *blixardv1.VM) error {
 	for _, c := range claimsOf(vm) {
 		if other := first[claim](txn, tableClaim, indexID, c.id()); other != nil && other.vmID != vm.GetId() {
 			return fmt.Errorf("VMs %s and %s both have %s", other.vmID, vm.GetId(), c.id())
 		}
-		if err := txn.Insert(tableClaim, c); err != nil {
-			return err
-		}
+		insert(txn, tableClaim, c)
 	}
-	if err := txn.Insert(tableVM, vm); err != nil {
+	if err := load(txn, tableVM, vm); err != nil {
 		return err
 	}
 	recount(txn, vm, nil)
 	return nil
 }
 
-func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) error {
+func (s *State) readRecord(txn *database, record *blixardv1.StateSnapshot) error {
 	var err error
 	switch o := record.GetRecord().(type) {
 	case *blixardv1.StateSnapshot_Vm:
+		s.words.status(o.Vm.GetStatus())
+		s.words.spec(o.Vm.GetSpec())
 		err = insertVM(txn, o.Vm)
 	case *blixardv1.StateSnapshot_Allocation:
-		err = txn.Insert(tableAllocation, o.Allocation)
+		a := o.Allocation
+		s.words.of(&a.NodeId)
+		s.words.status(a.GetStatus())
+		s.words.spec(a.GetSpec())
+		if vm := first[blixardv1.VM](txn, tableVM, indexID, a.GetVmId()); vm != nil {
+			share(a, vm)
+		}
+		err = load(txn, tableAllocation, a)
 	case *blixardv1.StateSnapshot_Node:
-		err = txn.Insert(tableNode, o.Node)
+		err = load(txn, tableNode, o.Node)
 	case *blixardv1.StateSnapshot_Cluster:
-		err = txn.Insert(tableCluster, o.Cluster)
+		err = load(txn, tableCluster, o.Cluster)
 	case *blixardv1.StateSnapshot_Member:
-		err = txn.Insert(tableMember, o.Member)
+		err = load(txn, tableMember, o.Member)
 	case *blixardv1.StateSnapshot_Token:
-		err = txn.Insert(tableToken, o.Token)
+		err = load(txn, tableToken, o.Token)
 	case *blixardv1.StateSnapshot_Image:
-		err = txn.Insert(tableImage, o.Image)
+		err = load(txn, tableImage, o.Image)
 	case *blixardv1.StateSnapshot_Volume:
-		err = txn.Insert(tableVolume, o.Volume)
+		err = load(txn, tableVolume, o.Volume)
 	case *blixardv1.StateSnapshot_Network:
-		err = txn.Insert(tableNetwork, o.Network)
+		err = load(txn, tableNetwork, o.Network)
 	case *blixardv1.StateSnapshot_Secret:
-		err = txn.Insert(tableSecret, o.Secret)
+		err = load(txn, tableSecret, o.Secret)
 	case *blixardv1.StateSnapshot_Task:
-		if err = txn.Insert(tableTask, o.Task); err == nil {
+		if err = load(txn, tableTask, o.Task); err == nil {
 			recountTask(txn, o.Task, nil)
 			s.tasks++
 		}
 	case *blixardv1.StateSnapshot_Quota:
-		err = txn.Insert(tableQuota, o.Quota)
+		err = load(txn, tableQuota, o.Quota)
 	case *blixardv1.StateSnapshot_Settings:
-		err = txn.Insert(tableSettings, o.Settings)
+		err = load(txn, tableSettings, o.Settings)
 	case *blixardv1.StateSnapshot_Schedule:
-		err = txn.Insert(tableSchedule, o.Schedule)
+		err = load(txn, tableSchedule, o.Schedule)
 	case *blixardv1.StateSnapshot_Group:
-		err = txn.Insert(tableGroup, o.Group)
+		err = load(txn, tableGroup, o.Group)
 	case *blixardv1.StateSnapshot_Event:
 		s.events = append(s.events, o.Event)
 	case *blixardv1.StateSnapshot_Idempotency:
@@ -299,9 +303,9 @@ func (s *State) readRecord(txn *memdb.Txn, record *blixardv1.StateSnapshot) erro
 
 // check holds what was read against the invariants between objects.
 func (s *State) check() error {
-	txn := s.db.Txn(false)
+	txn := s.db
 	sums := map[string]*blixardv1.Resources{}
-	for _, a := range all[blixardv1.Allocation](txn, tableAllocation, indexID) {
+	for _, a := range every[blixardv1.Allocation](txn, tableAllocation, indexID) {
 		sums[a.GetNodeId()] = add(sums[a.GetNodeId()], s.limits.Reservation(a.GetSpec()))
 		vm := first[blixardv1.VM](txn, tableVM, indexID, a.GetVmId())
 		if vm == nil && Lost(a) {
@@ -320,7 +324,7 @@ func (s *State) check() error {
 	if orphan != nil {
 		return orphan
 	}
-	for _, n := range all[blixardv1.Node](txn, tableNode, indexID) {
+	for _, n := range every[blixardv1.Node](txn, tableNode, indexID) {
 		if !proto.Equal(add(sums[n.GetId()], nil), n.GetAllocated()) {
 			return damaged("node %s has %v reserved, its allocations %v", n.GetId(), n.GetAllocated(), sums[n.GetId()])
 		}

@@ -3,8 +3,6 @@ package state
 import (
 	"sync/atomic"
 
-	"github.com/hashicorp/go-memdb"
-
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/invariant"
 	"github.com/blixard/blixard/internal/problem"
@@ -24,7 +22,7 @@ type State struct {
 	// Invariant: index of the newest applied entry, equal to the view's between
 	// batches.
 	index uint64
-	db    *memdb.MemDB
+	db    *database
 	// tasks is how many there are in db.
 	tasks int
 	// The queues share their memory with the views: elements are appended and
@@ -35,6 +33,7 @@ type State struct {
 	answers []*answer
 	// Invariant: byKey holds exactly the elements of answers.
 	byKey map[answerKey]*answer
+	words vocabulary
 }
 
 // Stats counts what was refused since the process started.
@@ -54,15 +53,9 @@ func New(limits Limits) *State {
 }
 
 func (s *State) reset() {
-	db, err := memdb.NewMemDB(schema())
-	if err != nil {
-		panic(err) // the schema is a constant
-	}
-	// A snapshot is as good as the database, and tells nobody of changes, which
-	// would cost more than making them.
-	s.index, s.floor, s.db = 0, 0, db.Snapshot()
+	s.index, s.floor, s.db = 0, 0, newDatabase()
 	s.events, s.changes, s.answers, s.tasks = nil, nil, nil, 0
-	s.byKey = map[answerKey]*answer{}
+	s.byKey, s.words = map[answerKey]*answer{}, vocabulary{}
 }
 
 // View gives the state after the newest applied batch.
@@ -108,7 +101,7 @@ func (s *State) publish() {
 	s.view.Store(&View{
 		index:   s.index,
 		limits:  s.limits,
-		db:      s.db.Snapshot(),
+		db:      s.db.freeze(),
 		events:  s.events,
 		changes: s.changes,
 		floor:   s.floor,

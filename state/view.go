@@ -5,8 +5,6 @@ import (
 	"sort"
 	"strings"
 
-	"github.com/hashicorp/go-memdb"
-
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/problem"
 )
@@ -17,7 +15,7 @@ import (
 type View struct {
 	index   uint64
 	limits  Limits
-	db      *memdb.MemDB
+	db      *database
 	events  []*blixardv1.Event
 	changes []Change
 	// floor: the changes of this index and all before it are no longer complete.
@@ -33,7 +31,7 @@ func (v *View) Limits() Limits { return v.limits }
 
 // VM finds a VM by its id or name; nil when there is none.
 func (v *View) VM(ref string) *blixardv1.VM {
-	txn := v.db.Txn(false)
+	txn := v.db
 	if vm := first[blixardv1.VM](txn, tableVM, indexID, ref); vm != nil {
 		return vm
 	}
@@ -44,53 +42,33 @@ func (v *View) VM(ref string) *blixardv1.VM {
 // of names; a limit of 0 or less means all. The name of the last one continues
 // the list.
 func (v *View) VMs(after string, limit int) []*blixardv1.VM {
-	return listAfter(v.db.Txn(false), tableVM, indexName, after, limit, (*blixardv1.VM).GetName)
-}
-
-// listAfter gives at most limit objects whose key in an index comes after the given one.
-func listAfter[T any](txn *memdb.Txn, table, index, after string, limit int, name func(*T) string) []*T {
-	it, err := txn.LowerBound(table, index, after)
-	if err != nil {
-		panic(err)
-	}
-	var list []*T
-	for raw := it.Next(); raw != nil; raw = it.Next() {
-		o := raw.(*T)
-		if name(o) == after {
-			continue
-		}
-		list = append(list, o)
-		if len(list) == limit {
-			break
-		}
-	}
-	return list
+	return listAfter[blixardv1.VM](v.db, tableVM, indexName, after, limit)
 }
 
 // Allocation finds an allocation by its id; nil when there is none.
 func (v *View) Allocation(id string) *blixardv1.Allocation {
-	return first[blixardv1.Allocation](v.db.Txn(false), tableAllocation, indexID, id)
+	return first[blixardv1.Allocation](v.db, tableAllocation, indexID, id)
 }
 
 // Allocations gives all allocations, ordered by id.
 func (v *View) Allocations() []*blixardv1.Allocation {
-	return all[blixardv1.Allocation](v.db.Txn(false), tableAllocation, indexID)
+	return every[blixardv1.Allocation](v.db, tableAllocation, indexID)
 }
 
 // AllocationsOfVM gives the allocations of a VM, by its id, ordered by their id.
 func (v *View) AllocationsOfVM(vmID string) []*blixardv1.Allocation {
-	return all[blixardv1.Allocation](v.db.Txn(false), tableAllocation, indexVM, vmID)
+	return all[blixardv1.Allocation](v.db, tableAllocation, indexVM, vmID)
 }
 
 // AllocationsOfNode gives the allocations on a node, by its id, ordered by their
 // id.
 func (v *View) AllocationsOfNode(nodeID string) []*blixardv1.Allocation {
-	return all[blixardv1.Allocation](v.db.Txn(false), tableAllocation, indexNode, nodeID)
+	return all[blixardv1.Allocation](v.db, tableAllocation, indexNode, nodeID)
 }
 
 // Node finds a node by its id or name; nil when there is none.
 func (v *View) Node(ref string) *blixardv1.Node {
-	txn := v.db.Txn(false)
+	txn := v.db
 	if n := first[blixardv1.Node](txn, tableNode, indexID, ref); n != nil {
 		return n
 	}
@@ -99,12 +77,12 @@ func (v *View) Node(ref string) *blixardv1.Node {
 
 // Nodes gives all nodes that have not left, ordered by name.
 func (v *View) Nodes() []*blixardv1.Node {
-	return all[blixardv1.Node](v.db.Txn(false), tableNode, indexName)
+	return every[blixardv1.Node](v.db, tableNode, indexName)
 }
 
 // Cluster gives what all members agree on; nil before the cluster is formed.
 func (v *View) Cluster() *blixardv1.Cluster {
-	all := all[blixardv1.Cluster](v.db.Txn(false), tableCluster, indexID)
+	all := every[blixardv1.Cluster](v.db, tableCluster, indexID)
 	if len(all) == 0 {
 		return nil
 	}
@@ -114,7 +92,7 @@ func (v *View) Cluster() *blixardv1.Cluster {
 // Member finds a member by the id of its node, or, if it was not removed, by its
 // name; nil when there is none.
 func (v *View) Member(ref string) *blixardv1.Member {
-	txn := v.db.Txn(false)
+	txn := v.db
 	if m := first[blixardv1.Member](txn, tableMember, indexID, ref); m != nil {
 		return m
 	}
@@ -123,7 +101,7 @@ func (v *View) Member(ref string) *blixardv1.Member {
 
 // Members gives all members, removed ones too, ordered by the ids of their nodes.
 func (v *View) Members() []*blixardv1.Member {
-	return all[blixardv1.Member](v.db.Txn(false), tableMember, indexID)
+	return every[blixardv1.Member](v.db, tableMember, indexID)
 }
 
 // MemberOfReplica finds the member whose replica has that Raft id; nil when there
@@ -139,7 +117,7 @@ func (v *View) MemberOfReplica(raftID uint64) *blixardv1.Member {
 
 // Tokens gives all tokens, ordered by id.
 func (v *View) Tokens() []*blixardv1.Token {
-	return all[blixardv1.Token](v.db.Txn(false), tableToken, indexID)
+	return every[blixardv1.Token](v.db, tableToken, indexID)
 }
 
 // Events gives the newest kept events that fit filter, oldest first; nil fits all. limit
@@ -180,19 +158,19 @@ func EventFits(e *blixardv1.Event, filter *blixardv1.EventFilter) bool {
 
 // Task finds a task by its id or name; nil when there is none.
 func (v *View) Task(ref string) *blixardv1.Task {
-	return taskNamed(v.db.Txn(false), ref)
+	return taskNamed(v.db, ref)
 }
 
 // Array gives the id of the array of tasks with that name or id, "" when there is none.
-func (v *View) Array(ref string) string { return arrayNamed(v.db.Txn(false), ref) }
+func (v *View) Array(ref string) string { return arrayNamed(v.db, ref) }
 
 // TasksNamed gives the task, or the tasks of the array, with that name or id, ordered by
 // their ids.
-func (v *View) TasksNamed(ref string) []*blixardv1.Task { return tasksNamed(v.db.Txn(false), ref) }
+func (v *View) TasksNamed(ref string) []*blixardv1.Task { return tasksNamed(v.db, ref) }
 
 // Tasks gives at most limit tasks whose name comes after the given one, as VMs does.
 func (v *View) Tasks(after string, limit int) []*blixardv1.Task {
-	return listAfter(v.db.Txn(false), tableTask, indexName, after, limit, (*blixardv1.Task).GetName)
+	return listAfter[blixardv1.Task](v.db, tableTask, indexName, after, limit)
 }
 
 // ChangesAfter gives every change after index, in the order of the log. When

@@ -47,6 +47,7 @@ func (b *batch) createVM(c *blixardv1.CreateVMCommand) Result {
 	if vm.Spec.GetDesired() == blixardv1.DesiredState_unspecified {
 		vm.Spec = proto.CloneOf(vm.Spec)
 		vm.Spec.Desired = blixardv1.DesiredState_run
+		b.s.words.spec(vm.Spec)
 	}
 	if p := b.claimAll(vm, nil); p != nil {
 		return refused(b.index, p)

@@ -65,16 +65,8 @@ func (b *batch) createVolume(c *blixardv1.CreateVolumeCommand) Result {
 		return refused(b.index, problem.New(problem.Conflict, "volume.name_taken", "there is a volume %q already", c.GetName()).
 			WithHint("choose another name"))
 	}
-	it, err := b.txn.Get(tableVolume, indexID)
-	if err != nil {
-		panic(err)
-	}
-	count := 0
-	for raw := it.Next(); raw != nil && count < volumesMax; raw = it.Next() {
-		count++
-	}
-	if count == volumesMax {
-		return refused(b.index, problem.New(problem.NoCapacity, "volume.too_many", "there are %d volumes", count).WithHint("delete those that are not used"))
+	if n := count[blixardv1.Volume](b.txn, tableVolume); n >= volumesMax {
+		return refused(b.index, problem.New(problem.NoCapacity, "volume.too_many", "there are %d volumes", n).WithHint("delete those that are not used"))
 	}
 	v := &blixardv1.Volume{
 		Id: c.GetId(), Name: c.GetName(), SizeBytes: c.GetSizeBytes(), Labels: c.GetLabels(), Source: c.GetSource(), Made: c.GetMade(),
@@ -321,7 +313,7 @@ func (b *batch) giveVolumes(attachments []*blixardv1.VolumeAttachment, node *bli
 
 // Volume finds a volume by its id or name; nil when there is none.
 func (v *View) Volume(ref string) *blixardv1.Volume {
-	txn := v.db.Txn(false)
+	txn := v.db
 	if o := first[blixardv1.Volume](txn, tableVolume, indexID, ref); o != nil {
 		return o
 	}
@@ -330,5 +322,5 @@ func (v *View) Volume(ref string) *blixardv1.Volume {
 
 // Volumes gives all volumes, ordered by name.
 func (v *View) Volumes() []*blixardv1.Volume {
-	return all[blixardv1.Volume](v.db.Txn(false), tableVolume, indexName)
+	return every[blixardv1.Volume](v.db, tableVolume, indexName)
 }
