@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime/debug"
-	"sync"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -48,8 +46,9 @@ func Open(ctx context.Context, config Config) (*Replica, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica: %w", err), log.Close())
 	}
-	r.running.Add(4)
+	r.running.Add(5)
 	go r.loop()
+	go r.collector()
 	go r.appender()
 	go r.applier()
 	go r.snapshotter()
@@ -60,35 +59,6 @@ func Open(ctx context.Context, config Config) (*Replica, error) {
 		}
 	}
 	return r, nil
-}
-
-// restoreGCPercent is how much the heap grows between collections while a state is
-// restored. Nearly all of it is kept, so that collections find nothing: with the
-// usual 100 they take a third of the time.
-const restoreGCPercent = 400
-
-var collecting struct {
-	mu       sync.Mutex
-	restores int
-	before   int
-}
-
-// collectLess lets the collector run more seldom until the function it gives is
-// called.
-func collectLess() (done func()) {
-	c := &collecting
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.restores++; c.restores == 1 {
-		c.before = debug.SetGCPercent(restoreGCPercent)
-	}
-	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.restores--; c.restores == 0 {
-			debug.SetGCPercent(c.before)
-		}
-	}
 }
 
 func (c Config) withDefaults() Config {

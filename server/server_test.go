@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/auth"
 	"github.com/blixard/blixard/client"
@@ -30,8 +28,6 @@ import (
 	"github.com/blixard/blixard/state"
 	"github.com/blixard/blixard/supervisor"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // noConsoles is a node whose supervisors do not run.
 type noConsoles struct{}
@@ -51,17 +47,21 @@ type world struct {
 	server  *server.Server
 	replica *replica.Replica
 	socket  string
+	config  replica.Config
+	// end stops all of it; the test's cleanup does, too.
+	end func()
 }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
-	r, err := replica.Open(t.Context(), replica.Config{Dir: filepath.Join(dir, "raft"), NodeID: "node-a", Logger: log})
+	config := replica.Config{Dir: filepath.Join(dir, "raft"), NodeID: "node-a", Logger: log}
+	r, err := replica.Open(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, replica: r, socket: filepath.Join(dir, "s")}
+	w := &world{t: t, replica: r, socket: filepath.Join(dir, "s"), config: config}
 	leases := leader.NewLeases(r, 10*time.Second, time.Second)
 	w.server, err = server.New(server.Config{
 		NodeID: "node-a", Version: "test", DataDir: dir, Socket: w.socket, Replica: r,
@@ -84,7 +84,7 @@ func newWorld(t testing.TB) *world {
 	if w.client, err = client.Dial(t.Context(), client.Config{Addr: "unix:" + w.socket}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	w.end = sync.OnceFunc(func() {
 		_ = w.client.Close()
 		stop, done := context.WithTimeout(context.Background(), 5*time.Second)
 		defer done()
@@ -94,6 +94,7 @@ func newWorld(t testing.TB) *world {
 			t.Error(err)
 		}
 	})
+	t.Cleanup(w.end)
 	return w
 }
 

@@ -17,7 +17,7 @@ const branching = 16
 // for concurrent use.
 //
 // Trees, and not the radix trees of go-memdb: those take some 400 bytes an entry, half of
-// it for channels that wake watchers, and what has a million VMs has five million entries.
+// it for channels that wake watchers, and a million VMs have five million entries.
 type database struct {
 	tables map[string]storage
 }
