@@ -4,6 +4,8 @@ import (
 	"context"
 	"path"
 	"slices"
+	"strconv"
+	"strings"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/guest"
@@ -13,6 +15,10 @@ import (
 // inits are the programs that boot a whole system.
 var inits = []string{"init", "systemd", "openrc-init", "runit-init", "s6-svscan"}
 
+// epochEnv tells the guest the epoch of its placement, so that what it writes to
+// elsewhere can refuse an older one.
+const epochEnv = "BLIXARD_EPOCH"
+
 // bootConfig is what the guest is told to become. It is pure: networks and secrets
 // are added by guestConfig.
 func bootConfig(rec *blixardv1.AllocationRecord) (guest.BootConfig, error) {
@@ -21,7 +27,7 @@ func bootConfig(rec *blixardv1.AllocationRecord) (guest.BootConfig, error) {
 	cfg := guest.BootConfig{
 		Hostname:   firstOf(spec.GetHostname(), alloc.GetVmName()),
 		Argv:       argv(spec, img),
-		Env:        slices.Clone(img.GetEnv()),
+		Env:        environment(alloc, img),
 		WorkDir:    firstOf(spec.GetWorkingDir(), img.GetWorkingDir()),
 		User:       firstOf(spec.GetUser(), img.GetUser()),
 		TTY:        spec.GetTty(),
@@ -35,9 +41,6 @@ func bootConfig(rec *blixardv1.AllocationRecord) (guest.BootConfig, error) {
 	}
 	if spec.GetStopSignal() != 0 {
 		cfg.StopSignal = int(spec.GetStopSignal())
-	}
-	for _, e := range spec.GetEnv() {
-		cfg.Env = append(cfg.Env, e.GetName()+"="+e.GetValue())
 	}
 	for _, f := range spec.GetFiles() {
 		cfg.Files = append(cfg.Files, guest.File{Path: f.GetPath(), Mode: f.GetMode(), UID: f.GetUid(), GID: f.GetGid(), Content: f.GetContent()})
@@ -56,6 +59,28 @@ func bootConfig(rec *blixardv1.AllocationRecord) (guest.BootConfig, error) {
 			WithHint("give one: blixard vm update %s -- COMMAND, or --init system for an image with an init", alloc.GetVmName())
 	}
 	return cfg, nil
+}
+
+// environment is the image's, under the owner's, under blixard's own: one entry a
+// name, since programs differ in which of two they read.
+func environment(alloc *blixardv1.Allocation, img *blixardv1.ImageConfig) []string {
+	all := slices.Clone(img.GetEnv())
+	for _, e := range alloc.GetSpec().GetEnv() {
+		all = append(all, e.GetName()+"="+e.GetValue())
+	}
+	all = append(all, epochEnv+"="+strconv.FormatUint(alloc.GetEpoch(), 10))
+	last := map[string]int{}
+	for k, e := range all {
+		name, _, _ := strings.Cut(e, "=")
+		last[name] = k
+	}
+	env := make([]string, 0, len(last))
+	for k, e := range all {
+		if name, _, _ := strings.Cut(e, "="); last[name] == k {
+			env = append(env, e)
+		}
+	}
+	return env
 }
 
 func firstOf(a, b string) string {

@@ -67,13 +67,14 @@ func TestBootConfig(t *testing.T) {
 	}{
 		{"the image's own", image(nil), &blixardv1.VMSpec{}, func(c guest.BootConfig) bool {
 			return slices.Equal(c.Argv, []string{"/app", "serve"}) && c.User == "app" && c.WorkDir == "/srv" && c.StopSignal == 3 &&
-				slices.Equal(c.Env, []string{"A=1"}) && c.Hostname == "web" && c.Image.FSType == "erofs" && !c.Init
+				slices.Equal(c.Env, []string{"A=1", "BLIXARD_EPOCH=3"}) && c.Hostname == "web" && c.Image.FSType == "erofs" && !c.Init
 		}},
 		{"the owner's instead", image(nil), &blixardv1.VMSpec{
-			Command: []string{"check"}, User: "1000:1000", WorkingDir: "/", StopSignal: 15, Hostname: "h", Env: []*blixardv1.EnvVar{{Name: "A", Value: "2"}},
+			Command: []string{"check"}, User: "1000:1000", WorkingDir: "/", StopSignal: 15, Hostname: "h",
+			Env: []*blixardv1.EnvVar{{Name: "BLIXARD_EPOCH", Value: "9"}, {Name: "A", Value: "2"}, {Name: "B"}},
 		}, func(c guest.BootConfig) bool {
 			return slices.Equal(c.Argv, []string{"/app", "check"}) && c.User == "1000:1000" && c.WorkDir == "/" && c.StopSignal == 15 && c.Hostname == "h" &&
-				c.Env[len(c.Env)-1] == "A=2"
+				slices.Equal(c.Env, []string{"A=2", "B=", "BLIXARD_EPOCH=3"})
 		}},
 		{"files and keys", image(nil), &blixardv1.VMSpec{
 			Files: []*blixardv1.GuestFile{{Path: "/etc/a", Content: []byte("x"), Mode: 0o600, Uid: 1, Gid: 2}}, SshKeys: []string{"ssh-ed25519 A"}, UserData: "#cloud-config",
@@ -101,7 +102,7 @@ func TestBootConfig(t *testing.T) {
 			func(c guest.BootConfig) bool { return c.Image.FSType == "ext4" },
 		},
 	} {
-		rec := &blixardv1.AllocationRecord{Allocation: &blixardv1.Allocation{VmName: "web", Spec: tc.spec, Volumes: []*blixardv1.AllocatedVolume{
+		rec := &blixardv1.AllocationRecord{Allocation: &blixardv1.Allocation{VmName: "web", Epoch: 3, Spec: tc.spec, Volumes: []*blixardv1.AllocatedVolume{
 			{Path: "/data"}, {Path: "/ro", ReadOnly: true},
 		}}, Image: tc.image}
 		c, err := bootConfig(rec)
