@@ -13,12 +13,13 @@ LDFLAGS := -s -w -X github.com/blixard/blixard/internal/version.text=$(VERSION)
 # All that is fetched or built stays below the checkout, unless a cache outside is named.
 export BLIXARD_CACHE_DIR ?= $(CURDIR)/build/cache
 
-# Boots of each kernel in soak-boots, seed of sim, time of soak and chaos, least coverage of a package in percent, packages that test looks at, flags for go test.
+# Boots of each kernel in soak-boots, seed of sim, time of soak, site and chaos, losses of hosts in rounds, least coverage of a package in percent, packages that test looks at, flags for go test.
 SOAK_BOOTS ?= 300
 SEED ?= 1
 SOAK_TIME ?= 10m
 SITE_TIME ?= 30m
 SITE_VMS ?= 60
+ROUNDS ?= 200
 CHAOS_TIME ?= 10m
 COVER_MIN ?= 80
 PKG ?= ./...
@@ -73,6 +74,10 @@ chaos: bundle ## Kill, pause, cut off and slow down three daemons on hosts of th
 .PHONY: site
 site: bundle ## Lose hosts at random for SITE_TIME while SITE_VMS VMs, a group and tasks run on them
 	@BLIXARD_TEST_SITE=$(SITE_TIME) BLIXARD_TEST_SITE_VMS=$(SITE_VMS) $(GO) test ./daemon -count 1 -v -timeout 0 -run '^TestSiteSurvives$$'
+
+.PHONY: rounds
+rounds: bundle ## Lose a host ROUNDS times while exclusive VMs send their epochs to a witness over the network
+	@BLIXARD_TEST_EPOCH_ROUNDS=$(ROUNDS) $(GO) test ./daemon -count 1 -v -timeout 0 -run '^TestGuestsTellOneEpoch$$'
 
 .PHONY: race
 race: bundle ## Test everything under the race detector
