@@ -30,12 +30,16 @@ var ways = []string{"power", "a hanging daemon", "a partition"}
 
 // takeover is one exclusive VM that a host lost to another.
 type takeover struct {
-	way string
+	vm, way string
 	// led is whether the lost host led the cluster.
 	led bool
 	// took is from the loss to the first beacon from elsewhere; boot is the part of it from
 	// the start of the hypervisor to the guest's ready.
 	took, boot time.Duration
+}
+
+func (t takeover) String() string {
+	return fmt.Sprintf("%s after %v, its boot %v of that", t.vm, t.took.Round(time.Millisecond), t.boot)
 }
 
 // epochs is a cluster whose exclusive VMs tell their epochs while its hosts are lost.
@@ -159,7 +163,7 @@ func (e *epochs) round(how int) {
 		if st.GetEpoch() != e.heard.newest(name).epoch || st.GetNode() == before[name].GetNode() {
 			e.t.Errorf("%s is heard with epoch %d; the cluster says %d on %s, before %s", name, e.heard.newest(name).epoch, st.GetEpoch(), st.GetNode(), before[name].GetNode())
 		}
-		all = append(all, takeover{way: ways[how], led: led, took: took, boot: time.Duration(st.GetReadyMs()) * time.Millisecond})
+		all = append(all, takeover{vm: name, way: ways[how], led: led, took: took, boot: time.Duration(st.GetReadyMs()) * time.Millisecond})
 	}
 	heal()
 	eventually(e.t, "the host is back, with its own VMs alone", failoverLimit, func() bool { return e.c.whole(other, lost) })
@@ -167,8 +171,7 @@ func (e *epochs) round(how int) {
 	e.took = append(e.took, all...)
 	quickest := slices.MinFunc(all, func(a, b takeover) int { return int(a.took - b.took) })
 	e.firsts = append(e.firsts, quickest)
-	e.t.Logf("%d: %s lost by %s (led: %v), %d VMs, the first heard after %v, its boot %v of that", len(e.firsts), lost.flags[1], ways[how], led, len(all),
-		quickest.took.Round(time.Millisecond), quickest.boot)
+	e.t.Logf("%d: %s lost by %s (led: %v), heard from elsewhere: %v", len(e.firsts), lost.flags[1], ways[how], led, all)
 }
 
 // judge checks all that was heard of exclusive VMs, and gives the shortest silence between
