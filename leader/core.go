@@ -293,7 +293,7 @@ func shallGo(vm *blixardv1.VM) bool {
 // far led to, or a newer one. Call it again until it gives none.
 func (c *Core) Decide(view View) []*blixardv1.Command {
 	var out []*blixardv1.Command
-	plan := &blixardv1.PlaceCommand{}
+	plan := &blixardv1.PlaceCommand{BoundsTasks: view.FeatureLevel() >= boundsLevel}
 	c.fleet.Follow(view)
 	c.keepPromises(view)
 	claims := c.newClaims()
@@ -327,6 +327,9 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 	}
 	return out
 }
+
+// boundsLevel is the feature level of plans that are checked for what nodes take of tasks.
+var boundsLevel = state.Level(&blixardv1.Command{Change: &blixardv1.Command_Place{Place: &blixardv1.PlaceCommand{BoundsTasks: true}}})
 
 // inOrder gives the open VMs in the order in which they get a place. It must not depend
 // on the map's.

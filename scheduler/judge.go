@@ -121,8 +121,8 @@ func worker(q *question, s *slot, tell bool) (reason, message string) {
 		return say(ReasonNoWorker, tell, "node %s takes no tasks", name)
 	}
 	running := q.workers[name] + s.placedTasks
-	if limit := int(fp.GetTasksMax()); limit > 0 && running >= limit {
-		return say(ReasonNoWorker, tell, "node %s runs %d tasks, and takes no more than %d", name, running, limit)
+	if !state.TaskFits(fp, running) {
+		return say(ReasonNoWorker, tell, "node %s runs %d tasks, and takes no more than %d", name, running, fp.GetTasksMax())
 	}
 	return "", ""
 }

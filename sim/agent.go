@@ -343,13 +343,16 @@ func (w *world) memory() uint64 {
 	return memoryForTwo
 }
 
+// tasksMax of a host: every other takes one task at a time only.
+func (h *host) tasksMax() uint32 { return uint32(h.n % 2) }
+
 // register makes the start of the agent known, and then follows its allocations.
 func (k *keeper) register() {
 	k.watching = false
 	k.list = agent.Listing{}
 	cmd := &blixardv1.Command{Actor: "agent:" + k.h.nodeID, Change: &blixardv1.Command_RegisterNode{RegisterNode: &blixardv1.RegisterNodeCommand{
 		NodeId: k.h.nodeID, Name: k.h.nodeID, Incarnation: k.incarnation, Fingerprint: &blixardv1.NodeFingerprint{
-			Capacity: &blixardv1.Resources{MemoryMib: k.h.w.memory(), Vcpus: 2}, Images: []string{""},
+			Capacity: &blixardv1.Resources{MemoryMib: k.h.w.memory(), Vcpus: 2}, Images: []string{""}, TasksMax: k.h.tasksMax(),
 		},
 	}}}
 	k.h.propose(registerTimeout, cmd, func(_ state.Result, err error) {

@@ -159,7 +159,7 @@ func (h *host) checkState() {
 
 // promises of the state that no command may break.
 func (c *checks) promises(view *state.View) {
-	used := map[string]uint64{}
+	used, tasks := map[string]uint64{}, map[string]int{}
 	of := map[string]string{}
 	for _, a := range view.Allocations() {
 		used[a.GetNodeId()] += view.Limits().Reservation(a.GetSpec()).GetMemoryMib()
@@ -170,10 +170,16 @@ func (c *checks) promises(view *state.View) {
 			c.w.fail("VM %s has allocations %s and %s", a.GetVmId(), other, a.GetId())
 		}
 		of[a.GetVmId()] = a.GetId()
+		if view.VM(a.GetVmId()).GetTask() != "" {
+			tasks[a.GetNodeId()]++
+		}
 	}
 	for _, n := range view.Nodes() {
 		if got, limit := used[n.GetId()], n.GetAllocatable().GetMemoryMib(); got > limit {
 			c.w.fail("node %s gives %d MiB of %d", n.GetName(), got, limit)
+		}
+		if got, limit := tasks[n.GetId()], int(n.GetFingerprint().GetTasksMax()); limit > 0 && got > limit {
+			c.w.fail("node %s runs %d tasks, and takes %d", n.GetName(), got, limit)
 		}
 		if n.GetDrain().GetState() != blixardv1.DrainState_done {
 			continue

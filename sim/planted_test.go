@@ -42,6 +42,7 @@ var found = []struct {
 	{planted.KeysForgottenEarly, 100, 0},
 	{planted.SnapshotWithoutKeys, 200, 0},
 	{planted.RoomNotCounted, 100, 0},
+	{planted.TasksMaxIgnored, 100, 0},
 	{planted.EpochNotRaised, 100, 0},
 	{planted.NamesTakenTwice, 100, 0},
 	{planted.OnceIsReplaced, 200, 0},

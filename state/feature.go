@@ -23,7 +23,8 @@ import (
 //	13 groups
 //	14 schedules, what comes out of tasks, and quotas that bound tasks
 //	15 drains in steps, settings of the cluster, events that age, and spreads by shares
-const FeatureLevel = 15
+//	17 plans that are checked for what nodes take of tasks
+const FeatureLevel = 17
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -79,6 +80,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	}
 	if cmd.GetReport().GetIncarnation() != 0 {
 		return 9
+	}
+	if cmd.GetPlace().GetBoundsTasks() {
+		return 17
 	}
 	if len(cmd.GetSubmitTask().GetSpec().GetArtifacts()) > 0 {
 		return 14

@@ -62,6 +62,13 @@ func (l Limits) Reservation(spec *blixardv1.VMSpec) *blixardv1.Resources {
 	}
 }
 
+// TaskFits reports whether a node of that fingerprint on which so many attempts of tasks
+// have their place takes another.
+func TaskFits(fp *blixardv1.NodeFingerprint, there int) bool {
+	limit := int(fp.GetTasksMax())
+	return limit == 0 || there < limit || planted.Is(planted.TasksMaxIgnored)
+}
+
 // Fits reports whether more fits into allocatable beside allocated, and if not,
 // the resource that is short: "memory", "vcpus" or "disk".
 func Fits(allocatable, allocated, more *blixardv1.Resources) (short string, ok bool) {

@@ -14,8 +14,12 @@ import (
 // now, which may have moved since the plan was made, and refused by itself.
 func (b *batch) place(c *blixardv1.PlaceCommand) Result {
 	r := Result{Index: b.index}
+	var workers map[string]int
+	if c.GetBoundsTasks() {
+		workers = map[string]int{}
+	}
 	for _, p := range c.GetPlacements() {
-		if why := b.placeOne(p); why != nil {
+		if why := b.placeOne(p, workers); why != nil {
 			r.Refused = append(r.Refused, Refusal{AllocationID: p.GetAllocationId(), VMID: p.GetVmId(), Problem: why})
 		}
 	}
@@ -25,10 +29,18 @@ func (b *batch) place(c *blixardv1.PlaceCommand) Result {
 	return r
 }
 
-func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
+// placeOne applies one placement. workers are as in [batch.takesTask]; nil where nodes take
+// all tasks.
+func (b *batch) placeOne(p *blixardv1.Placement, workers map[string]int) *problem.Error {
 	vm, node, why := b.placeable(p)
 	if why != nil {
 		return why
+	}
+	bounded := workers != nil && vm.GetTask() != ""
+	if bounded {
+		if why := b.takesTask(node, vm, workers); why != nil {
+			return why
+		}
 	}
 	more := b.s.limits.Reservation(vm.GetSpec())
 	if short, ok := Fits(node.GetAllocatable(), node.GetAllocated(), more); !ok {
@@ -64,10 +76,38 @@ func (b *batch) placeOne(p *blixardv1.Placement) *problem.Error {
 		a.Artifacts = t.GetSpec().GetArtifacts()
 	}
 	b.putAllocation(a)
+	if bounded {
+		workers[node.GetId()]++
+	}
 	next := copyVM(vm)
 	next.Status, next.MoveTo = status, ""
 	b.putVM(next)
 	b.allocationEvent(a, "allocation.placed", status)
+	return nil
+}
+
+// takesTask checks what a node takes of tasks. workers are the attempts on the nodes that a
+// plan was checked for, by the nodes' ids, so that each is counted once for all of a plan.
+func (b *batch) takesTask(node *blixardv1.Node, vm *blixardv1.VM, workers map[string]int) *problem.Error {
+	fp := node.GetFingerprint()
+	if fp.GetRefusesTasks() {
+		return problem.New(problem.Unavailable, "node.no_tasks", "node %q takes no tasks, and VM %q is an attempt of one", node.GetName(), vm.GetName())
+	}
+	if fp.GetTasksMax() == 0 {
+		return nil
+	}
+	there, counted := workers[node.GetId()]
+	if !counted {
+		for _, a := range all[blixardv1.Allocation](b.txn, tableAllocation, indexNode, node.GetId()) {
+			if a.GetKeepOutput() != nil && !Lost(a) { // of a task
+				there++
+			}
+		}
+		workers[node.GetId()] = there
+	}
+	if !TaskFits(fp, there) {
+		return problem.New(problem.NoCapacity, "placement.no_worker", "node %q runs %d tasks, and takes no more than %d", node.GetName(), there, fp.GetTasksMax())
+	}
 	return nil
 }
 

@@ -129,11 +129,12 @@ func holdSchedules(t *rapid.T, st *story, began map[string]time.Time) {
 	}
 }
 
-// TestLevelOfSchedules: what older members would apply differently is not proposed beside
+// TestLevels: what older members would apply differently is not proposed beside
 // them.
-func TestLevelOfSchedules(t *testing.T) {
+func TestLevels(t *testing.T) {
 	for text, want := range map[string]uint32{
 		`create_schedule {name: "s"}`: 14, `step_schedules {}`: 14, `change_schedule {}`: 14, `update_schedule {}`: 14,
+		`place {bounds_tasks: true}`: 17, `place {}`: 1,
 		`set_quota {limits {tasks: 1}}`: 14, `set_quota {limits {vms: 1}}`: 11, `submit_task {spec {artifacts: "/a"}}`: 14, `submit_task {spec {}}`: 10,
 	} {
 		if got := Level(command(t, text)); got != want {

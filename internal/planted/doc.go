@@ -33,6 +33,7 @@ const (
 	KeysForgottenEarly  Bug = "only the newest three idempotency keys are remembered"
 	SnapshotWithoutKeys Bug = "a snapshot leaves the idempotency keys out"
 	RoomNotCounted      Bug = "capacity is given out without looking"
+	TasksMaxIgnored     Bug = "a node is given more tasks at a time than it takes"
 	EpochNotRaised      Bug = "a VM's next life has the epoch of the last"
 	NamesTakenTwice     Bug = "a name is given twice"
 	// Tasks.

@@ -3683,8 +3683,11 @@ func (x *Placement) GetVmModifyIndex() uint64 {
 // PlaceCommand applies a plan: each placement is checked again and refused by
 // itself.
 type PlaceCommand struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Placements    []*Placement           `protobuf:"bytes,1,rep,name=placements,proto3" json:"placements,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Placements []*Placement           `protobuf:"bytes,1,rep,name=placements,proto3" json:"placements,omitempty"`
+	// bounds_tasks: what nodes take of tasks is checked, too. Older leaders do not ask for
+	// it, since older members would place what is refused.
+	BoundsTasks   bool `protobuf:"varint,2,opt,name=bounds_tasks,json=boundsTasks,proto3" json:"bounds_tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3724,6 +3727,13 @@ func (x *PlaceCommand) GetPlacements() []*Placement {
 		return x.Placements
 	}
 	return nil
+}
+
+func (x *PlaceCommand) GetBoundsTasks() bool {
+	if x != nil {
+		return x.BoundsTasks
+	}
+	return false
 }
 
 // ReportCommand carries what a node observed.
@@ -6004,11 +6014,12 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12#\n" +
 	"\rallocation_id\x18\x02 \x01(\tR\fallocationId\x12\x17\n" +
 	"\anode_id\x18\x03 \x01(\tR\x06nodeId\x12&\n" +
-	"\x0fvm_modify_index\x18\x04 \x01(\x04R\rvmModifyIndex\"E\n" +
+	"\x0fvm_modify_index\x18\x04 \x01(\x04R\rvmModifyIndex\"h\n" +
 	"\fPlaceCommand\x125\n" +
 	"\n" +
 	"placements\x18\x01 \x03(\v2\x15.blixard.v1.PlacementR\n" +
-	"placements\"\x82\x01\n" +
+	"placements\x12!\n" +
+	"\fbounds_tasks\x18\x02 \x01(\bR\vboundsTasks\"\x82\x01\n" +
 	"\rReportCommand\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x126\n" +
 	"\areports\x18\x02 \x03(\v2\x1c.blixard.v1.AllocationReportR\areports\x12 \n" +
