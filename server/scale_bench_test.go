@@ -49,7 +49,7 @@ func crowd(socket string, count int) error {
 		_, _ = os.Stdin.Read(make([]byte, 1))
 		cancel()
 	}()
-	var running atomic.Int64
+	seen := &tally{}
 	var agents sync.WaitGroup
 	for n := range count {
 		c, err := client.Dial(ctx, client.Config{Addr: "unix:" + socket})
@@ -57,7 +57,7 @@ func crowd(socket string, count int) error {
 			return err
 		}
 		m := &machines{
-			id: nodeID(n), api: c.Agents(), running: &running,
+			id: nodeID(n), api: c.Agents(), tally: seen,
 			core: agent.NewCore(agent.Limits{}, driver.AcceleratorTCG, func() []byte { return make([]byte, 16) }),
 		}
 		agents.Go(func() {
@@ -71,7 +71,7 @@ func crowd(socket string, count int) error {
 		})
 	}
 	for last := int64(-1); ctx.Err() == nil; {
-		if now := running.Load(); now != last {
+		if now := seen.running.Load(); now != last {
 			fmt.Println(now)
 			last = now
 		}
