@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/planted"
 )
 
@@ -51,7 +52,7 @@ func attemptSpec(t *blixardv1.Task) *blixardv1.VMSpec {
 		spec.OnNodeLoss = blixardv1.NodeLossPolicy_keep
 	}
 	if spec.GetHostname() == "" {
-		spec.Hostname = t.GetName()
+		spec.Hostname = objectname.Own(t.GetName())
 	}
 	env := []*blixardv1.EnvVar{
 		{Name: "BLIXARD_TASK", Value: t.GetName()},
@@ -75,7 +76,7 @@ func (b *batch) beginAttempt(t *blixardv1.Task) {
 		t.Status.Tries = 1
 	}
 	vm := &blixardv1.VM{
-		Id: attemptVMID(t), Name: t.GetId() + "-" + strconv.FormatUint(uint64(t.Status.Attempt), 10), Spec: attemptSpec(t), Generation: 1,
+		Id: attemptVMID(t), Name: objectname.Beside(t.GetName(), t.GetId()+"-"+strconv.FormatUint(uint64(t.Status.Attempt), 10)), Spec: attemptSpec(t), Generation: 1,
 		CreateIndex: b.index, CreatedAt: b.time, Labels: t.GetLabels(), Task: t.GetId(), Project: t.GetProject(),
 		Status: &blixardv1.VMStatus{State: stPending, Reason: reasonDeclared},
 	}

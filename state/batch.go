@@ -65,8 +65,20 @@ func (b *batch) commit() {
 	}
 }
 
-// vm finds a VM by id or name.
+// vm finds a VM by id or name, as named does.
 func (b *batch) vm(ref string) *blixardv1.VM {
+	if vm := b.vmNamed(ref); vm != nil {
+		return vm
+	}
+	if own, ok := otherName(b.txn, ref); ok {
+		if vm := b.vmNamed(own); vm.GetName() == own && isOf(vm, ref) {
+			return vm
+		}
+	}
+	return nil
+}
+
+func (b *batch) vmNamed(ref string) *blixardv1.VM {
 	if vm, ok := b.byID[ref]; ok {
 		return vm
 	}

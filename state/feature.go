@@ -1,9 +1,12 @@
 package state
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/objectname"
 )
 
 // FeatureLevel is the newest that this binary knows. It grows by one with every
@@ -23,6 +26,7 @@ import (
 //	13 groups
 //	14 schedules, what comes out of tasks, and quotas that bound tasks
 //	15 drains in steps, settings of the cluster, events that age, and spreads by shares
+//	16 names of projects
 //	17 plans that are checked for what nodes take of tasks
 const FeatureLevel = 17
 
@@ -69,6 +73,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	if field == nil {
 		return 1
 	}
+	if slices.ContainsFunc(namesIn(cmd), objectname.Qualified) {
+		return levelOfNames
+	}
 	if u := cmd.GetUpdateNode(); len(u.GetSetTaints())+len(u.GetDropTaints()) > 0 {
 		return 12
 	}
@@ -97,9 +104,11 @@ func Level(cmd *blixardv1.Command) uint32 {
 }
 
 // FeatureLevel is the oldest member's; without members it is this binary's.
-func (v *View) FeatureLevel() uint32 {
+func (v *View) FeatureLevel() uint32 { return featureLevel(v.db) }
+
+func featureLevel(txn *database) uint32 {
 	level := uint32(FeatureLevel)
-	for _, m := range v.Members() {
+	for _, m := range every[blixardv1.Member](txn, tableMember, indexID) {
 		if !m.GetRemoved() {
 			level = min(level, m.GetFeatureLevel())
 		}

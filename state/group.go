@@ -131,6 +131,9 @@ func (b *batch) createGroup(c *blixardv1.CreateGroupCommand) Result {
 		return refused(b.index, problem.New(problem.NoCapacity, "group.too_many", "there are %d groups", groupsMax).
 			WithHint("delete those that are not needed"))
 	}
+	if why := checkName(c.GetName(), c.GetProject()); why != nil {
+		return refused(b.index, why)
+	}
 	if why := CheckGroup(c.GetSpec()); why != nil {
 		return refused(b.index, why)
 	}

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/planted"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/internal/units"
@@ -14,7 +15,7 @@ import (
 
 const (
 	// DefaultProject is that of VMs that name none.
-	DefaultProject = "default"
+	DefaultProject = objectname.DefaultProject
 	// quotasMax of the cluster, some 150 bytes each.
 	quotasMax = 16384
 )

@@ -232,7 +232,7 @@ func (b *batch) makeReplica(g *blixardv1.Group, r *blixardv1.Replica) *problem.E
 	spec := proto.CloneOf(v.GetVm())
 	spec.Desired = blixardv1.DesiredState_run
 	for _, t := range g.GetSpec().GetVolumes() {
-		volume := fmt.Sprintf("%s-%s-%d", t.GetName(), g.GetName(), r.GetOrdinal())
+		volume := replicaVolume(t.GetName(), g.GetName(), r.GetOrdinal())
 		spec.Volumes = append(spec.Volumes, &blixardv1.VolumeAttachment{Volume: volume, Path: t.GetPath()})
 		if b.volume(volume) != nil {
 			continue // of a replica before, or made beforehand

@@ -42,10 +42,7 @@ func KeepRuns(spec *blixardv1.ScheduleSpec) int {
 func (b *batch) schedule(ref string) *blixardv1.Schedule { return scheduleNamed(b.txn, ref) }
 
 func scheduleNamed(txn *database, ref string) *blixardv1.Schedule {
-	if s := first[blixardv1.Schedule](txn, tableSchedule, indexID, ref); s != nil {
-		return s
-	}
-	return first[blixardv1.Schedule](txn, tableSchedule, indexName, ref)
+	return named[blixardv1.Schedule](txn, tableSchedule, ref)
 }
 
 func (b *batch) putSchedule(s *blixardv1.Schedule) {
@@ -78,6 +75,9 @@ func (b *batch) createSchedule(c *blixardv1.CreateScheduleCommand) Result {
 			WithHint("this is a fault of the proposer: report it"))
 	}
 	if _, why := cron.Parse(c.GetSpec().GetCron()); why != nil {
+		return refused(b.index, why)
+	}
+	if why := checkName(c.GetName(), c.GetProject()); why != nil {
 		return refused(b.index, why)
 	}
 	if b.schedule(c.GetName()) != nil || b.schedule(c.GetId()) != nil {

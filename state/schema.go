@@ -111,23 +111,22 @@ func arrayNamed(txn *database, ref string) string {
 			return t.GetArray()
 		}
 	}
+	if own, ok := otherName(txn, ref); ok {
+		if t := first[blixardv1.Task](txn, tableTask, indexArrayName, own); t != nil && isOf(t, ref) {
+			return t.GetArray()
+		}
+	}
 	return ""
 }
 
 // taskNamed finds a task by its id or name.
 func taskNamed(txn *database, ref string) *blixardv1.Task {
-	if t := first[blixardv1.Task](txn, tableTask, indexID, ref); t != nil {
-		return t
-	}
-	return first[blixardv1.Task](txn, tableTask, indexName, ref)
+	return named[blixardv1.Task](txn, tableTask, ref)
 }
 
 // groupNamed finds a group by its id or name.
 func groupNamed(txn *database, ref string) *blixardv1.Group {
-	if g := first[blixardv1.Group](txn, tableGroup, indexID, ref); g != nil {
-		return g
-	}
-	return first[blixardv1.Group](txn, tableGroup, indexName, ref)
+	return named[blixardv1.Group](txn, tableGroup, ref)
 }
 
 // tasksNamed gives the task, or the tasks of the array, with that name or id.

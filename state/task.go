@@ -103,6 +103,9 @@ func (b *batch) submitTask(c *blixardv1.SubmitTaskCommand) Result {
 		return refused(b.index, problem.New(problem.NoCapacity, "task.too_many", "%d tasks are known, and %d more are too many", b.s.tasks, max(1, c.GetCount())).
 			WithHint("an array has at most %d tasks, and %d are kept in all: remove finished ones with `blixard task remove`", taskCountMax, tasksMax))
 	}
+	if why := checkName(c.GetName(), c.GetProject()); why != nil {
+		return refused(b.index, why)
+	}
 	after, why := b.resolveAfter(c)
 	if why != nil {
 		return refused(b.index, why)

@@ -4,6 +4,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -120,8 +121,14 @@ func (b *batch) renameVM(c *blixardv1.RenameVMCommand) Result {
 	case c.GetNewName() == "" || idPattern.MatchString(c.GetNewName()):
 		return refused(b.index, problem.New(problem.Invalid, "vm.name_is_id", "the name %q looks like an id", c.GetNewName()).
 			WithHint("choose a name that does not begin with vm- or task- and 16 letters or digits"))
+	case objectname.Qualified(old.GetName()) && !objectname.Qualified(c.GetNewName()):
+		return refused(b.index, problem.New(problem.Invalid, "name.other_project", "VM %q stays in its project, and %q is a name of project %q", old.GetName(), c.GetNewName(), DefaultProject).
+			WithHint("write the new name as %s", objectname.Beside(old.GetName(), c.GetNewName())))
 	}
-	if other := b.vm(c.GetNewName()); other != nil {
+	if why := checkName(c.GetNewName(), old.GetProject()); why != nil {
+		return refused(b.index, why)
+	}
+	if other := b.vm(c.GetNewName()); other != nil && other.GetId() != old.GetId() {
 		return refused(b.index, problem.New(problem.Conflict, "vm.name_taken", "there is a VM %q already", c.GetNewName()).
 			WithHint("choose another name"))
 	}

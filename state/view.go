@@ -31,11 +31,7 @@ func (v *View) Limits() Limits { return v.limits }
 
 // VM finds a VM by its id or name; nil when there is none.
 func (v *View) VM(ref string) *blixardv1.VM {
-	txn := v.db
-	if vm := first[blixardv1.VM](txn, tableVM, indexID, ref); vm != nil {
-		return vm
-	}
-	return first[blixardv1.VM](txn, tableVM, indexName, ref)
+	return named[blixardv1.VM](v.db, tableVM, ref)
 }
 
 // VMs gives at most limit VMs whose name comes after the given one, in the order
