@@ -73,4 +73,3 @@ func TestNamesOfReplicaVolumes(t *testing.T) {
 		}
 	})
 }
-
