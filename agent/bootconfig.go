@@ -9,6 +9,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/guest"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -25,7 +26,7 @@ func bootConfig(rec *blixardv1.AllocationRecord) (guest.BootConfig, error) {
 	alloc, img := rec.GetAllocation(), rec.GetImage().GetConfig()
 	spec := alloc.GetSpec()
 	cfg := guest.BootConfig{
-		Hostname:   firstOf(spec.GetHostname(), alloc.GetVmName()),
+		Hostname:   firstOf(spec.GetHostname(), objectname.Own(alloc.GetVmName())),
 		Argv:       argv(spec, img),
 		Env:        environment(alloc, img),
 		WorkDir:    firstOf(spec.GetWorkingDir(), img.GetWorkingDir()),
