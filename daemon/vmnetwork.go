@@ -12,6 +12,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/guest"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 	"github.com/blixard/blixard/vmnet"
@@ -146,6 +147,7 @@ func (k *networkKeeper) Configure(a *blixardv1.Allocation, cfg *guest.BootConfig
 			cfg.DNS = append(cfg.DNS, userDNS.String())
 		} else {
 			configureNAT(network, i, &nic, cfg)
+			cfg.Search = append(cfg.Search, searched(a.GetVmName(), network.GetName())...)
 		}
 		cfg.Interfaces = append(cfg.Interfaces, nic)
 	}
@@ -173,11 +175,20 @@ func configureNAT(network *blixardv1.Network, i *blixardv1.Interface, nic *guest
 	if gateway := state.Gateway(network.GetIpv4Subnet()); gateway.IsValid() {
 		cfg.DNS = append(cfg.DNS, gateway.String())
 	}
-	cfg.Search = append(cfg.Search, network.GetName()+"."+domain)
 }
 
 // domain that all VMs' names end in.
 const domain = "blixard"
+
+// searched are the domains in which a VM looks for a name without one: its project's comes
+// before that of the whole network.
+func searched(vm, network string) []string {
+	whole := network + "." + domain
+	if project := objectname.Project(vm); project != objectname.DefaultProject {
+		return []string{project + "." + whole, whole}
+	}
+	return []string{whole}
+}
 
 // Detach implements agent.Networks.
 func (k *networkKeeper) Detach(_ context.Context, allocID string) error {

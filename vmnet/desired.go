@@ -29,7 +29,8 @@ type Network struct {
 // Endpoint is a NIC of a VM.
 type Endpoint struct {
 	AllocationID string
-	VMName       string
+	// VMName is the full name.
+	VMName string
 	// Index of the NIC in its VM, from 0.
 	Index int
 	// MAC as six hex bytes with colons.

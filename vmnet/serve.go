@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/vmnet/dhcp"
 	"github.com/blixard/blixard/vmnet/dns"
@@ -122,7 +123,7 @@ func (np netPlan) leases() *dhcp.Leases {
 		GatewayMAC: np.gatewayMAC, MTU: np.mtu, Domain: np.zone().Domain(), ByMAC: map[string]dhcp.Lease{},
 	}
 	for _, e := range np.local {
-		l.ByMAC[e.MAC] = dhcp.Lease{IPv4: e.IPv4, IPv6: e.IPv6, Hostname: e.VMName}
+		l.ByMAC[e.MAC] = dhcp.Lease{IPv4: e.IPv4, IPv6: e.IPv6, Hostname: objectname.Own(e.VMName)}
 	}
 	return l
 }
@@ -145,7 +146,9 @@ func (np netPlan) zone() *dns.Zone {
 	return dns.NewZone(np.name, subnets, hosts)
 }
 
-func (e Endpoint) hostNames() []string { return append([]string{e.VMName}, e.Aliases...) }
+func (e Endpoint) hostNames() []string {
+	return append([]string{objectname.Host(e.VMName)}, e.Aliases...)
+}
 
 // valid gives the addresses that are there.
 func valid(all ...netip.Addr) []netip.Addr {
