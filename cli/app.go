@@ -31,8 +31,10 @@ type app struct {
 	addr string
 	// credentials is the file for addresses of the network.
 	credentials string
-	timeout     durationFlag
-	output      outputFlag
+	// project of names that have none, and of what is made; empty means all in lists.
+	project string
+	timeout durationFlag
+	output  outputFlag
 }
 
 // Main runs the program with those arguments (without the program's name) and

@@ -22,7 +22,7 @@ func (a *app) taskArtifactsCommand() *cobra.Command {
 Owners and devices are not taken over.`,
 		Example: "  blixard task artifacts get build --to out\n  blixard task artifacts get build --to - | tar t",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.taskArtifacts(cmd.Context(), args[0], func(r io.Reader) error {
+			return a.taskArtifacts(cmd.Context(), a.full(args[0]), func(r io.Reader) error {
 				if dir == "-" {
 					_, err := io.Copy(a.stdout, r)
 					return err
@@ -36,7 +36,7 @@ Owners and devices are not taken over.`,
 		Use: "list NAME", Aliases: []string{"ls"}, Short: "List the files of a finished task", Args: exactly("NAME"), ValidArgsFunction: a.completeTasks,
 		Example: "  blixard task artifacts list build",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.taskArtifacts(cmd.Context(), args[0], a.listArtifacts)
+			return a.taskArtifacts(cmd.Context(), a.full(args[0]), a.listArtifacts)
 		},
 	}
 	return noun("artifacts", "The files that tasks left", []string{"artifact"}, list, get)

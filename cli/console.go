@@ -28,7 +28,7 @@ writer's place. The end of the VM ends the session. Standard input that is no te
 			if watch && steal {
 				return usageError("--watch and --steal exclude each other").WithHint("leave one of them out")
 			}
-			return a.console(cmd.Context(), args[0], !watch, steal)
+			return a.console(cmd.Context(), a.full(args[0]), !watch, steal)
 		},
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "watch only")

@@ -39,7 +39,7 @@ Signals go to the command (with -t the keys do); three interrupts that it ignore
 				return err
 			}
 			return a.exec(cmd.Context(), &blixardv1.ExecStart{
-				Name: name, Command: command, Env: vars, WorkingDir: workdir, Tty: tty, Stdin: stdin, User: user,
+				Name: a.full(name), Command: command, Env: vars, WorkingDir: workdir, Tty: tty, Stdin: stdin, User: user,
 			})
 		},
 	}

@@ -21,9 +21,9 @@ import (
 )
 
 func (a *app) groupCommand() *cobra.Command {
-	return noun("group", "Keep a number of VMs of one kind running", []string{"groups"},
+	return a.ofProjects(noun("group", "Keep a number of VMs of one kind running", []string{"groups"},
 		a.groupCreateCommand(), a.groupListCommand(), a.groupStatusCommand(), a.groupScaleCommand(), a.groupUpdateCommand(),
-		a.groupRolloutCommand(), a.groupHistoryCommand(), a.groupUndoCommand(), a.groupDeleteCommand())
+		a.groupRolloutCommand(), a.groupHistoryCommand(), a.groupUndoCommand(), a.groupDeleteCommand()))
 }
 
 // groupFlags are the flags of groups beside those of their VMs.
@@ -139,6 +139,7 @@ their own that stay when the VM is replaced: --replica-volume data:/srv:1GiB mak
 			if name == "" || image == "" {
 				return usageError("NAME and IMAGE are needed").WithHint("write `blixard group create web nginx:1.27 --replicas 3`")
 			}
+			g.spec.project = a.project
 			if err := g.spec.zeros(); err != nil {
 				return err
 			}
@@ -147,7 +148,7 @@ their own that stay when the VM is replaced: --replica-volume data:/srv:1GiB mak
 				return err
 			}
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				resp, err := c.Groups().CreateGroup(ctx, &blixardv1.CreateGroupRequest{Name: name, Spec: spec, Project: g.spec.project, IdempotencyKey: client.NewKey()})
+				resp, err := c.Groups().CreateGroup(ctx, &blixardv1.CreateGroupRequest{Name: name, Spec: spec, Project: a.project, IdempotencyKey: client.NewKey()})
 				if err != nil {
 					return err
 				}
@@ -156,7 +157,6 @@ their own that stay when the VM is replaced: --replica-volume data:/srv:1GiB mak
 		},
 	}
 	g.register(cmd)
-	a.projectFlag(cmd, &g.spec)
 	cmd.Flags().BoolVar(&g.stable, "stable", false, "name the VMs NAME-0, NAME-1 and so on, and replace them in place")
 	cmd.Flags().StringArrayVar(&g.volumes, "replica-volume", nil, "give each VM a volume of its own: NAME:PATH:SIZE; may be repeated, needs --stable")
 	return cmd
@@ -178,10 +178,12 @@ those are available. See "group rollout" for how it goes on, and "group undo" fo
 			if err != nil || askedForHelp(cmd) {
 				return orHelp(cmd, err)
 			}
+			g.spec.project = a.project
 			if err := g.spec.zeros(); err != nil {
 				return err
 			}
 			g.spec.emptyLists()
+			name = a.full(name)
 			return a.withGroup(cmd.Context(), name, func(ctx context.Context, c *client.Client) error {
 				after, err := updateGroup(ctx, c, name, func(s *blixardv1.GroupSpec) error {
 					if g.spec.image != "" {
@@ -237,8 +239,8 @@ func (a *app) groupScaleCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withGroup(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.Groups().ScaleGroup(ctx, &blixardv1.ScaleGroupRequest{Name: args[0], Replicas: n, IdempotencyKey: client.NewKey()})
+			return a.withGroup(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.Groups().ScaleGroup(ctx, &blixardv1.ScaleGroupRequest{Name: a.full(args[0]), Replicas: n, IdempotencyKey: client.NewKey()})
 				if err != nil {
 					return err
 				}
@@ -257,8 +259,8 @@ func (a *app) groupRolloutCommand() *cobra.Command {
 			Use: verb + " NAME", Short: short, Args: exactly("NAME"), ValidArgsFunction: a.completeGroups,
 			Example: "  blixard group rollout " + verb + " web",
 			RunE: func(cmd *cobra.Command, args []string) error {
-				return a.withGroup(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-					resp, err := c.Groups().RolloutGroup(ctx, &blixardv1.RolloutGroupRequest{Name: args[0], Change: to, IdempotencyKey: client.NewKey()})
+				return a.withGroup(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+					resp, err := c.Groups().RolloutGroup(ctx, &blixardv1.RolloutGroupRequest{Name: a.full(args[0]), Change: to, IdempotencyKey: client.NewKey()})
 					if err != nil {
 						return err
 					}
@@ -276,8 +278,8 @@ func (a *app) groupRolloutCommand() *cobra.Command {
 		Use: "status NAME", Short: "Show how a rollout stands", Args: exactly("NAME"), ValidArgsFunction: a.completeGroups,
 		Example: "  blixard group rollout status web\n  blixard group rollout status web --wait",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withGroup(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.Groups().GetGroup(ctx, &blixardv1.GetGroupRequest{Name: args[0]})
+			return a.withGroup(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.Groups().GetGroup(ctx, &blixardv1.GetGroupRequest{Name: a.full(args[0])})
 				if err != nil {
 					return err
 				}
@@ -310,8 +312,8 @@ func (a *app) groupUndoCommand() *cobra.Command {
 			if cmd.Flags().Changed("to-version") && version == 0 {
 				return usageError("--to-version is 0").WithHint("versions count from 1: see `blixard group history %s`", args[0])
 			}
-			return a.withGroup(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.Groups().UndoGroup(ctx, &blixardv1.UndoGroupRequest{Name: args[0], Version: version, IdempotencyKey: client.NewKey()})
+			return a.withGroup(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.Groups().UndoGroup(ctx, &blixardv1.UndoGroupRequest{Name: a.full(args[0]), Version: version, IdempotencyKey: client.NewKey()})
 				if err != nil {
 					return err
 				}
@@ -332,7 +334,7 @@ func (a *app) groupDeleteCommand() *cobra.Command {
 		Example: "  blixard group delete web --wait",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
-			for _, name := range args {
+			for _, name := range a.fullNames(args) {
 				errs = append(errs, a.withGroup(cmd.Context(), name, func(ctx context.Context, c *client.Client) error {
 					resp, err := c.Groups().DeleteGroup(ctx, &blixardv1.DeleteGroupRequest{Name: name, IdempotencyKey: client.NewKey()})
 					if err != nil {
@@ -399,8 +401,8 @@ func (a *app) completeGroups(_ *cobra.Command, args []string, prefix string) ([]
 	return a.ask(func(ctx context.Context, c *client.Client) (names []cobra.Completion) {
 		groups, _ := listGroups(ctx, c)
 		for _, g := range groups {
-			if strings.HasPrefix(g.GetName(), prefix) {
-				names = append(names, cobra.CompletionWithDesc(g.GetName(), rolloutWord(g)))
+			if name, fits := a.completed(g, prefix); fits {
+				names = append(names, cobra.CompletionWithDesc(name, rolloutWord(g)))
 			}
 		}
 		return names

@@ -86,6 +86,7 @@ func (a *app) groupListCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				groups = slices.DeleteFunc(groups, func(g *blixardv1.Group) bool { return !a.ofProject(g) })
 				raw, err := list("groups", groups)
 				if err != nil {
 					return err
@@ -141,8 +142,8 @@ func (a *app) groupStatusCommand() *cobra.Command {
 		Use: "status NAME", Aliases: []string{"show", "get"}, Short: "Show a group and its VMs", Args: exactly("NAME"), ValidArgsFunction: a.completeGroups,
 		Example: "  blixard group status web\n  blixard group status web -o json | jq .group.status",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withGroup(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.Groups().GetGroup(ctx, &blixardv1.GetGroupRequest{Name: args[0]})
+			return a.withGroup(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.Groups().GetGroup(ctx, &blixardv1.GetGroupRequest{Name: a.full(args[0])})
 				if err != nil {
 					return err
 				}
@@ -206,8 +207,8 @@ func (a *app) groupHistoryCommand() *cobra.Command {
 		Long:    "List the versions of a group, at most ten of them: what they run, who made them, and what became of their rollouts.",
 		Example: "  blixard group history web\n  blixard group history web -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withGroup(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.Groups().GetGroup(ctx, &blixardv1.GetGroupRequest{Name: args[0]})
+			return a.withGroup(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.Groups().GetGroup(ctx, &blixardv1.GetGroupRequest{Name: a.full(args[0])})
 				if err != nil {
 					return err
 				}

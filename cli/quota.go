@@ -10,12 +10,13 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/units"
 )
 
 const (
 	// defaultProject is that of VMs that name none.
-	defaultProject = "default"
+	defaultProject = objectname.DefaultProject
 	// noLimit is the word that takes a limit off.
 	noLimit = "unlimited"
 )
@@ -26,12 +27,6 @@ func projectOf(of interface{ GetProject() string }) string {
 		return defaultProject
 	}
 	return of.GetProject()
-}
-
-// projectFlag is for commands that make VMs.
-func (a *app) projectFlag(cmd *cobra.Command, spec *specFlags) {
-	cmd.Flags().StringVar(&spec.project, "project", a.env("BLIXARD_PROJECT"), "project whose quota the VM counts to (default: BLIXARD_PROJECT, else "+defaultProject+")")
-	_ = cmd.RegisterFlagCompletionFunc("project", a.completeProjects)
 }
 
 func (a *app) completeProjects(_ *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {

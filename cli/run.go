@@ -57,6 +57,7 @@ the VM running.
 				spec.restart = "never"
 			}
 			spec.env = withTerm(spec.env, spec.tty, a.env("TERM"))
+			spec.project = a.project
 			req, err := spec.request(command)
 			if err != nil {
 				return err
@@ -67,7 +68,7 @@ the VM running.
 		},
 	}
 	spec.register(cmd)
-	a.projectFlag(cmd, &spec)
+	a.projectFlag(cmd)
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "print the VM's name when it runs, and leave it")
 	cmd.Flags().SetInterspersed(false)
 	return cmd

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,13 +21,13 @@ import (
 )
 
 func (a *app) scheduleCommand() *cobra.Command {
-	return noun("schedule", "Run tasks at times", []string{"schedules"},
+	return a.ofProjects(noun("schedule", "Run tasks at times", []string{"schedules"},
 		a.scheduleCreateCommand(), a.scheduleListCommand(), a.scheduleStatusCommand(),
 		a.scheduleChangeCommand("pause", "paused", "Let no run begin", "Let no run begin until `blixard schedule resume`. A run that is under way goes on; times that pass are not caught up."),
 		a.scheduleChangeCommand("resume", "resumed", "Let runs begin again", "Let runs begin again, from the next time on."),
 		a.scheduleChangeCommand("run", "runs", "Begin a run now", "Begin a run now, beside those of its times, and also of a paused schedule. What --overlap says counts: while a run is under way it is refused, queued, or takes its place."),
 		a.scheduleChangeCommand("remove", "removed", "Forget schedules", "Forget a schedule. Its runs stay as tasks, and go on when they are under way."),
-	)
+	))
 }
 
 // enumWord reads a word of the API.
@@ -93,6 +94,7 @@ The command finds BLIXARD_SCHEDULED_AT in its environment, beside what tasks hav
 			if spec.CatchUp, err = enumWord[blixardv1.CatchUp_Enum](blixardv1.CatchUp_Enum_value, "catch-up", catchUp); err != nil {
 				return err
 			}
+			flags.spec.project = a.project
 			vm, err := flags.fill(spec.Task, image, command)
 			if err != nil {
 				return err
@@ -104,13 +106,13 @@ The command finds BLIXARD_SCHEDULED_AT in its environment, beside what tasks hav
 					return err
 				}
 				return a.print(resp.GetShown(), func() error {
-					_, err := fmt.Fprintf(a.stdout, "%s is scheduled; next at %s\n", clean(args[0]), clean(nextText(resp.GetShown())))
+					_, err := fmt.Fprintf(a.stdout, "%s is scheduled; next at %s\n", clean(resp.GetShown().GetSchedule().GetName()), clean(nextText(resp.GetShown())))
 					return err
 				})
 			})
 		},
 	}
-	flags.register(a, cmd)
+	flags.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&req.Spec.Cron, "cron", "", "when it runs: five fields, such as '*/5 * * * *', or a word such as @daily")
 	f.StringVar(&req.Spec.TimeZone, "time-zone", "", "time zone of the expression, such as Europe/Berlin (default: UTC)")
@@ -186,8 +188,8 @@ func (a *app) completeSchedules(_ *cobra.Command, args []string, prefix string) 
 	return a.ask(func(ctx context.Context, c *client.Client) (names []cobra.Completion) {
 		list, _ := schedules(ctx, c)
 		for _, s := range list {
-			if strings.HasPrefix(s.GetSchedule().GetName(), prefix) {
-				names = append(names, cobra.CompletionWithDesc(s.GetSchedule().GetName(), s.GetSchedule().GetSpec().GetCron()))
+			if name, fits := a.completed(s.GetSchedule(), prefix); fits {
+				names = append(names, cobra.CompletionWithDesc(name, s.GetSchedule().GetSpec().GetCron()))
 			}
 		}
 		return names
@@ -205,6 +207,7 @@ func (a *app) scheduleListCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				all = slices.DeleteFunc(all, func(s *blixardv1.ShownSchedule) bool { return !a.ofProject(s.GetSchedule()) })
 				raw, err := list("schedules", all)
 				if err != nil {
 					return err
@@ -263,8 +266,8 @@ func (a *app) scheduleStatusCommand() *cobra.Command {
 		Use: "status NAME", Aliases: []string{"show", "get"}, Short: "Show a schedule, its next times and its runs", Args: exactly("NAME"), ValidArgsFunction: a.completeSchedules,
 		Example: "  blixard schedule status backup\n  blixard schedule status backup -o json | jq -r '.next[]'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withSchedule(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.Schedules().GetSchedule(ctx, &blixardv1.GetScheduleRequest{Name: args[0]})
+			return a.withSchedule(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.Schedules().GetSchedule(ctx, &blixardv1.GetScheduleRequest{Name: a.full(args[0])})
 				if err != nil {
 					return err
 				}
@@ -324,7 +327,7 @@ func (a *app) scheduleChangeCommand(verb, done, short, long string) *cobra.Comma
 		Example: fmt.Sprintf("  blixard schedule %s backup", verb),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
-			for _, name := range args {
+			for _, name := range a.fullNames(args) {
 				errs = append(errs, a.withSchedule(cmd.Context(), name, func(ctx context.Context, c *client.Client) error {
 					shown, task, err := changeSchedule(ctx, c, verb, name)
 					if err != nil {

@@ -279,8 +279,8 @@ as soon as one is possible. For a VM that has its place it is shown where anothe
 "vm create --dry-run" shows the same of a VM that is not there yet.`,
 		Example: "  blixard vm explain web\n  blixard vm explain web -o json | jq '.nodes[] | select(.possible | not)'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				return a.explain(ctx, c, &blixardv1.ExplainVMRequest{Name: args[0]})
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				return a.explain(ctx, c, &blixardv1.ExplainVMRequest{Name: a.full(args[0])})
 			})
 		},
 	}

@@ -22,12 +22,12 @@ import (
 )
 
 func (a *app) taskCommand() *cobra.Command {
-	return noun("task", "Run commands to their end, each in a VM of its own", []string{"tasks"},
+	return a.ofProjects(noun("task", "Run commands to their end, each in a VM of its own", []string{"tasks"},
 		a.taskSubmitCommand(), a.taskListCommand(), a.taskStatusCommand(), a.taskLogsCommand(), a.taskArtifactsCommand(), a.taskWaitCommand(),
 		a.taskChangeCommand("cancel", "canceled", "End tasks that are not finished", `End a task, or all unfinished tasks of an array. A command that runs is stopped as "vm stop" does it.`),
 		a.taskChangeCommand("retry", "runs again", "Let finished tasks run again", "Let a finished task run again, or those of an array that did not succeed: with the number of its next attempt, and all its retries anew."),
 		a.taskChangeCommand("remove", "removed", "Forget finished tasks", "Forget a finished task, or all finished tasks of an array. They go by themselves after the time of --keep. Their output stays with their nodes for that time, but can't be asked for any more."),
-	)
+	))
 }
 
 // vmOnlyFlags make no sense for a task.
@@ -55,9 +55,8 @@ type taskFlags struct {
 }
 
 // register adds the flags.
-func (t *taskFlags) register(a *app, cmd *cobra.Command) {
+func (t *taskFlags) register(cmd *cobra.Command) {
 	t.spec.registerTask(cmd)
-	a.projectFlag(cmd, &t.spec)
 	f := cmd.Flags()
 	f.Var(&t.limit, "time-limit", "end an attempt that runs longer (default: none)")
 	f.Uint32Var(&t.retries, "retries", 0, "try again so often when the command fails")
@@ -119,6 +118,7 @@ The command finds BLIXARD_TASK, BLIXARD_TASK_ATTEMPT and, in an array, BLIXARD_T
 			if cmd.Flags().Changed("count") && req.Count == 0 {
 				return usageError("--count is 0").WithHint("leave it out for one task")
 			}
+			flags.spec.project, req.Spec.After = a.project, a.fullNames(req.Spec.After)
 			vm, err := flags.fill(req.Spec, image, command)
 			if err != nil {
 				return err
@@ -129,7 +129,7 @@ The command finds BLIXARD_TASK, BLIXARD_TASK_ATTEMPT and, in an array, BLIXARD_T
 			})
 		},
 	}
-	flags.register(a, cmd)
+	flags.register(cmd)
 	f := cmd.Flags()
 	f.StringVarP(&flags.spec.name, "name", "n", "", "name of the task (default: chosen by the node)")
 	f.Uint32Var(&req.Count, "count", 0, "submit an array of so many tasks, named NAME-0, NAME-1 and so on")
@@ -175,8 +175,8 @@ func (a *app) completeTasks(_ *cobra.Command, args []string, prefix string) ([]c
 	return a.ask(func(ctx context.Context, c *client.Client) (names []cobra.Completion) {
 		resp, _ := c.Tasks().ListTasks(ctx, &blixardv1.ListTasksRequest{})
 		for _, t := range resp.GetTasks() {
-			if strings.HasPrefix(t.GetName(), prefix) {
-				names = append(names, cobra.CompletionWithDesc(t.GetName(), t.GetStatus().GetState().String()))
+			if name, fits := a.completed(t, prefix); fits {
+				names = append(names, cobra.CompletionWithDesc(name, t.GetStatus().GetState().String()))
 			}
 		}
 		return names
@@ -214,7 +214,7 @@ func (a *app) taskListCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			array := ""
 			if len(args) > 0 {
-				array = args[0]
+				array = a.full(args[0])
 			}
 			return a.withTask(cmd.Context(), array, func(ctx context.Context, c *client.Client) error {
 				tasks, err := allTasks(ctx, c, array)
@@ -222,7 +222,7 @@ func (a *app) taskListCommand() *cobra.Command {
 					return err
 				}
 				tasks = slices.DeleteFunc(tasks, func(t *blixardv1.Task) bool {
-					return len(states) > 0 && !slices.Contains(states, t.GetStatus().GetState().String())
+					return !a.ofProject(t) || len(states) > 0 && !slices.Contains(states, t.GetStatus().GetState().String())
 				})
 				raw, err := list("tasks", tasks)
 				if err != nil {
@@ -303,8 +303,8 @@ func (a *app) taskStatusCommand() *cobra.Command {
 		Use: "status NAME", Aliases: []string{"show", "get"}, Short: "Show a task", Args: exactly("NAME"), ValidArgsFunction: a.completeTasks,
 		Example: "  blixard task status sum\n  blixard task status sum -o json | jq .status.exitCode",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withTask(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.Tasks().GetTask(ctx, &blixardv1.GetTaskRequest{Name: args[0]})
+			return a.withTask(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.Tasks().GetTask(ctx, &blixardv1.GetTaskRequest{Name: a.full(args[0])})
 				if err != nil {
 					return err
 				}
@@ -355,7 +355,7 @@ func (a *app) taskChangeCommand(verb, done, short, long string) *cobra.Command {
 		Example: fmt.Sprintf("  blixard task %s sum\n  blixard task %s part", verb, verb),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var errs []error
-			for _, name := range args {
+			for _, name := range a.fullNames(args) {
 				errs = append(errs, a.withTask(cmd.Context(), name, func(ctx context.Context, c *client.Client) error {
 					tasks, err := changeTasks(ctx, c, verb, name)
 					if err != nil {
@@ -401,13 +401,13 @@ func (a *app) taskLogsCommand() *cobra.Command {
 		Use: "logs NAME", Short: "Show the output of a task's newest attempt", Args: exactly("NAME"), ValidArgsFunction: a.completeTasks,
 		Example: "  blixard task logs sum\n  blixard task logs -f part-7 --tail 20",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withTask(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				req := &blixardv1.TaskLogsRequest{Name: args[0], Follow: follow}
+			return a.withTask(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				req := &blixardv1.TaskLogsRequest{Name: a.full(args[0]), Follow: follow}
 				if cmd.Flags().Changed("tail") {
 					req.TailLines = &tail
 				}
 				if follow {
-					if _, err := awaitTasks(ctx, c, args[0], func(all map[string]*blixardv1.Task) bool { return anyBegan(all) }); err != nil {
+					if _, err := awaitTasks(ctx, c, a.full(args[0]), func(all map[string]*blixardv1.Task) bool { return anyBegan(all) }); err != nil {
 						return err
 					}
 				}
@@ -450,8 +450,8 @@ func (a *app) taskWaitCommand() *cobra.Command {
 when all succeeded, else with 1. It waits for as long as it takes, or for --timeout.`,
 		Example: "  blixard task wait sum && echo it succeeded\n  blixard task wait part --timeout 1h",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withTask(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				return a.waitTasks(ctx, c, args[0], false)
+			return a.withTask(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				return a.waitTasks(ctx, c, a.full(args[0]), false)
 			})
 		},
 	}

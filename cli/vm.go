@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,13 +17,13 @@ import (
 const completionTimeout = time.Second
 
 func (a *app) vmCommand() *cobra.Command {
-	return noun("vm", "Declare, change and reach VMs", []string{"vms"},
+	return a.ofProjects(noun("vm", "Declare, change and reach VMs", []string{"vms"},
 		a.vmCreateCommand(), a.vmListCommand(), a.vmStatusCommand(), a.vmExplainCommand(),
 		a.vmStartCommand(), a.vmStopCommand(), a.vmRestartCommand(), a.vmDeleteCommand(), a.vmLabelCommand(),
 		a.vmUpdateCommand(), a.vmRenameCommand(), a.vmMoveCommand(), a.vmPauseCommand(true), a.vmPauseCommand(false), a.vmInspectCommand(),
 		a.vmLogsCommand(), a.vmConsoleCommand(), a.vmExecCommand(), a.vmCopyCommand(), a.vmSSHCommand(), a.vmForwardCommand(),
 		a.vmWatchCommand(), a.vmStatsCommand(), a.vmTopCommand(),
-	)
+	))
 }
 
 // completeVMs completes the names of VMs; most says how many arguments are names.
@@ -36,8 +35,8 @@ func (a *app) completeVMs(most int) cobra.CompletionFunc {
 		return a.ask(func(ctx context.Context, c *client.Client) (names []cobra.Completion) {
 			vms, _ := c.AllVMs(ctx)
 			for _, vm := range vms {
-				if strings.HasPrefix(vm.GetName(), prefix) {
-					names = append(names, cobra.CompletionWithDesc(vm.GetName(), stateWord(vm)))
+				if name, fits := a.completed(vm, prefix); fits {
+					names = append(names, cobra.CompletionWithDesc(name, stateWord(vm)))
 				}
 			}
 			return names

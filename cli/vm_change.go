@@ -64,6 +64,7 @@ func (a *app) change(cmd *cobra.Command, names []string, ch *change) error {
 		return usageError("--grace %s leaves no time", f.Value).WithHint("--force ends a VM at once, without asking its guest")
 	}
 	return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+		names := a.fullNames(names)
 		results := make([]chan changed, len(names))
 		slots := make(chan struct{}, changesAtATime)
 		var wg sync.WaitGroup
@@ -254,8 +255,8 @@ func (a *app) vmLabelCommand() *cobra.Command {
 			if len(args) == 1 && !replace {
 				return usageError("the labels are missing").WithHint("write `blixard vm label %s KEY=VALUE`", args[0])
 			}
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				return a.label(ctx, c, args[0], args[1:], replace)
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				return a.label(ctx, c, a.full(args[0]), args[1:], replace)
 			})
 		},
 	}

@@ -15,6 +15,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/objectname"
 )
 
 // copyChunkBytes is one message of a copy.
@@ -23,7 +24,8 @@ const copyChunkBytes = 64 << 10
 func (a *app) vmCopyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "cp FROM TO", Short: "Copy files and directories into a running VM or out of it", Args: exactly("FROM", "TO"),
-		Long: `Copy files and directories into a running VM or out of it. The VM's side is VM:PATH with an absolute path. A directory that is
+		Long: `Copy files and directories into a running VM or out of it. The VM's side is VM:PATH with an absolute path, or
+PROJECT/VM:PATH; a path of this host that looks so is written with ./ before it. A directory that is
 there gets the copy inside; otherwise the copy gets that name. "-" is a tar stream on standard input or output.`,
 		Example: `  blixard vm cp app.conf web:/etc/app.conf
   blixard vm cp web:/var/log ./logs
@@ -32,6 +34,7 @@ there gets the copy inside; otherwise the copy gets that name. "-" is a tar stre
 		RunE: func(cmd *cobra.Command, args []string) error {
 			fromVM, fromPath := vmPath(args[0])
 			toVM, toPath := vmPath(args[1])
+			fromVM, toVM = a.full(fromVM), a.full(toVM)
 			switch {
 			case (fromVM == "") == (toVM == ""):
 				return usageError("one side must be in a VM, and one here").WithHint("write VM:PATH for the VM's side, as in `blixard vm cp app.conf web:/etc/app.conf`")
@@ -43,10 +46,11 @@ there gets the copy inside; otherwise the copy gets that name. "-" is a tar stre
 	}
 }
 
-// vmPath takes VM:/PATH apart; a path of this host has no VM.
+// vmPath takes VM:/PATH apart, where VM may have its project; a path of this host has no VM.
 func vmPath(text string) (vm, inside string) {
 	name, rest, found := strings.Cut(text, ":")
-	if !found || strings.ContainsAny(name, "/.") || !strings.HasPrefix(rest, "/") {
+	project, own := objectname.Split(name)
+	if !found || project == "" || strings.ContainsAny(project+own, ".~") || objectname.Qualified(own) || !strings.HasPrefix(rest, "/") {
 		return "", text
 	}
 	return name, rest

@@ -33,6 +33,7 @@ Without --image the first word is the image: "vm create busybox --name web". A c
 			if err := spec.nameOrImage(word); err != nil {
 				return err
 			}
+			spec.project = a.project
 			req, err := spec.request(command)
 			if err != nil {
 				return err
@@ -47,7 +48,6 @@ Without --image the first word is the image: "vm create busybox --name web". A c
 		},
 	}
 	spec.register(cmd)
-	a.projectFlag(cmd, &spec)
 	cmd.Flags().StringVar(&spec.image, "image", "", "image to run")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return as soon as the VM is declared")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "create nothing, and show where the VM would go and why")

@@ -16,6 +16,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/objectname"
 )
 
 const (
@@ -41,12 +42,12 @@ over standard input and output instead.`,
 				if !ok {
 					return usageError("%q is no port", args[1]).WithHint("write a number from 1 to 65535")
 				}
-				return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-					return forwardOne(ctx, c, args[0], port, a.stdin, a.stdout, nil)
+				return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+					return forwardOne(ctx, c, a.full(args[0]), port, a.stdin, a.stdout, nil)
 				})
 			}
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				return a.portForward(ctx, c, args[0], address, args[1:])
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				return a.portForward(ctx, c, a.full(args[0]), address, args[1:])
 			})
 		},
 	}
@@ -172,7 +173,7 @@ given a key (--ssh-key). For a VM without one, use "vm exec -it NAME sh". Needs 
 			if err != nil || askedForHelp(cmd) {
 				return orHelp(cmd, err)
 			}
-			return a.ssh(cmd.Context(), name, user, identity, command)
+			return a.ssh(cmd.Context(), a.full(name), user, identity, command)
 		},
 	}
 	cmd.Flags().StringVarP(&user, "user", "u", "root", "user to log in as")
@@ -214,7 +215,7 @@ func (a *app) ssh(ctx context.Context, name, user, identity string, command []st
 	if identity != "" {
 		args = append(args, "-i", identity)
 	}
-	cmd := exec.CommandContext(ctx, program, append(append(args, "--", name), command...)...)
+	cmd := exec.CommandContext(ctx, program, append(append(args, "--", objectname.Host(name)), command...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.stdin, a.stdout, a.stderr
 	err = cmd.Run()
 	var exit *exec.ExitError

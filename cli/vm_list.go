@@ -23,7 +23,6 @@ func msToDuration(ms uint32) time.Duration { return time.Duration(ms) * time.Mil
 func (a *app) vmListCommand() *cobra.Command {
 	var quiet, stale bool
 	var labels, states []string
-	var project string
 	cmd := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List VMs", Args: exactly(),
 		Example: `  blixard vm list
@@ -42,7 +41,7 @@ func (a *app) vmListCommand() *cobra.Command {
 					return err
 				}
 				vms = slices.DeleteFunc(vms, func(vm *blixardv1.VM) bool {
-					return !hasLabels(vm, wanted) || project != "" && projectOf(vm) != project || len(states) > 0 && !slices.Contains(states, stateWord(vm))
+					return !hasLabels(vm, wanted) || !a.ofProject(vm) || len(states) > 0 && !slices.Contains(states, stateWord(vm))
 				})
 				raw, err := list("vms", vms)
 				if err != nil {
@@ -56,8 +55,6 @@ func (a *app) vmListCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "names only")
 	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "only VMs with the label KEY=VALUE; may be repeated")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only VMs in that state, such as running; may be repeated")
-	cmd.Flags().StringVar(&project, "project", "", "only VMs of that project")
-	_ = cmd.RegisterFlagCompletionFunc("project", a.completeProjects)
 	complete(cmd, "state", slices.Sorted(maps.Keys(blixardv1.AllocationState_Enum_value))...)
 	return cmd
 }
@@ -149,8 +146,8 @@ func (a *app) vmStatusCommand() *cobra.Command {
 		ValidArgsFunction: a.completeVMs(1),
 		Example:           "  blixard vm status web\n  blixard vm status web -o json | jq .status.state",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: args[0], Stale: stale})
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: a.full(args[0]), Stale: stale})
 				if err != nil {
 					return err
 				}
@@ -244,11 +241,14 @@ func (a *app) vmWatchCommand() *cobra.Command {
 		Long:              "Show how VMs are and then each change, until interrupted. With -o json each change is one line {\"vm\":..., \"deleted\":..., \"index\":...}.",
 		Example:           "  blixard vm watch\n  blixard vm watch web -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name := strings.Join(args, "")
+			name := a.full(strings.Join(args, ""))
 			return a.withVM(cmd.Context(), name, func(ctx context.Context, c *client.Client) error {
 				for m, err := range c.WatchVMs(ctx, name) {
 					if err != nil {
 						return err
+					}
+					if m.GetVm() != nil && name == "" && !a.ofProject(m.GetVm()) {
+						continue
 					}
 					if m.GetSynced() && a.output != "json" && a.output != "yaml" {
 						continue
@@ -291,8 +291,8 @@ func (a *app) vmStatsCommand() *cobra.Command {
 		Long:              "Show the memory, load and processes of a running guest, as the guest itself says.",
 		Example:           "  blixard vm stats web",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				s, err := c.VMs().Stats(ctx, &blixardv1.StatsRequest{Name: args[0]})
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				s, err := c.VMs().Stats(ctx, &blixardv1.StatsRequest{Name: a.full(args[0])})
 				if err != nil {
 					return err
 				}

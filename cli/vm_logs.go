@@ -30,7 +30,7 @@ from the guest; --raw shows them. Otherwise the bytes are given as they were wri
   blixard vm logs web --since 10m
   blixard vm logs web --since 2026-01-31T12:00:00Z`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &blixardv1.LogsRequest{Name: args[0], Follow: follow}
+			req := &blixardv1.LogsRequest{Name: a.full(args[0]), Follow: follow}
 			if cmd.Flags().Changed("tail") {
 				req.TailLines = &tail
 			}
@@ -41,7 +41,7 @@ from the guest; --raw shows them. Otherwise the bytes are given as they were wri
 				}
 				req.Since = timestamppb.New(from)
 			}
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
 				return a.logs(ctx, c, req, raw)
 			})
 		},

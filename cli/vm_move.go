@@ -30,8 +30,8 @@ interrupted goes on when the command is run again, and --cancel ends it: the VM 
 			if cancel && to != "" {
 				return usageError("--cancel and --to do not go together").WithHint("leave one of both out")
 			}
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				req := &blixardv1.MoveVMRequest{Name: args[0], Node: to, Cancel: cancel, Force: force, IdempotencyKey: client.NewKey()}
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				req := &blixardv1.MoveVMRequest{Name: a.full(args[0]), Node: to, Cancel: cancel, Force: force, IdempotencyKey: client.NewKey()}
 				if grace > 0 {
 					req.Timeout = durationpb.New(time.Duration(grace))
 				}

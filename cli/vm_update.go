@@ -63,10 +63,12 @@ status" tells what waits for that. Volumes and networks change while the VM is s
 			if cmd.Flags().Changed("name") || cmd.Flags().Changed("label") {
 				return usageError("name and labels have commands of their own").WithHint("see `blixard vm rename --help` and `blixard vm label --help`")
 			}
+			spec.project = a.project
 			if err := spec.zeros(); err != nil {
 				return err
 			}
 			spec.emptyLists()
+			name = a.full(name)
 			return a.withVM(cmd.Context(), name, func(ctx context.Context, c *client.Client) error {
 				vm, err := updateVM(ctx, c, name, func(s *blixardv1.VMSpec) error {
 					if spec.image != "" {
@@ -114,15 +116,15 @@ func (a *app) sayUpdated(vm *blixardv1.VM) error {
 func (a *app) vmRenameCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "rename NAME NEW", Short: "Give a VM another name", Args: exactly("NAME", "NEW"), ValidArgsFunction: a.completeVMs(1),
-		Long:    "Give a VM another name. Other VMs find it by that at once; its own host name follows with the next start.",
+		Long:    "Give a VM another name. Other VMs find it by that at once; its own host name follows with the next start. It stays in its project.",
 		Example: "  blixard vm rename web web-old",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.VMs().RenameVM(ctx, &blixardv1.RenameVMRequest{Name: args[0], NewName: args[1], IdempotencyKey: client.NewKey()})
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.VMs().RenameVM(ctx, &blixardv1.RenameVMRequest{Name: a.full(args[0]), NewName: args[1], IdempotencyKey: client.NewKey()})
 				if err != nil {
 					return err
 				}
-				return a.say(resp.GetVm(), "%s is now %s", args[0], resp.GetVm().GetName())
+				return a.say(resp.GetVm(), "%s is now %s", a.full(args[0]), resp.GetVm().GetName())
 			})
 		},
 	}
@@ -159,8 +161,8 @@ func (a *app) vmInspectCommand() *cobra.Command {
 		Use: "inspect NAME", Short: "Show everything of a VM as YAML, or as JSON with -o json", Args: exactly("NAME"), ValidArgsFunction: a.completeVMs(1),
 		Example: "  blixard vm inspect web\n  blixard vm inspect web -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: args[0]})
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: a.full(args[0])})
 				if err != nil {
 					return err
 				}
@@ -177,8 +179,8 @@ func (a *app) vmTopCommand() *cobra.Command {
 		Use: "top NAME", Short: "List the processes of a running VM, the busiest first", Args: exactly("NAME"), ValidArgsFunction: a.completeVMs(1),
 		Example: "  blixard vm top web",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withVM(cmd.Context(), args[0], func(ctx context.Context, c *client.Client) error {
-				resp, err := c.VMs().Top(ctx, &blixardv1.TopRequest{Name: args[0]})
+			return a.withVM(cmd.Context(), a.full(args[0]), func(ctx context.Context, c *client.Client) error {
+				resp, err := c.VMs().Top(ctx, &blixardv1.TopRequest{Name: a.full(args[0])})
 				if err != nil {
 					return err
 				}

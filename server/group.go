@@ -63,11 +63,15 @@ func (s groupService) CreateGroup(ctx context.Context, req *blixardv1.CreateGrou
 	if err != nil {
 		return nil, err
 	}
+	name, project, err := nameOf(req.GetProject(), req.GetName())
+	if err != nil {
+		return nil, err
+	}
 	if req.GetDryRun() {
-		return &blixardv1.CreateGroupResponse{Group: &blixardv1.Group{Name: req.GetName(), Spec: spec, Project: projectOfRequest(req.GetProject())}}, nil
+		return &blixardv1.CreateGroupResponse{Group: &blixardv1.Group{Name: name, Spec: spec, Project: project}}, nil
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_CreateGroup{CreateGroup: &blixardv1.CreateGroupCommand{
-		Id: newID("group-"), Name: req.GetName(), Spec: spec, Project: projectOfRequest(req.GetProject()),
+		Id: newID("group-"), Name: name, Spec: spec, Project: project,
 	}}})
 	if err != nil {
 		return nil, err
@@ -107,8 +111,9 @@ func (s groupService) WatchGroups(req *blixardv1.WatchGroupsRequest, stream blix
 	if g := view.Group(req.GetName()); req.GetName() != "" && g == nil && index == 0 {
 		return noGroup(req.GetName())
 	}
+	id := view.Group(req.GetName()).GetId()
 	fits := func(g *blixardv1.Group) bool {
-		return req.GetName() == "" || g.GetId() == req.GetName() || g.GetName() == req.GetName()
+		return req.GetName() == "" || g.GetId() == id || g.GetId() == req.GetName() || g.GetName() == req.GetName()
 	}
 	if index == 0 {
 		index = view.Index()

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/state"
 )
 
@@ -13,13 +14,15 @@ type quotaService struct {
 	*Server
 }
 
-// projectOfRequest is how a command names a project: members of older builds know no
-// projects, and VMs of the default one go on to be made beside them.
-func projectOfRequest(name string) string {
-	if name == state.DefaultProject {
-		return ""
+// nameOf gives the full name and the project of what a request declares. The project is as
+// a command has it: members of older builds know no projects, and VMs of the default one go
+// on to be made beside them.
+func nameOf(project, name string) (full, of string, err error) {
+	full, err = objectname.Resolve(project, name)
+	if of = objectname.Project(full); of == objectname.DefaultProject {
+		of = ""
 	}
-	return name
+	return full, of, err
 }
 
 func (s quotaService) SetQuota(ctx context.Context, req *blixardv1.SetQuotaRequest) (*blixardv1.SetQuotaResponse, error) {

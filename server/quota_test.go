@@ -36,14 +36,14 @@ func TestQuotas(t *testing.T) {
 	if p := problem.From(err); p == nil || p.Kind != problem.NoCapacity || p.Code != "quota.exceeded" || !strings.Contains(p.Hint, "blixard quota usage web") {
 		t.Errorf("more memory than is left: %+v", p)
 	}
-	_, err = w.client.VMs().UpdateVM(ctx, &blixardv1.UpdateVMRequest{Name: "a", Spec: &blixardv1.VMSpec{Image: "busybox", MemoryMib: 1024, NoNetwork: true}})
+	_, err = w.client.VMs().UpdateVM(ctx, &blixardv1.UpdateVMRequest{Name: "web/a", Spec: &blixardv1.VMSpec{Image: "busybox", MemoryMib: 1024, NoNetwork: true}})
 	if !problem.HasCode(err, "quota.exceeded") {
 		t.Errorf("a VM grows beyond the quota: %v", err)
 	}
 	if err := create("c", "Not_a_name", 64); !problem.HasCode(err, "name.invalid") {
 		t.Errorf("an odd name of a project: %v", err)
 	}
-	if got, err := w.client.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: "a"}); err != nil || got.GetVm().GetProject() != "web" {
+	if got, err := w.client.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: "web/a"}); err != nil || got.GetVm().GetProject() != "web" {
 		t.Errorf("%v, %v", got, err)
 	}
 

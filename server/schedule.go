@@ -68,12 +68,16 @@ func (s scheduleService) CreateSchedule(ctx context.Context, req *blixardv1.Crea
 	if err != nil {
 		return nil, err
 	}
+	name, project, err := nameOf(req.GetProject(), req.GetName())
+	if err != nil {
+		return nil, err
+	}
 	if req.GetDryRun() {
-		would := &blixardv1.Schedule{Name: req.GetName(), Spec: spec, Labels: req.GetLabels(), Project: projectOfRequest(req.GetProject())}
+		would := &blixardv1.Schedule{Name: name, Spec: spec, Labels: req.GetLabels(), Project: project}
 		return &blixardv1.CreateScheduleResponse{Shown: shownSchedule(s.cfg.Replica.View(), would, 0)}, nil
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_CreateSchedule{CreateSchedule: &blixardv1.CreateScheduleCommand{
-		Id: newID("schedule-"), Name: req.GetName(), Spec: spec, Labels: req.GetLabels(), Project: projectOfRequest(req.GetProject()),
+		Id: newID("schedule-"), Name: name, Spec: spec, Labels: req.GetLabels(), Project: project,
 	}}})
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -33,12 +34,12 @@ func (s taskService) SubmitTask(ctx context.Context, req *blixardv1.SubmitTaskRe
 	if err := s.completeTask(ctx, spec); err != nil {
 		return nil, err
 	}
-	name := req.GetName()
-	if name == "" {
-		name = randomName(spec.GetVm().GetImage())
+	name, project, err := nameOf(req.GetProject(), cmp.Or(req.GetName(), randomName(spec.GetVm().GetImage())))
+	if err != nil {
+		return nil, err
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_SubmitTask{SubmitTask: &blixardv1.SubmitTaskCommand{
-		Id: newID("task-"), Name: name, Spec: spec, Labels: req.GetLabels(), Count: req.GetCount(), Project: projectOfRequest(req.GetProject()),
+		Id: newID("task-"), Name: name, Spec: spec, Labels: req.GetLabels(), Count: req.GetCount(), Project: project,
 	}}})
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -40,17 +41,27 @@ func newID(prefix string) string {
 	return prefix + strings.ToLower(rand.Text()[:16])
 }
 
+// allKnow refuses a command that a member would not know.
+func (s *Server) allKnow(cmd *blixardv1.Command) error {
+	want := state.Level(cmd)
+	if want == 1 {
+		return nil
+	}
+	if have := s.cfg.Replica.View().FeatureLevel(); want > have {
+		return problem.New(problem.Conflict, "cluster.old_member", "this needs feature level %d, and the oldest member knows %d", want, have).
+			WithHint("upgrade every member first; `blixard cluster members` shows their versions")
+	}
+	return nil
+}
+
 // propose fills what a command carries beside its change.
 func (s *Server) propose(ctx context.Context, key string, cmd *blixardv1.Command) (state.Result, error) {
 	if key != "" {
 		// Keys of different callers never meet.
 		cmd.Key = key
 	}
-	if want := state.Level(cmd); want > 1 {
-		if have := s.cfg.Replica.View().FeatureLevel(); want > have {
-			return state.Result{}, problem.New(problem.Conflict, "cluster.old_member", "this needs feature level %d, and the oldest member knows %d", want, have).
-				WithHint("upgrade every member first; `blixard cluster members` shows their versions")
-		}
+	if err := s.allKnow(cmd); err != nil {
+		return state.Result{}, err
 	}
 	cmd.Actor = actor(ctx)
 	cmd.Time = timestamppb.New(wallclock.Now())
@@ -69,12 +80,12 @@ func (s vmService) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest)
 	if err := s.complete(ctx, spec); err != nil {
 		return nil, err
 	}
-	name := req.GetName()
-	if name == "" {
-		name = randomName(spec.GetImage())
+	name, project, err := nameOf(req.GetProject(), cmp.Or(req.GetName(), randomName(spec.GetImage())))
+	if err != nil {
+		return nil, err
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
-		Id: newID("vm-"), Name: name, Spec: spec, Labels: req.GetLabels(), Project: projectOfRequest(req.GetProject()),
+		Id: newID("vm-"), Name: name, Spec: spec, Labels: req.GetLabels(), Project: project,
 	}}})
 	if err != nil {
 		return nil, err
@@ -128,8 +139,17 @@ func (s vmService) UpdateVM(ctx context.Context, req *blixardv1.UpdateVMRequest)
 }
 
 func (s vmService) RenameVM(ctx context.Context, req *blixardv1.RenameVMRequest) (*blixardv1.RenameVMResponse, error) {
+	// A VM that is not there is left to the command, which says so.
+	project := ""
+	if vm := s.cfg.Replica.View().VM(req.GetName()); vm != nil {
+		project = state.ProjectOf(vm)
+	}
+	name, _, err := nameOf(project, req.GetNewName())
+	if err != nil {
+		return nil, err
+	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_RenameVm{RenameVm: &blixardv1.RenameVMCommand{
-		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), NewName: req.GetNewName(),
+		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), NewName: name,
 	}}})
 	if err != nil {
 		return nil, err
@@ -364,7 +384,11 @@ func labelCommand(ctx context.Context, req *blixardv1.LabelVMRequest) *blixardv1
 }
 
 func (s vmService) LabelVM(ctx context.Context, req *blixardv1.LabelVMRequest) (*blixardv1.LabelVMResponse, error) {
-	r, err := s.cfg.Replica.Propose(ctx, labelCommand(ctx, req))
+	cmd := labelCommand(ctx, req)
+	if err := s.allKnow(cmd); err != nil {
+		return nil, err
+	}
+	r, err := s.cfg.Replica.Propose(ctx, cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -416,7 +440,12 @@ func (s vmService) receiveLabels(ctx context.Context, stream blixardv1.VMService
 			return ctx.Err()
 		}
 		seq := req.GetSequence()
-		s.cfg.Replica.ProposeAsync(labelCommand(ctx, req.GetChange()), func(r state.Result, err error) {
+		cmd := labelCommand(ctx, req.GetChange())
+		if err := s.allKnow(cmd); err != nil {
+			answers <- &blixardv1.LabelVMsResponse{Sequence: seq, Problem: problem.From(err).Proto()}
+			continue
+		}
+		s.cfg.Replica.ProposeAsync(cmd, func(r state.Result, err error) {
 			a := &blixardv1.LabelVMsResponse{Sequence: seq}
 			switch {
 			case err != nil:

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 )
@@ -140,6 +141,7 @@ func filterOf(req interface {
 	if req.GetObject() != "" {
 		filter.Object = req.GetObject()
 	}
+	filter.Object = objectname.Canonical(filter.Object)
 	return filter
 }
 

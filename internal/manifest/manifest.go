@@ -22,6 +22,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/nearest"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -52,12 +53,14 @@ const (
 
 // Object is one that a file declares. Exactly the request of its kind is set.
 type Object struct {
-	Kind, Name string
-	VM         *blixardv1.CreateVMRequest
-	Volume     *blixardv1.CreateVolumeRequest
-	Network    *blixardv1.CreateNetworkRequest
-	Group      *blixardv1.CreateGroupRequest
-	Schedule   *blixardv1.CreateScheduleRequest
+	Kind string
+	// Name is the full name, where objects of the kind are of projects.
+	Name     string
+	VM       *blixardv1.CreateVMRequest
+	Volume   *blixardv1.CreateVolumeRequest
+	Network  *blixardv1.CreateNetworkRequest
+	Group    *blixardv1.CreateGroupRequest
+	Schedule *blixardv1.CreateScheduleRequest
 	// Where it stands, as FILE:LINE.
 	Where string
 }
@@ -269,6 +272,12 @@ func (r *reader) object(n *yaml.Node) (*Object, error) {
 	}
 	if o.Name == "" {
 		return nil, r.problem(n.Line, "manifest.field", "the %s has no name", kind).WithHint("add name")
+	}
+	if of, is := req.(interface{ GetProject() string }); is {
+		if o.Name, err = objectname.Resolve(of.GetProject(), o.Name); err != nil {
+			p := problem.From(err)
+			return nil, r.problem(n.Line, p.Code, "%s", p.Message).WithHint("%s", p.Hint)
+		}
 	}
 	return o, r.check(n, req)
 }

@@ -883,7 +883,8 @@ type CreateGroupRequest struct {
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Spec           *GroupSpec             `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	// project whose quota its VMs count to; empty means "default".
+	// project of the group, as of a VM: see CreateVMRequest. The quota of it is what its VMs
+	// count to.
 	Project string `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
 	// dry_run makes nothing, and gives the group as it would be, with its whole spec.
 	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
@@ -2017,52 +2018,55 @@ const file_blixard_v1_groups_proto_rawDesc = "" +
 	" \x01(\tR\amessage\x12\x12\n" +
 	"\x04made\x18\v \x01(\x04R\x04made\x12\x1a\n" +
 	"\bfailures\x18\f \x01(\rR\bfailures\x12\x18\n" +
-	"\aattempt\x18\r \x01(\x04R\aattempt\"\xba\x04\n" +
+	"\aattempt\x18\r \x01(\x04R\aattempt\"\xff\x04\n" +
 	"\x12CreateGroupRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xc7\x01\n" +
-	"\x04name\x18\x02 \x01(\tB\xb2\x01\xbaH\xae\x01\xba\x01\xaa\x01\n" +
-	"\fname.invalid\x12da name has 1 to 40 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1a4this.matches('^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$')R\x04name\x121\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x8c\x02\n" +
+	"\x04name\x18\x02 \x01(\tB\xf7\x01\xbaH\xf3\x01\xba\x01\xef\x01\n" +
+	"\fname.invalid\x12\x82\x01a name has 1 to 40 lower-case letters, digits and dashes, and begins and ends with a letter or digit; PROJECT/ may stand before it\x1aZthis.matches('^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$')R\x04name\x121\n" +
 	"\x04spec\x18\x03 \x01(\v2\x15.blixard.v1.GroupSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12\xdb\x01\n" +
 	"\aproject\x18\x04 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
 	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\x12\x17\n" +
 	"\adry_run\x18\x05 \x01(\bR\x06dryRun\">\n" +
 	"\x13CreateGroupResponse\x12'\n" +
-	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"F\n" +
-	"\x0fGetGroupRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"G\n" +
+	"\x0fGetGroupRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x14\n" +
 	"\x05stale\x18\x02 \x01(\bR\x05stale\"s\n" +
 	"\x10GetGroupResponse\x12'\n" +
 	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\x12 \n" +
 	"\x03vms\x18\x02 \x03(\v2\x0e.blixard.v1.VMR\x03vms\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"x\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"y\n" +
 	"\x11ListGroupsRequest\x12%\n" +
-	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12&\n" +
+	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\tpageToken\x12\x14\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\tpageToken\x12\x14\n" +
 	"\x05stale\x18\x03 \x01(\bR\x05stale\"}\n" +
 	"\x12ListGroupsResponse\x12)\n" +
 	"\x06groups\x18\x01 \x03(\v2\x11.blixard.v1.GroupR\x06groups\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"R\n" +
-	"\x12WatchGroupsRequest\x12\x1b\n" +
-	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04name\x12\x1f\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"S\n" +
+	"\x12WatchGroupsRequest\x12\x1c\n" +
+	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04name\x12\x1f\n" +
 	"\vafter_index\x18\x02 \x01(\x04R\n" +
 	"afterIndex\"\x86\x01\n" +
 	"\x13WatchGroupsResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12'\n" +
 	"\x05group\x18\x02 \x01(\v2\x11.blixard.v1.GroupR\x05group\x12\x18\n" +
 	"\adeleted\x18\x03 \x01(\bR\adeleted\x12\x16\n" +
-	"\x06synced\x18\x04 \x01(\bR\x06synced\"\xc9\x01\n" +
+	"\x06synced\x18\x04 \x01(\bR\x06synced\"\xca\x01\n" +
 	"\x12UpdateGroupRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12/\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12/\n" +
 	"\x13expected_generation\x18\x03 \x01(\x04R\x12expectedGeneration\x121\n" +
 	"\x04spec\x18\x04 \x01(\v2\x15.blixard.v1.GroupSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\">\n" +
 	"\x13UpdateGroupResponse\x12'\n" +
-	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"\x8a\x01\n" +
+	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"\x8b\x01\n" +
 	"\x11ScaleGroupRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12$\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12$\n" +
 	"\breplicas\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\breplicas\"=\n" +
 	"\x12ScaleGroupResponse\x12'\n" +
 	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"l\n" +
@@ -2075,22 +2079,25 @@ const file_blixard_v1_groups_proto_rawDesc = "" +
 	"\x06resume\x10\x03\x12\v\n" +
 	"\apromote\x10\x04\x12\v\n" +
 	"\arestart\x10\x05\x12\b\n" +
-	"\x04undo\x10\x06\"\xac\x01\n" +
+	"\x04undo\x10\x06\"\xad\x01\n" +
 	"\x13RolloutGroupRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12D\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12D\n" +
 	"\x06change\x18\x03 \x01(\x0e2\x1c.blixard.v1.GroupChange.EnumB\x0e\xbaH\v\x82\x01\b\x18\x02\x18\x03\x18\x04\x18\x05R\x06change\"?\n" +
 	"\x14RolloutGroupResponse\x12'\n" +
-	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"}\n" +
+	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"~\n" +
 	"\x10UndoGroupRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x18\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\"<\n" +
 	"\x11UndoGroupResponse\x12'\n" +
-	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"e\n" +
+	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group\"f\n" +
 	"\x12DeleteGroupRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\">\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\">\n" +
 	"\x13DeleteGroupResponse\x12'\n" +
 	"\x05group\x18\x01 \x01(\v2\x11.blixard.v1.GroupR\x05group2\xce\x05\n" +
 	"\fGroupService\x12N\n" +

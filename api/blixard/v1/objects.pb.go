@@ -761,7 +761,9 @@ type VM struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// id never changes and is never used again: "vm-" and 16 characters.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// name is unique among the VMs that are not deleted.
+	// name is unique among the VMs that are not deleted: NAME in project default, and
+	// PROJECT/NAME in others. VMs of other projects that an older version made have a name
+	// without it.
 	Name   string    `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Spec   *VMSpec   `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	Status *VMStatus `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`

@@ -611,7 +611,7 @@ type CreateScheduleRequest struct {
 	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Spec           *ScheduleSpec          `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	Labels         map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// project of its runs; empty means "default".
+	// project of the schedule and its runs, as of a VM: see CreateVMRequest.
 	Project string `protobuf:"bytes,5,opt,name=project,proto3" json:"project,omitempty"`
 	// dry_run makes nothing, and gives the schedule as it would be, with its whole spec.
 	DryRun        bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
@@ -1524,11 +1524,11 @@ const file_blixard_v1_schedules_proto_rawDesc = "" +
 	"\rShownSchedule\x120\n" +
 	"\bschedule\x18\x01 \x01(\v2\x14.blixard.v1.ScheduleR\bschedule\x12.\n" +
 	"\x04next\x18\x02 \x03(\v2\x1a.google.protobuf.TimestampR\x04next\x12&\n" +
-	"\x05tasks\x18\x03 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\"\xda\x05\n" +
+	"\x05tasks\x18\x03 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\"\x9f\x06\n" +
 	"\x15CreateScheduleRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xd5\x01\n" +
-	"\x04name\x18\x02 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
-	"\fname.invalid\x12ra name of a schedule has 1 to 50 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1a4this.matches('^[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?$')R\x04name\x124\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x9a\x02\n" +
+	"\x04name\x18\x02 \x01(\tB\x85\x02\xbaH\x81\x02\xba\x01\xfd\x01\n" +
+	"\fname.invalid\x12\x90\x01a name of a schedule has 1 to 50 lower-case letters, digits and dashes, and begins and ends with a letter or digit; PROJECT/ may stand before it\x1aZthis.matches('^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]{0,48}[a-z0-9])?$')R\x04name\x124\n" +
 	"\x04spec\x18\x03 \x01(\v2\x18.blixard.v1.ScheduleSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12O\n" +
 	"\x06labels\x18\x04 \x03(\v2-.blixard.v1.CreateScheduleRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12\xdb\x01\n" +
 	"\aproject\x18\x05 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
@@ -1538,25 +1538,27 @@ const file_blixard_v1_schedules_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
 	"\x16CreateScheduleResponse\x12/\n" +
-	"\x05shown\x18\x01 \x01(\v2\x19.blixard.v1.ShownScheduleR\x05shown\"I\n" +
-	"\x12GetScheduleRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x14\n" +
+	"\x05shown\x18\x01 \x01(\v2\x19.blixard.v1.ShownScheduleR\x05shown\"J\n" +
+	"\x12GetScheduleRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x14\n" +
 	"\x05stale\x18\x02 \x01(\bR\x05stale\"\\\n" +
 	"\x13GetScheduleResponse\x12/\n" +
 	"\x05shown\x18\x01 \x01(\v2\x19.blixard.v1.ShownScheduleR\x05shown\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"{\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"|\n" +
 	"\x14ListSchedulesRequest\x12%\n" +
-	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12&\n" +
+	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\tpageToken\x12\x14\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\tpageToken\x12\x14\n" +
 	"\x05stale\x18\x03 \x01(\bR\x05stale\"\x8e\x01\n" +
 	"\x15ListSchedulesResponse\x127\n" +
 	"\tschedules\x18\x01 \x03(\v2\x19.blixard.v1.ShownScheduleR\tschedules\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\xd1\x02\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xd2\x02\n" +
 	"\x15UpdateScheduleRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x124\n" +
 	"\x04spec\x18\x04 \x01(\v2\x18.blixard.v1.ScheduleSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12O\n" +
 	"\x06labels\x18\x05 \x03(\v2-.blixard.v1.UpdateScheduleRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x1a9\n" +
@@ -1564,26 +1566,30 @@ const file_blixard_v1_schedules_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
 	"\x16UpdateScheduleResponse\x12/\n" +
-	"\x05shown\x18\x01 \x01(\v2\x19.blixard.v1.ShownScheduleR\x05shown\"g\n" +
-	"\x14PauseScheduleRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"H\n" +
-	"\x15PauseScheduleResponse\x12/\n" +
 	"\x05shown\x18\x01 \x01(\v2\x19.blixard.v1.ShownScheduleR\x05shown\"h\n" +
+	"\x14PauseScheduleRequest\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"H\n" +
+	"\x15PauseScheduleResponse\x12/\n" +
+	"\x05shown\x18\x01 \x01(\v2\x19.blixard.v1.ShownScheduleR\x05shown\"i\n" +
 	"\x15ResumeScheduleRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"I\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"I\n" +
 	"\x16ResumeScheduleResponse\x12/\n" +
-	"\x05shown\x18\x01 \x01(\v2\x19.blixard.v1.ShownScheduleR\x05shown\"e\n" +
+	"\x05shown\x18\x01 \x01(\v2\x19.blixard.v1.ShownScheduleR\x05shown\"f\n" +
 	"\x12RunScheduleRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"l\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"l\n" +
 	"\x13RunScheduleResponse\x12/\n" +
 	"\x05shown\x18\x01 \x01(\v2\x19.blixard.v1.ShownScheduleR\x05shown\x12$\n" +
-	"\x04task\x18\x02 \x01(\v2\x10.blixard.v1.TaskR\x04task\"h\n" +
+	"\x04task\x18\x02 \x01(\v2\x10.blixard.v1.TaskR\x04task\"i\n" +
 	"\x15RemoveScheduleRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"\x18\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x18\n" +
 	"\x16RemoveScheduleResponse2\xc1\x05\n" +
 	"\x0fScheduleService\x12W\n" +
 	"\x0eCreateSchedule\x12!.blixard.v1.CreateScheduleRequest\x1a\".blixard.v1.CreateScheduleResponse\x12N\n" +

@@ -27,12 +27,15 @@ const (
 type CreateVMRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	// name of the VM; empty lets the server choose one.
+	// name of the VM, alone or with its project as in shop/web; empty lets the server choose
+	// one.
 	Name   string            `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Spec   *VMSpec           `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// project whose quota the VM counts to; empty means "default". Names of VMs are
-	// unique in the cluster, whatever their projects.
+	// project of the VM, whose quota it counts to; empty means that of the name, else
+	// "default". A name is unique in its project: the VM's full name is NAME in project
+	// default and PROJECT/NAME in others. That is what lists and events show, and what other
+	// requests take; default/NAME means NAME there.
 	Project       string `protobuf:"bytes,15,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2448,9 +2451,10 @@ type RenameVMRequest struct {
 	IdempotencyKey string                 `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	ExpectedIndex  uint64                 `protobuf:"varint,3,opt,name=expected_index,json=expectedIndex,proto3" json:"expected_index,omitempty"`
-	NewName        string                 `protobuf:"bytes,4,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// new_name, with the VM's project or without: it stays in that.
+	NewName       string `protobuf:"bytes,4,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenameVMRequest) Reset() {
@@ -5552,11 +5556,11 @@ var File_blixard_v1_services_proto protoreflect.FileDescriptor
 const file_blixard_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"\x19blixard/v1/services.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x05\n" +
+	"blixard.v1\x1a\x18blixard/v1/objects.proto\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x06\n" +
 	"\x0fCreateVMRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xd5\x01\n" +
-	"\x04name\x18\x02 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
-	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\x04name\x12.\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x9a\x02\n" +
+	"\x04name\x18\x02 \x01(\tB\x85\x02\xbaH\x81\x02\xba\x01\xfd\x01\n" +
+	"\fname.invalid\x12\x82\x01a name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit; PROJECT/ may stand before it\x1ahthis == '' || this.matches('^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\x04name\x12.\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.blixard.v1.VMSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12\x86\x01\n" +
 	"\x06labels\x18\x04 \x03(\v2'.blixard.v1.CreateVMRequest.LabelsEntryBE\xbaHB\x9a\x01?\x10@\"4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$*\x05r\x03(\x80\bR\x06labels\x12\xdb\x01\n" +
 	"\aproject\x18\x0f \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
@@ -5565,9 +5569,10 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"2\n" +
 	"\x10CreateVMResponse\x12\x1e\n" +
-	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"C\n" +
-	"\fGetVMRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x14\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"D\n" +
+	"\fGetVMRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x14\n" +
 	"\x05stale\x18\x02 \x01(\bR\x05stale\"r\n" +
 	"\rGetVMResponse\x12\x1e\n" +
 	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x14\n" +
@@ -5582,43 +5587,48 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x03vms\x18\x01 \x03(\v2\x0e.blixard.v1.VMR\x03vms\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12+\n" +
-	"\x03age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x88\x01\n" +
+	"\x03age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x89\x01\n" +
 	"\x0eStartVMRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\"1\n" +
 	"\x0fStartVMResponse\x12\x1e\n" +
-	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xe1\x01\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xe2\x01\n" +
 	"\rStopVMRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12B\n" +
 	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\atimeout\x12\x14\n" +
 	"\x05force\x18\x05 \x01(\bR\x05force\"0\n" +
 	"\x0eStopVMResponse\x12\x1e\n" +
-	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xe4\x01\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xe5\x01\n" +
 	"\x10RestartVMRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12B\n" +
 	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\atimeout\x12\x14\n" +
 	"\x05force\x18\x05 \x01(\bR\x05force\"3\n" +
 	"\x11RestartVMResponse\x12\x1e\n" +
-	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xe3\x01\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xe4\x01\n" +
 	"\x0fDeleteVMRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12B\n" +
 	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\atimeout\x12\x14\n" +
 	"\x05force\x18\x05 \x01(\bR\x05force\"2\n" +
 	"\x10DeleteVMResponse\x12\x1e\n" +
-	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xcb\x02\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xcc\x02\n" +
 	"\x0eLabelVMRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12\x85\x01\n" +
 	"\x06labels\x18\x04 \x03(\v2&.blixard.v1.LabelVMRequest.LabelsEntryBE\xbaHB\x9a\x01?\x10@\"4r220^[a-z0-9A-Z]([-a-z0-9A-Z_./]{0,61}[a-z0-9A-Z])?$*\x05r\x03(\x80\bR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
@@ -5632,18 +5642,19 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x10LabelVMsResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12!\n" +
 	"\fmodify_index\x18\x02 \x01(\x04R\vmodifyIndex\x12-\n" +
-	"\aproblem\x18\x03 \x01(\v2\x13.blixard.v1.ProblemR\aproblem\"O\n" +
-	"\x0fWatchVMsRequest\x12\x1b\n" +
-	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04name\x12\x1f\n" +
+	"\aproblem\x18\x03 \x01(\v2\x13.blixard.v1.ProblemR\aproblem\"P\n" +
+	"\x0fWatchVMsRequest\x12\x1c\n" +
+	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04name\x12\x1f\n" +
 	"\vafter_index\x18\x02 \x01(\x04R\n" +
 	"afterIndex\"z\n" +
 	"\x10WatchVMsResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1e\n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x18\n" +
 	"\adeleted\x18\x03 \x01(\bR\adeleted\x12\x16\n" +
-	"\x06synced\x18\x04 \x01(\bR\x06synced\"\xa9\x01\n" +
-	"\vLogsRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x16\n" +
+	"\x06synced\x18\x04 \x01(\bR\x06synced\"\xaa\x01\n" +
+	"\vLogsRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\"\n" +
 	"\n" +
 	"tail_lines\x18\x03 \x01(\rH\x00R\ttailLines\x88\x01\x01\x120\n" +
@@ -5653,9 +5664,9 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"P\n" +
 	"\fTerminalSize\x12\"\n" +
 	"\acolumns\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\x80 R\acolumns\x12\x1c\n" +
-	"\x04rows\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x80 R\x04rows\"\xa6\x01\n" +
-	"\x0eConsoleRequest\x12\x1b\n" +
-	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04name\x12\x14\n" +
+	"\x04rows\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x80 R\x04rows\"\xa7\x01\n" +
+	"\x0eConsoleRequest\x12\x1c\n" +
+	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04name\x12\x14\n" +
 	"\x05write\x18\x02 \x01(\bR\x05write\x12\x14\n" +
 	"\x05steal\x18\x03 \x01(\bR\x05steal\x12\x1d\n" +
 	"\x04data\x18\x04 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x04data\x12,\n" +
@@ -5663,9 +5674,10 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x0fConsoleResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1b\n" +
 	"\x06writer\x18\x02 \x01(\bH\x00R\x06writer\x88\x01\x01B\t\n" +
-	"\a_writer\"\xcf\x02\n" +
-	"\tExecStart\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12-\n" +
+	"\a_writer\"\xd0\x02\n" +
+	"\tExecStart\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12-\n" +
 	"\acommand\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10\x80\x02\"\x06r\x04(\x80\x80\x02R\acommand\x12/\n" +
 	"\x03env\x18\x03 \x03(\v2\x12.blixard.v1.EnvVarB\t\xbaH\x06\x92\x01\x03\x10\x80\x04R\x03env\x12)\n" +
 	"\vworking_dir\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80 R\n" +
@@ -5686,9 +5698,10 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x06stderr\x18\x02 \x01(\fH\x00R\x06stderr\x12\x1d\n" +
 	"\texit_code\x18\x03 \x01(\x05H\x00R\bexitCode\x12\x1a\n" +
 	"\astarted\x18\x04 \x01(\bH\x00R\astartedB\t\n" +
-	"\amessage\"p\n" +
-	"\vAttachStart\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x14\n" +
+	"\amessage\"q\n" +
+	"\vAttachStart\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x14\n" +
 	"\x05stdin\x18\x02 \x01(\bR\x05stdin\x12,\n" +
 	"\x04size\x18\x03 \x01(\v2\x18.blixard.v1.TerminalSizeR\x04size\"\xe2\x01\n" +
 	"\rAttachRequest\x12/\n" +
@@ -5703,10 +5716,11 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x06stderr\x18\x02 \x01(\fH\x00R\x06stderr\x12\x1d\n" +
 	"\texit_code\x18\x03 \x01(\x05H\x00R\bexitCode\x12\x1a\n" +
 	"\astarted\x18\x04 \x01(\bH\x00R\astartedB\t\n" +
-	"\amessage\"+\n" +
+	"\amessage\",\n" +
 	"\n" +
-	"TopRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"E\n" +
+	"TopRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"E\n" +
 	"\vTopResponse\x126\n" +
 	"\tprocesses\x18\x01 \x03(\v2\x18.blixard.v1.GuestProcessR\tprocesses\"\x9e\x01\n" +
 	"\fGuestProcess\x12\x10\n" +
@@ -5714,24 +5728,27 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12+\n" +
 	"\x03cpu\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03cpu\x12!\n" +
 	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\x12\x18\n" +
-	"\acommand\x18\x05 \x01(\tR\acommand\"\xb9\x01\n" +
+	"\acommand\x18\x05 \x01(\tR\acommand\"\xba\x01\n" +
 	"\x0fUpdateVMRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12.\n" +
 	"\x04spec\x18\x04 \x01(\v2\x12.blixard.v1.VMSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\"2\n" +
 	"\x10UpdateVMResponse\x12\x1e\n" +
-	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xda\x02\n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"\xa0\x03\n" +
 	"\x0fRenameVMRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
-	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12\xce\x01\n" +
-	"\bnew_name\x18\x04 \x01(\tB\xb2\x01\xbaH\xae\x01\xba\x01\xaa\x01\n" +
-	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1a4this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\anewName\"2\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12%\n" +
+	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12\x93\x02\n" +
+	"\bnew_name\x18\x04 \x01(\tB\xf7\x01\xbaH\xf3\x01\xba\x01\xef\x01\n" +
+	"\fname.invalid\x12\x82\x01a name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit; PROJECT/ may stand before it\x1aZthis.matches('^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\anewName\"2\n" +
 	"\x10RenameVMResponse\x12\x1e\n" +
-	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"g\n" +
-	"\tCopyStart\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12 \n" +
+	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\"h\n" +
+	"\tCopyStart\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12 \n" +
 	"\x04path\x18\x02 \x01(\tB\f\xbaH\tr\a(\x80 2\x02^/R\x04path\x12\x19\n" +
 	"\bto_guest\x18\x03 \x01(\bR\atoGuest\"|\n" +
 	"\vCopyRequest\x12-\n" +
@@ -5742,9 +5759,10 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\fCopyResponse\x12\x14\n" +
 	"\x04data\x18\x01 \x01(\fH\x00R\x04data\x12\x14\n" +
 	"\x04done\x18\x02 \x01(\bH\x00R\x04doneB\t\n" +
-	"\amessage\"N\n" +
-	"\fForwardStart\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x1f\n" +
+	"\amessage\"O\n" +
+	"\fForwardStart\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x1f\n" +
 	"\x04port\x18\x02 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01R\x04port\"\x82\x01\n" +
 	"\x0eForwardRequest\x120\n" +
 	"\x05start\x18\x01 \x01(\v2\x18.blixard.v1.ForwardStartH\x00R\x05start\x12\x1f\n" +
@@ -5755,9 +5773,10 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\astarted\x18\x01 \x01(\bH\x00R\astarted\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x12\n" +
 	"\x03end\x18\x03 \x01(\bH\x00R\x03endB\t\n" +
-	"\amessage\"-\n" +
-	"\fStatsRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"\x88\x02\n" +
+	"\amessage\".\n" +
+	"\fStatsRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x88\x02\n" +
 	"\rStatsResponse\x12,\n" +
 	"\x12memory_total_bytes\x18\x01 \x01(\x04R\x10memoryTotalBytes\x124\n" +
 	"\x16memory_available_bytes\x18\x02 \x01(\x04R\x14memoryAvailableBytes\x12\x14\n" +
@@ -5807,10 +5826,11 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x02to\x18\x03 \x01(\tR\x02to\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x122\n" +
-	"\bpreempts\x18\x06 \x01(\v2\x16.blixard.v1.PreemptionR\bpreempts\"\x96\x02\n" +
+	"\bpreempts\x18\x06 \x01(\v2\x16.blixard.v1.PreemptionR\bpreempts\"\x97\x02\n" +
 	"\rMoveVMRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12%\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12%\n" +
 	"\x0eexpected_index\x18\x03 \x01(\x04R\rexpectedIndex\x12\x1b\n" +
 	"\x04node\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x16\n" +
 	"\x06cancel\x18\x05 \x01(\bR\x06cancel\x12B\n" +
@@ -5819,9 +5839,9 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x05force\x18\a \x01(\bR\x05force\"D\n" +
 	"\x0eMoveVMResponse\x12\x1e\n" +
 	"\x02vm\x18\x01 \x01(\v2\x0e.blixard.v1.VMR\x02vm\x12\x12\n" +
-	"\x04node\x18\x02 \x01(\tR\x04node\"\xde\x01\n" +
-	"\x10ExplainVMRequest\x12\x1b\n" +
-	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04name\x12&\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\"\xdf\x01\n" +
+	"\x10ExplainVMRequest\x12\x1c\n" +
+	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04name\x12&\n" +
 	"\x04spec\x18\x02 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\x12J\n" +
 	"\x06labels\x18\x03 \x03(\v2(.blixard.v1.ExplainVMRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
@@ -5924,23 +5944,23 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x06values\x18\x01 \x03(\v2-.blixard.v1.RevealSecretsResponse.ValuesEntryR\x06values\x1a9\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xc5\x01\n" +
-	"\vEventFilter\x12\x1f\n" +
-	"\x06object\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06object\x12&\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xc6\x01\n" +
+	"\vEventFilter\x12 \n" +
+	"\x06object\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06object\x12&\n" +
 	"\x05kinds\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n" +
 	"\x10 \"\x06r\x04\x10\x01\x18@R\x05kinds\x12\x1b\n" +
 	"\x04node\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1e\n" +
 	"\x05actor\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05actor\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x85\x01\n" +
-	"\x11ListEventsRequest\x12\x1f\n" +
-	"\x06object\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06object\x12\x1e\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x86\x01\n" +
+	"\x11ListEventsRequest\x12 \n" +
+	"\x06object\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06object\x12\x1e\n" +
 	"\x05limit\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05limit\x12/\n" +
 	"\x06filter\x18\x03 \x01(\v2\x17.blixard.v1.EventFilterR\x06filter\"U\n" +
 	"\x12ListEventsResponse\x12)\n" +
 	"\x06events\x18\x01 \x03(\v2\x11.blixard.v1.EventR\x06events\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\x87\x01\n" +
-	"\x12WatchEventsRequest\x12\x1f\n" +
-	"\x06object\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06object\x12\x1f\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\x88\x01\n" +
+	"\x12WatchEventsRequest\x12 \n" +
+	"\x06object\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06object\x12\x1f\n" +
 	"\vafter_index\x18\x02 \x01(\x04R\n" +
 	"afterIndex\x12/\n" +
 	"\x06filter\x18\x03 \x01(\v2\x17.blixard.v1.EventFilterR\x06filter\"V\n" +

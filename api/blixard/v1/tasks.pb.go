@@ -361,7 +361,7 @@ type TaskSpec struct {
 	// days; unset means one day.
 	Keep *durationpb.Duration `protobuf:"bytes,6,opt,name=keep,proto3" json:"keep,omitempty"`
 	// after are tasks, by id, that must have succeeded before this one begins. In a
-	// request they may be names, also of arrays.
+	// request they may be full names, also of arrays.
 	After []string `protobuf:"bytes,7,rep,name=after,proto3" json:"after,omitempty"`
 	// artifacts are absolute paths of files and directories that are taken out of the guest
 	// when its command ended, and kept with its output.
@@ -654,7 +654,8 @@ type SubmitTaskRequest struct {
 	// count of tasks, up to 10,000, named NAME-0, NAME-1 and so on; 0 means one task
 	// of that name.
 	Count uint32 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
-	// project whose quota the VMs of the tasks count to; empty means "default".
+	// project of the tasks, as of a VM: see CreateVMRequest. The quota of it is what they and
+	// their VMs count to.
 	Project       string `protobuf:"bytes,6,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1670,16 +1671,15 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\x04Enum\x12\x0f\n" +
 	"\vunspecified\x10\x00\x12\x11\n" +
 	"\rat_least_once\x10\x01\x12\x10\n" +
-	"\fat_most_once\x10\x02\"\xd1\x03\n" +
+	"\fat_most_once\x10\x02\"\xd2\x03\n" +
 	"\bTaskSpec\x12*\n" +
 	"\x02vm\x18\x01 \x01(\v2\x12.blixard.v1.VMSpecB\x06\xbaH\x03\xc8\x01\x01R\x02vm\x12F\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\atimeout\x12!\n" +
 	"\aretries\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18dR\aretries\x12G\n" +
 	"\abackoff\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\xd8\x042\x05\x10\x80\xc2\xd7/R\abackoff\x12?\n" +
 	"\bdelivery\x18\x05 \x01(\x0e2\x19.blixard.v1.Delivery.EnumB\b\xbaH\x05\x82\x01\x02\x10\x01R\bdelivery\x12@\n" +
-	"\x04keep\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b<R\x04keep\x12&\n" +
-	"\x05after\x18\a \x03(\tB\x10\xbaH\r\x92\x01\n" +
-	"\x10@\"\x06r\x04\x10\x01\x18@R\x05after\x12:\n" +
+	"\x04keep\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b<R\x04keep\x12'\n" +
+	"\x05after\x18\a \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10@\"\ar\x05\x10\x01\x18\x80\x01R\x05after\x12:\n" +
 	"\tartifacts\x18\b \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\x10\"\x12r\x10(\x80 2\v^/[^\\x00]+$R\tartifacts\"t\n" +
 	"\tTaskState\"g\n" +
 	"\x04Enum\x12\x0f\n" +
@@ -1710,11 +1710,11 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"finishedAt\x12:\n" +
 	"\vnext_try_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tnextTryAtB\f\n" +
 	"\n" +
-	"_exit_code\"\xca\x05\n" +
+	"_exit_code\"\x9a\x06\n" +
 	"\x11SubmitTaskRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xca\x01\n" +
-	"\x04name\x18\x02 \x01(\tB\xb5\x01\xbaH\xb1\x01\xba\x01\xad\x01\n" +
-	"\fname.invalid\x12da name has 1 to 57 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1a7this.matches('^([a-z0-9]([-a-z0-9]{0,55}[a-z0-9])?)?$')R\x04name\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x9a\x02\n" +
+	"\x04name\x18\x02 \x01(\tB\x85\x02\xbaH\x81\x02\xba\x01\xfd\x01\n" +
+	"\fname.invalid\x12\x82\x01a name has 1 to 57 lower-case letters, digits and dashes, and begins and ends with a letter or digit; PROJECT/ may stand before it\x1ahthis == '' || this.matches('^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]{0,55}[a-z0-9])?$')R\x04name\x120\n" +
 	"\x04spec\x18\x03 \x01(\v2\x14.blixard.v1.TaskSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12K\n" +
 	"\x06labels\x18\x04 \x03(\v2).blixard.v1.SubmitTaskRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12\x1e\n" +
 	"\x05count\x18\x05 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05count\x12\xdb\x01\n" +
@@ -1725,57 +1725,63 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +
 	"\x12SubmitTaskResponse\x12$\n" +
 	"\x04task\x18\x01 \x01(\v2\x10.blixard.v1.TaskR\x04task\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"E\n" +
-	"\x0eGetTaskRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"F\n" +
+	"\x0eGetTaskRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x14\n" +
 	"\x05stale\x18\x02 \x01(\bR\x05stale\"M\n" +
 	"\x0fGetTaskResponse\x12$\n" +
 	"\x04task\x18\x01 \x01(\v2\x10.blixard.v1.TaskR\x04task\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\x96\x01\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\x98\x01\n" +
 	"\x10ListTasksRequest\x12%\n" +
-	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12&\n" +
+	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\tpageToken\x12\x14\n" +
-	"\x05stale\x18\x03 \x01(\bR\x05stale\x12\x1d\n" +
-	"\x05array\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x05array\"y\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\tpageToken\x12\x14\n" +
+	"\x05stale\x18\x03 \x01(\bR\x05stale\x12\x1e\n" +
+	"\x05array\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x05array\"y\n" +
 	"\x11ListTasksResponse\x12&\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"Q\n" +
-	"\x11WatchTasksRequest\x12\x1b\n" +
-	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04name\x12\x1f\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"R\n" +
+	"\x11WatchTasksRequest\x12\x1c\n" +
+	"\x04name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04name\x12\x1f\n" +
 	"\vafter_index\x18\x02 \x01(\x04R\n" +
 	"afterIndex\"\x82\x01\n" +
 	"\x12WatchTasksResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12$\n" +
 	"\x04task\x18\x02 \x01(\v2\x10.blixard.v1.TaskR\x04task\x12\x18\n" +
 	"\adeleted\x18\x03 \x01(\bR\adeleted\x12\x16\n" +
-	"\x06synced\x18\x04 \x01(\bR\x06synced\"d\n" +
+	"\x06synced\x18\x04 \x01(\bR\x06synced\"e\n" +
 	"\x11CancelTaskRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"<\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"<\n" +
 	"\x12CancelTaskResponse\x12&\n" +
-	"\x05tasks\x18\x01 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\"c\n" +
-	"\x10RetryTaskRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\";\n" +
-	"\x11RetryTaskResponse\x12&\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\"d\n" +
+	"\x10RetryTaskRequest\x120\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\";\n" +
+	"\x11RetryTaskResponse\x12&\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\"e\n" +
 	"\x11RemoveTaskRequest\x120\n" +
-	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1d\n" +
-	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"<\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x1e\n" +
+	"\x04name\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"<\n" +
 	"\x12RemoveTaskResponse\x12&\n" +
-	"\x05tasks\x18\x01 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\"{\n" +
-	"\x0fTaskLogsRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x16\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x10.blixard.v1.TaskR\x05tasks\"|\n" +
+	"\x0fTaskLogsRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\x12\"\n" +
 	"\n" +
 	"tail_lines\x18\x03 \x01(\rH\x00R\ttailLines\x88\x01\x01B\r\n" +
 	"\v_tail_lines\"&\n" +
 	"\x10TaskLogsResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"5\n" +
-	"\x14TaskArtifactsRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\"A\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"6\n" +
+	"\x14TaskArtifactsRequest\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"A\n" +
 	"\x15TaskArtifactsResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x14\n" +
 	"\x05notes\x18\x02 \x03(\tR\x05notes2\xbc\x05\n" +
