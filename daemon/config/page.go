@@ -26,7 +26,7 @@ Sizes are written as ` + "`512MiB`, `1.5GiB`, `512M`" + ` (the same as ` + "`512
 ` + "`1d`" + `. Relative paths in the file start at the file's directory, others at the working directory.
 
 The client reads five variables of its own: ` + "`BLIXARD_ADDR`" + ` (the node to speak to), ` + "`BLIXARD_OUTPUT`" + ` (table, json or yaml),
-` + "`BLIXARD_TIMEOUT`" + ` (of each call), ` + "`BLIXARD_PROJECT`" + ` (of the VMs that it makes) and ` + "`BLIXARD_CONFIG`" + `. Names that begin with ` + "`BLIXARD_TEST_`" + ` are left to the project's tests.
+` + "`BLIXARD_TIMEOUT`" + ` (of each call), ` + "`BLIXARD_PROJECT`" + ` (of what it makes, and of names without one) and ` + "`BLIXARD_CONFIG`" + `. Names that begin with ` + "`BLIXARD_TEST_`" + ` are left to the project's tests.
 
 `
 
