@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/state"
 )
 
@@ -181,12 +182,12 @@ func (w *world) change(op operation) *blixardv1.Command {
 			}
 		}
 		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
-			Id: fmt.Sprintf("vm-%d", w.keys), Name: op.name, Spec: spec, Labels: labels, Project: projectOf(op.name),
+			Id: fmt.Sprintf("vm-%d", w.keys), Name: fullName(op.name), Spec: spec, Labels: labels, Project: projectOf(op.name),
 		}}
 	case "set":
 		cmd.Change = &blixardv1.Command_LabelVm{LabelVm: &blixardv1.LabelVMCommand{Name: op.name, Labels: labels}}
 	case "delete":
-		cmd.Change = &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{Name: op.name}}
+		cmd.Change = &blixardv1.Command_DeleteVm{DeleteVm: &blixardv1.DeleteVMCommand{Name: fullName(op.name)}}
 	case "drain", "ready":
 		cmd.Change = &blixardv1.Command_DrainNode{DrainNode: w.drain(op.kind == "drain")}
 	case "cordon", "uncordon":
@@ -203,13 +204,13 @@ func (w *world) change(op operation) *blixardv1.Command {
 		}
 		cmd.Change = &blixardv1.Command_UpdateNode{UpdateNode: &blixardv1.UpdateNodeCommand{Node: w.any().nodeID, Cordoned: proto.Bool(op.kind == "cordon")}}
 	case "move":
-		cmd.Change = &blixardv1.Command_MoveVm{MoveVm: &blixardv1.MoveVMCommand{Name: op.name, ToNodeId: w.any().nodeID}}
+		cmd.Change = &blixardv1.Command_MoveVm{MoveVm: &blixardv1.MoveVMCommand{Name: fullName(op.name), ToNodeId: w.any().nodeID}}
 	case "start", "stop":
 		desired := blixardv1.DesiredState_run
 		if op.kind == "stop" {
 			desired = blixardv1.DesiredState_stop
 		}
-		cmd.Change = &blixardv1.Command_SetVmDesired{SetVmDesired: &blixardv1.SetVMDesiredCommand{Name: op.name, Desired: desired}}
+		cmd.Change = &blixardv1.Command_SetVmDesired{SetVmDesired: &blixardv1.SetVMDesiredCommand{Name: fullName(op.name), Desired: desired}}
 	}
 	return cmd
 }
@@ -222,6 +223,9 @@ func projectOf(name string) string {
 	}
 	return ""
 }
+
+// fullName of a VM: those of the bounded project have it in their names.
+func fullName(name string) string { return objectname.Full(projectOf(name), name) }
 
 // priorityOf a VM of that name: a third has none, and the others are below and above the
 // default. It costs no draw, so that the runs of seeds stay what they are.
