@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/problem"
