@@ -1,7 +1,6 @@
 package leader
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -47,7 +46,7 @@ type Core struct {
 	fleet *scheduler.Fleet
 	// open are the VMs to look at, and blocked those that wait, with what they need:
 	// they are looked at again only when a node changes that may have it.
-	open    map[string]bool
+	open    queue
 	blocked map[string]*blocked
 	// ranks say in which order VMs that need a place get one.
 	ranks map[string]rank
@@ -105,7 +104,7 @@ type rank struct {
 // have no room for them all.
 func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_Enum) *Core {
 	return &Core{
-		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: map[string]bool{}, blocked: map[string]*blocked{}, social: map[string]bool{},
+		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: newQueue(), blocked: map[string]*blocked{}, social: map[string]bool{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
 		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(), schedules: newSchedules(), groups: newGroups(),
 		ranks: map[string]rank{}, promises: map[string]*promise{}, tainted: map[string]bool{}, drains: map[string]*drainWatch{}, tries: preemptTries,
@@ -114,7 +113,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 
 // Reset begins anew from a view: everything is looked at again.
 func (c *Core) Reset(view View) {
-	clear(c.open)
+	c.open.clear()
 	clear(c.blocked)
 	clear(c.social)
 	clear(c.draining)
@@ -185,7 +184,7 @@ func (c *Core) Changed(ch state.Change) {
 			c.tasks.attempt(ch.VM, ch.Deleted)
 		}
 		if ch.Deleted {
-			delete(c.open, ch.VM.GetId())
+			c.open.remove(ch.VM.GetId())
 			delete(c.blocked, ch.VM.GetId())
 			delete(c.stranded, ch.VM.GetId())
 			delete(c.waiting, ch.VM.GetId())
@@ -228,7 +227,7 @@ func (c *Core) wake(which func(*blocked) bool) {
 
 func (c *Core) wakeOne(id string) {
 	if c.blocked[id] != nil {
-		c.open[id] = true
+		c.open.put(id, c.ranks[id])
 		delete(c.blocked, id)
 	}
 }
@@ -269,7 +268,7 @@ func (c *Core) look(vm *blixardv1.VM, index uint64) {
 		delete(c.waiting, id)
 	}
 	if (needsPlace(vm) && c.blocked[id] == nil) || shallGo(vm) {
-		c.open[id] = true
+		c.open.put(id, c.ranks[id])
 	}
 }
 
@@ -297,11 +296,11 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 	c.fleet.Follow(view)
 	c.keepPromises(view)
 	claims := c.newClaims()
-	for _, id := range c.inOrder() {
+	c.open.each(func(id string) bool {
 		if len(plan.Placements) >= planVMs || len(out) >= planVMs {
-			break
+			return false
 		}
-		delete(c.open, id)
+		c.open.remove(id)
 		vm := view.VM(id)
 		switch {
 		case vm == nil:
@@ -314,7 +313,8 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 			out = append(out, c.place(view, vm, plan)...)
 			claims.holdAfter(id)
 		}
-	}
+		return true
+	})
 	if steps := c.tasks.decide(view); len(steps) > 0 {
 		out = append(out, stepCommand(steps))
 	}
@@ -330,27 +330,6 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 
 // boundsLevel is the feature level of plans that are checked for what nodes take of tasks.
 var boundsLevel = state.Level(&blixardv1.Command{Change: &blixardv1.Command_Place{Place: &blixardv1.PlaceCommand{BoundsTasks: true}}})
-
-// inOrder gives the open VMs in the order in which they get a place. It must not depend
-// on the map's.
-func (c *Core) inOrder() []string {
-	type turn struct {
-		rank
-		id string
-	}
-	turns := make([]turn, 0, len(c.open))
-	for id := range c.open {
-		turns = append(turns, turn{c.ranks[id], id})
-	}
-	slices.SortFunc(turns, func(a, b turn) int {
-		return cmp.Or(cmp.Compare(b.priority, a.priority), cmp.Compare(a.since, b.since), cmp.Compare(a.id, b.id))
-	})
-	ids := make([]string, len(turns))
-	for i, t := range turns {
-		ids[i] = t.id
-	}
-	return ids
-}
 
 func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) []*blixardv1.Command {
 	d := c.fleet.Place(view, vm)
@@ -368,7 +347,7 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 			d = scheduler.Decision{} // what it waits for was said
 		case !c.mayPreempt(view, vm):
 		case c.tries == 0:
-			c.open[vm.GetId()] = true
+			c.open.put(vm.GetId(), c.ranks[vm.GetId()])
 			return nil
 		default:
 			out = c.preempt(view, vm, &d)
@@ -405,11 +384,11 @@ func (c *Core) Refused(parts []state.Refusal) {
 			continue
 		}
 		c.breakPromise(f.VMID)
-		c.open[f.VMID] = true
+		c.open.put(f.VMID, c.ranks[f.VMID])
 	}
 }
 
 // String shows what waits, for scenario files.
 func (c *Core) String() string {
-	return "open=[" + strings.Join(slices.Sorted(maps.Keys(c.open)), ",") + "] blocked=[" + strings.Join(slices.Sorted(maps.Keys(c.blocked)), ",") + "]"
+	return "open=[" + strings.Join(c.open.ids(), ",") + "] blocked=[" + strings.Join(slices.Sorted(maps.Keys(c.blocked)), ",") + "]"
 }

@@ -25,6 +25,13 @@ const (
 	taskBackoffMax = 10 * time.Minute
 )
 
+// reasonSupervisorLost is what agents say of a VM that ended with its host, or with the
+// supervisor there. levelOfHostLosses is the first that does not count it as a try.
+const (
+	reasonSupervisorLost = "supervisor_lost"
+	levelOfHostLosses    = 17
+)
+
 // outcome of an attempt.
 type outcome struct {
 	exitCode        *int32
@@ -152,7 +159,9 @@ func (b *batch) endAttempt(t *blixardv1.Task, o outcome) {
 		b.finish(t, taskSucceeded, "done", "its command ended with 0")
 		return
 	}
-	if atMostOnce(t) || st.GetTries() > t.GetSpec().GetRetries() {
+	if o.reason == reasonSupervisorLost && !atMostOnce(t) && featureLevel(b.txn) >= levelOfHostLosses {
+		st.Tries-- // as one whose node is lost for longer, it is no try of the command
+	} else if atMostOnce(t) || st.GetTries() > t.GetSpec().GetRetries() {
 		b.finish(t, taskFailed, o.reason, o.message)
 		return
 	}

@@ -27,7 +27,8 @@ import (
 //	14 schedules, what comes out of tasks, and quotas that bound tasks
 //	15 drains in steps, settings of the cluster, events that age, and spreads by shares
 //	16 names of projects
-//	17 plans that are checked for what nodes take of tasks
+//	17 plans that are checked for what nodes take of tasks, and tasks that begin again with
+//	   their host
 const FeatureLevel = 17
 
 // levels of the changes of a command that came after level 1, by the name of
