@@ -38,6 +38,10 @@ func (s taskService) SubmitTask(ctx context.Context, req *blixardv1.SubmitTaskRe
 	if err != nil {
 		return nil, err
 	}
+	if req.GetDryRun() {
+		task := &blixardv1.Task{Name: name, Spec: spec, Labels: req.GetLabels(), Project: project}
+		return &blixardv1.SubmitTaskResponse{Task: task, Count: max(1, req.GetCount())}, nil
+	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_SubmitTask{SubmitTask: &blixardv1.SubmitTaskCommand{
 		Id: newID("task-"), Name: name, Spec: spec, Labels: req.GetLabels(), Count: req.GetCount(), Project: project,
 	}}})

@@ -656,7 +656,9 @@ type SubmitTaskRequest struct {
 	Count uint32 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
 	// project of the tasks, as of a VM: see CreateVMRequest. The quota of it is what they and
 	// their VMs count to.
-	Project       string `protobuf:"bytes,6,opt,name=project,proto3" json:"project,omitempty"`
+	Project string `protobuf:"bytes,6,opt,name=project,proto3" json:"project,omitempty"`
+	// dry_run submits nothing, and gives the task as it would be, with its whole spec.
+	DryRun        bool `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -731,6 +733,13 @@ func (x *SubmitTaskRequest) GetProject() string {
 		return x.Project
 	}
 	return ""
+}
+
+func (x *SubmitTaskRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
 }
 
 type SubmitTaskResponse struct {
@@ -1710,7 +1719,7 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"finishedAt\x12:\n" +
 	"\vnext_try_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tnextTryAtB\f\n" +
 	"\n" +
-	"_exit_code\"\x9a\x06\n" +
+	"_exit_code\"\xb3\x06\n" +
 	"\x11SubmitTaskRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\x9a\x02\n" +
 	"\x04name\x18\x02 \x01(\tB\x85\x02\xbaH\x81\x02\xba\x01\xfd\x01\n" +
@@ -1719,7 +1728,8 @@ const file_blixard_v1_tasks_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2).blixard.v1.SubmitTaskRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12\x1e\n" +
 	"\x05count\x18\x05 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05count\x12\xdb\x01\n" +
 	"\aproject\x18\x06 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
-	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\x1a9\n" +
+	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"P\n" +
