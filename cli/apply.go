@@ -35,14 +35,15 @@ type applyFlags struct {
 func (a *app) applyCommand() *cobra.Command {
 	var f applyFlags
 	cmd := &cobra.Command{
-		Use: "apply -f FILE|DIR|-", Short: "Make the cluster as files say: VMs, groups, schedules, volumes and networks", Args: exactly(),
-		Long: `Make VMs, groups, schedules, volumes and networks as files declare them: what is missing is made, what differs is changed, what is
+		Use: "apply -f FILE|DIR|-", Short: "Make the cluster as files say: VMs, groups, schedules, tasks, volumes and networks", Args: exactly(),
+		Long: `Make VMs, groups, schedules, tasks, volumes and networks as files declare them: what is missing is made, what differs is changed, what is
 equal stays untouched. Files are YAML, JSON or TOML, with the fields that "vm inspect", "group status -o yaml" and "schedule status -o yaml" show;
-one file may have several objects, each with kind (Network, Volume, VM, Group or Schedule) and name.
+one file may have several objects, each with kind (Network, Volume, VM, Group, Schedule or Task) and name.
 
-Networks are made first, then volumes, VMs, groups and schedules. Changes that need a restart of a VM wait for its next one, unless --restart is
-given; those of a group roll out. With --prune, VMs, groups and schedules that have the labels of -l and stand in no file are deleted; volumes
-and networks never are.`,
+Networks are made first, then volumes, VMs, groups, schedules and tasks, each task behind those that it comes after. Changes that need a restart
+of a VM wait for its next one, unless --restart is given; those of a group roll out. A task is submitted once: while the cluster knows it, finished
+or not, it stays untouched, and one that differs is refused. With --prune, VMs, groups, schedules and tasks that have the labels of -l and stand in
+no file are deleted; volumes and networks never are.`,
 		Example: `  blixard apply -f site.yaml
   blixard apply -f site/ --wait
   blixard vm inspect web | sed 's/memoryMib: .*/memoryMib: 512/' | blixard apply -f - --restart
@@ -66,9 +67,9 @@ and networks never are.`,
 	}
 	filesFlag(cmd, &f.files)
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "change nothing, and show what would change")
-	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until the VMs run and the rollouts of groups have ended")
+	cmd.Flags().BoolVar(&f.wait, "wait", false, "wait until the VMs run, the rollouts of groups have ended and the tasks have succeeded")
 	cmd.Flags().BoolVar(&f.restart, "restart", false, "restart VMs where a change needs it")
-	cmd.Flags().BoolVar(&f.prune, "prune", false, "delete VMs, groups and schedules with the labels of -l that stand in no file")
+	cmd.Flags().BoolVar(&f.prune, "prune", false, "delete VMs, groups, schedules and tasks with the labels of -l that stand in no file")
 	cmd.Flags().StringArrayVarP(&f.labels, "label", "l", nil, "label KEY=VALUE of what --prune is about; may be repeated")
 	return cmd
 }
@@ -295,6 +296,11 @@ func (a *app) apply(ctx context.Context, c *client.Client, objects []*manifest.O
 					return err
 				}
 			}
+			if s.task != nil {
+				if err := a.awaitTask(ctx, c, s); err != nil {
+					return err
+				}
+			}
 			if s.Kind == manifest.KindVM && s.spec.GetDesired() == blixardv1.DesiredState_run {
 				resp, err := c.VMs().GetVM(ctx, &blixardv1.GetVMRequest{Name: s.Name})
 				if err == nil {
@@ -359,6 +365,11 @@ func (a *app) carryOut(ctx context.Context, c *client.Client, s *step, restart b
 		_, err := c.Schedules().UpdateSchedule(ctx, &blixardv1.UpdateScheduleRequest{
 			Name: s.Name, Spec: s.scheduleSpec, Labels: s.Schedule.GetLabels(), IdempotencyKey: client.NewKey(),
 		})
+		return nil, err
+	case s.Kind == manifest.KindTask:
+		s.Task.IdempotencyKey = client.NewKey()
+		resp, err := c.Tasks().SubmitTask(ctx, s.Task)
+		s.task = resp.GetTask()
 		return nil, err
 	case s.vm == nil:
 		s.VM.IdempotencyKey = client.NewKey()

@@ -30,6 +30,7 @@ type step struct {
 	network  *blixardv1.Network
 	group    *blixardv1.Group
 	schedule *blixardv1.Schedule
+	task     *blixardv1.Task
 	// spec as it shall be, complete; groupSpec and scheduleSpec of those.
 	spec         *blixardv1.VMSpec
 	groupSpec    *blixardv1.GroupSpec
@@ -66,6 +67,8 @@ func planApply(ctx context.Context, c *client.Client, objects []*manifest.Object
 			err = s.planGroup(ctx, c)
 		case manifest.KindSchedule:
 			err = s.planSchedule(ctx, c)
+		case manifest.KindTask:
+			err = s.planTask(ctx, c)
 		}
 		if err != nil {
 			all = append(all, about(o, err))

@@ -20,8 +20,8 @@ func (a *app) deleteCommand() *cobra.Command {
 	var volumes bool
 	cmd := &cobra.Command{
 		Use: "delete -f FILE|DIR|-", Short: "Delete what files declare", Args: exactly(),
-		Long: `Delete the VMs, groups and schedules that files declare, then their networks. Volumes stay, unless --volumes is given: they are then deleted with all that is
-on them. What is not there is passed over.`,
+		Long: `Delete the VMs, groups, schedules and tasks that files declare, then their networks; tasks that are not finished are canceled first. Volumes stay,
+unless --volumes is given: they are then deleted with all that is on them. What is not there is passed over.`,
 		Example: "  blixard delete -f site.yaml\n  blixard delete -f site/ --volumes",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			objects, err := a.readManifests(files)
@@ -76,6 +76,11 @@ func (a *app) deleteSteps(ctx context.Context, c *client.Client, steps []*step, 
 	var groups []*blixardv1.Group
 	for _, s := range slices.Backward(steps) {
 		switch s.Kind {
+		case manifest.KindTask:
+			var vm *blixardv1.VM
+			if vm, err = deleteTask(ctx, c, s.Name); vm != nil {
+				vms = append(vms, vm)
+			}
 		case manifest.KindSchedule:
 			_, err = c.Schedules().RemoveSchedule(ctx, &blixardv1.RemoveScheduleRequest{Name: s.Name, IdempotencyKey: client.NewKey()})
 		case manifest.KindGroup:
@@ -121,8 +126,9 @@ func (a *app) deleteSteps(ctx context.Context, c *client.Client, steps []*step, 
 	return gone, nil
 }
 
-// prunable are the VMs, groups and schedules with the labels that stand in no file. The VMs
-// of a group or a task are not asked: they are that one's.
+// prunable are the VMs, groups, schedules and tasks with the labels that stand in no file.
+// The VMs of a group or a task are not asked: they are that one's, and so are the runs of a
+// schedule; arrays of tasks can't stand in files.
 func prunable(ctx context.Context, c *client.Client, objects []*manifest.Object, labels map[string]string) ([]*step, error) {
 	var gone []*step
 	add := func(kind, name string) {
@@ -155,6 +161,15 @@ func prunable(ctx context.Context, c *client.Client, objects []*manifest.Object,
 	for _, one := range all {
 		if hasLabels(one.GetSchedule(), labels) {
 			add(manifest.KindSchedule, one.GetSchedule().GetName())
+		}
+	}
+	tasks, err := allTasks(ctx, c, "")
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range tasks {
+		if hasLabels(t, labels) && t.GetSchedule() == "" && t.GetArray() == "" {
+			add(manifest.KindTask, t.GetName())
 		}
 	}
 	return gone, nil

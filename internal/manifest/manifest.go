@@ -34,10 +34,13 @@ const (
 	KindGroup   = "Group"
 	// KindSchedule of tasks.
 	KindSchedule = "Schedule"
+	KindTask     = "Task"
 )
 
 // Kinds in the order in which they are made.
-func Kinds() []string { return []string{KindNetwork, KindVolume, KindVM, KindGroup, KindSchedule} }
+func Kinds() []string {
+	return []string{KindNetwork, KindVolume, KindVM, KindGroup, KindSchedule, KindTask}
+}
 
 // Limits of what is read.
 const (
@@ -61,6 +64,7 @@ type Object struct {
 	Network  *blixardv1.CreateNetworkRequest
 	Group    *blixardv1.CreateGroupRequest
 	Schedule *blixardv1.CreateScheduleRequest
+	Task     *blixardv1.SubmitTaskRequest
 	// Where it stands, as FILE:LINE.
 	Where string
 }
@@ -96,7 +100,8 @@ func Read(file string, data []byte) ([]*Object, error) {
 	return objects, errors.Join(all...)
 }
 
-// Sort orders objects as they are made, and refuses two of one kind and name.
+// Sort orders objects as they are made, and refuses two of one kind and name, and tasks that
+// come after each other in a circle.
 func Sort(objects []*Object) error {
 	seen := map[string]*Object{}
 	var all []error
@@ -114,7 +119,11 @@ func Sort(objects []*Object) error {
 		}
 		return cmp.Compare(a.Name, b.Name)
 	})
-	return errors.Join(all...)
+	first := slices.IndexFunc(objects, func(o *Object) bool { return o.Kind == KindTask })
+	if first < 0 || len(all) > 0 {
+		return errors.Join(all...)
+	}
+	return orderTasks(objects[first:])
 }
 
 type reader struct {
@@ -219,6 +228,8 @@ func message(kind string) proto.Message {
 		return &blixardv1.Group{}
 	case KindSchedule:
 		return &blixardv1.Schedule{}
+	case KindTask:
+		return &blixardv1.Task{}
 	}
 	return nil
 }
@@ -269,6 +280,12 @@ func (r *reader) object(n *yaml.Node) (*Object, error) {
 		}
 		o.Name, o.Schedule = m.GetName(), &blixardv1.CreateScheduleRequest{Name: m.GetName(), Spec: m.GetSpec(), Labels: m.GetLabels(), Project: m.GetProject()}
 		req = o.Schedule
+	case *blixardv1.Task:
+		if m.GetSpec().GetVm() == nil {
+			return nil, r.problem(n.Line, "manifest.field", "the task %q has no spec.vm", m.GetName()).WithHint("add spec with vm, and in it at least an image")
+		}
+		o.Name, o.Task = m.GetName(), &blixardv1.SubmitTaskRequest{Name: m.GetName(), Spec: m.GetSpec(), Labels: m.GetLabels(), Project: m.GetProject()}
+		req = o.Task
 	}
 	if o.Name == "" {
 		return nil, r.problem(n.Line, "manifest.field", "the %s has no name", kind).WithHint("add name")

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -45,6 +46,15 @@ labels: {app: web}
 spec:
   cron: "@daily"
   task: {vm: {image: busybox}}
+---
+kind: Task
+name: first-of-all
+spec: {after: [sum], vm: {image: busybox}}
+---
+kind: Task
+name: sum
+labels: {app: web}
+spec: {retries: 2, vm: {image: busybox}}
 `
 
 func TestRead(t *testing.T) {
@@ -59,7 +69,7 @@ func TestRead(t *testing.T) {
 	for _, o := range objects {
 		got = append(got, o.Kind+" "+o.Name+" "+o.Where)
 	}
-	if want := "Network back site.yaml:22; Volume data site.yaml:19; VM web site.yaml:2; Group crew site.yaml:27; Schedule nightly site.yaml:31"; strings.Join(got, "; ") != want {
+	if want := "Network back site.yaml:22; Volume data site.yaml:19; VM web site.yaml:2; Group crew site.yaml:27; Schedule nightly site.yaml:31; Task sum site.yaml:42; Task first-of-all site.yaml:38"; strings.Join(got, "; ") != want {
 		t.Errorf("%s", strings.Join(got, "; "))
 	}
 	vm := objects[2].VM
@@ -70,6 +80,9 @@ func TestRead(t *testing.T) {
 		t.Errorf("%v", g)
 	}
 	if o := objects[4].Schedule; o.GetName() != "nightly" || o.GetSpec().GetCron() != "@daily" || o.GetLabels()["app"] != "web" {
+		t.Errorf("%v", o)
+	}
+	if o := objects[5].Task; o.GetName() != "sum" || o.GetSpec().GetRetries() != 2 || o.GetLabels()["app"] != "web" {
 		t.Errorf("%v", o)
 	}
 	if !objects[0].Network.GetRules().GetIsolated() || objects[1].Volume.GetSizeBytes() != 1<<30 {
@@ -125,6 +138,8 @@ func TestMistakes(t *testing.T) {
 		{"a rule of a group", "a.yaml", "kind: Group\nname: g\nspec:\n  replicas: 2000\n  vm: {image: busybox}\n", "manifest.field", "a.yaml:4: spec.replicas", ""},
 		{"no template", "a.yaml", "kind: Group\nname: g\nspec: {replicas: 2}\n", "manifest.field", `a.yaml:1: the group "g" has no spec.vm`, "at least an image"},
 		{"no task", "a.yaml", "kind: Schedule\nname: s\nspec: {cron: \"@daily\"}\n", "manifest.field", `a.yaml:1: the schedule "s" has no spec.task`, "add spec"},
+		{"no VM", "a.yaml", "kind: Task\nname: t\nspec: {retries: 1}\n", "manifest.field", `a.yaml:1: the task "t" has no spec.vm`, "at least an image"},
+		{"a rule of a task", "a.yaml", "kind: Task\nname: t\nspec:\n  retries: 20000\n  vm: {image: busybox}\n", "manifest.field", "a.yaml:4: spec.retries", ""},
 		{"a kind", "a.yaml", "name: web\nkind: Volum\n", "manifest.kind", `a.yaml:2: there is no kind "Volum"`, "did you mean Volume?"},
 		{"no kind", "a.yaml", "name: web\n", "manifest.kind", "a.yaml:1: an object without a kind", ""},
 		{"no object", "a.yaml", "just words\n", "manifest.syntax", "a.yaml:1: an object is missing", ""},
@@ -161,6 +176,38 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
+// Tasks come behind those that they come after, and otherwise by name; circles are refused.
+func TestTasksInOrder(t *testing.T) {
+	for _, tc := range []struct{ after, want, says string }{
+		{after: "a: ; b: ; c: ", want: "a b c"},
+		{after: "a: b c; b: c; c: elsewhere; d: ", want: "c b a d"},
+		{after: "a: z; m: a; z: ", want: "z a m"},
+		{after: "a: a", says: `task "a" comes after itself`},
+		{after: "a: ; b: c; c: d; d: b a", says: `task "b" comes after itself, by way of "d"`},
+	} {
+		var objects []*Object
+		for one := range strings.SplitSeq(tc.after, "; ") {
+			name, refs, _ := strings.Cut(one, ": ")
+			objects = append(objects, &Object{Kind: KindTask, Name: name, Task: &blixardv1.SubmitTaskRequest{Spec: &blixardv1.TaskSpec{After: strings.Fields(refs)}}})
+		}
+		objects = append(objects, &Object{Kind: KindVM, Name: "vm"})
+		err := Sort(objects)
+		if tc.says != "" {
+			if !problem.HasCode(err, "manifest.circle") || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("%s: %v", tc.after, err)
+			}
+			continue
+		}
+		var got []string
+		for _, o := range objects[1:] {
+			got = append(got, o.Name)
+		}
+		if err != nil || strings.Join(got, " ") != tc.want || objects[0].Kind != KindVM {
+			t.Errorf("%s: %v, %v", tc.after, got, err)
+		}
+	}
+}
+
 func FuzzRead(f *testing.F) {
 	f.Add("a.yaml", good)
 	f.Add("a.toml", "[[object]]\nkind = \"VM\"\n")
@@ -171,7 +218,7 @@ func FuzzRead(f *testing.F) {
 		objects, err := Read(file, []byte(text))
 		for _, o := range objects {
 			set := 0
-			for _, is := range []bool{o.VM != nil, o.Volume != nil, o.Network != nil, o.Group != nil, o.Schedule != nil} {
+			for _, is := range []bool{o.VM != nil, o.Volume != nil, o.Network != nil, o.Group != nil, o.Schedule != nil, o.Task != nil} {
 				if is {
 					set++
 				}

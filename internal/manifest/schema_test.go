@@ -33,6 +33,8 @@ func TestSchema(t *testing.T) {
 		"- {kind: Volume, name: data, sizeBytes: 1073741824}\n- {kind: Network, name: back, rules: {isolated: true}}":               true,
 		"kind: Group\nname: g\nspec: {replicas: 2, vm: {image: busybox}, update: {canary: 1}}":                                      true,
 		"kind: Schedule\nname: s\nspec: {cron: '@daily', task: {vm: {image: busybox}}}":                                             true,
+		"kind: Task\nname: t\nspec: {after: [s], retries: 2, vm: {image: busybox}}":                                                 true,
+		"kind: Task\nname: t\nspec: {after: s, vm: {image: busybox}}":                                                               false,
 		"kind: Group\nname: g\nspec: {replicas: many, vm: {image: busybox}}":                                                        false,
 		"kind: Schedule\nname: s\nspec: {cronn: '@daily'}":                                                                          false,
 		"kind: VM\nname: web\nspec: {imag: busybox}":                                                                                false,
