@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -498,33 +497,6 @@ func (c *Core) Poll(now time.Time) []Action {
 		}
 	}
 	return out
-}
-
-// boots reports whether a guest of the instance is between the start of its VMM and
-// ready, or its VMM is about to be started.
-func (i *instance) boots() bool {
-	return i.rec.GetStatus().GetState() == blixardv1.AllocationState_starting &&
-		(i.process == processRunning || i.busy == ActionStart && i.rec.GetImage() != nil)
-}
-
-// before orders who boots first where not all may: who did not fail lately, then by
-// priority, then by id, so that the order of actions does not depend on the map's.
-func (i *instance) before(j *instance, a, b string) int {
-	return cmp.Or(
-		cmp.Compare(i.rec.GetFailedBoots(), j.rec.GetFailedBoots()),
-		cmp.Compare(priority(j.alloc), priority(i.alloc)),
-		cmp.Compare(a, b),
-	)
-}
-
-// defaultPriority of a spec that names none.
-const defaultPriority = 50
-
-func priority(a *blixardv1.Allocation) uint32 {
-	if p := a.GetSpec().GetScheduling(); p != nil && p.Priority != nil {
-		return p.GetPriority()
-	}
-	return defaultPriority
 }
 
 // Turn is what is to be done after the core was told something, or was woken.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +40,43 @@ type workload struct {
 	vms    map[string]blixardv1.NodeLossPolicy_Enum
 	tasks  map[string]blixardv1.Delivery_Enum
 	rolled int
+	// placements of each VM, by the events that were followed from the beginning on.
+	placements map[string][]string
+}
+
+// follow takes down all placements while it runs, through whatever happens to the node
+// that it asks. until ends it when all up to an index are known.
+func (s *workload) follow(from *node) (until func(index uint64)) {
+	ctx, cancel := context.WithCancel(s.t.Context())
+	s.placements = map[string][]string{}
+	var heard atomic.Uint64
+	seen := map[[2]uint64]bool{}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil { // a node that is lost for long ends its watches
+			for m, err := range from.client.WatchEvents(ctx, nil) {
+				if err != nil {
+					break
+				}
+				e := m.GetEvent()
+				if id := [2]uint64{e.GetIndex(), uint64(e.GetNumber())}; e.GetKind() == "allocation.placed" && !seen[id] {
+					seen[id] = true
+					s.placements[e.GetObjectName()] = append(s.placements[e.GetObjectName()], e.GetObjectId())
+				}
+				heard.Store(max(heard.Load(), e.GetIndex()))
+			}
+		}
+	}()
+	end := func() {
+		cancel()
+		<-done
+	}
+	s.t.Cleanup(end)
+	return func(index uint64) {
+		eventually(s.t, "all events are heard", requestTimeout, func() bool { return heard.Load() >= index })
+		end()
+	}
 }
 
 // try calls until it succeeds, for a while: a host that answers may be lost meanwhile.
@@ -101,6 +139,7 @@ func TestSiteSurvives(t *testing.T) {
 	c, h := startSite(t, 3, "--lease-ttl", "3s")
 	s := &workload{t: t, c: c, vms: map[string]blixardv1.NodeLossPolicy_Enum{}, tasks: map[string]blixardv1.Delivery_Enum{}}
 	first := c.nodes[0]
+	known := s.follow(first)
 	for n := range count {
 		policy := []blixardv1.NodeLossPolicy_Enum{blixardv1.NodeLossPolicy_failover, blixardv1.NodeLossPolicy_replace, blixardv1.NodeLossPolicy_keep}[(n+n/3)%3] // so that each host has all
 		name := fmt.Sprintf("%s-%d", policy, n)
@@ -145,6 +184,11 @@ func TestSiteSurvives(t *testing.T) {
 		return !slices.ContainsFunc(c.nodes, func(n *node) bool { return !c.whole(first, n) })
 	})
 	samples := w.end()
+	newest, err := first.client.Events().ListEvents(t.Context(), &blixardv1.ListEventsRequest{Limit: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	known(newest.GetEvents()[0].GetIndex())
 	s.accounts(w, homes, samples)
 }
 
@@ -184,7 +228,7 @@ func (s *workload) accounts(w *witness, homes map[string]string, samples int) {
 	first, moves := s.c.nodes[0], 0
 	for name, policy := range s.vms {
 		vm := first.get(name)
-		ids := first.placements(name)
+		ids := s.placements[name]
 		moves += len(ids) - 1
 		if got := vm.GetStatus().GetEpoch(); int(got) != len(ids) {
 			s.t.Errorf("%s has epoch %d, and its events tell of %d placements", name, got, len(ids))
