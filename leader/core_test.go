@@ -18,14 +18,14 @@ import (
 
 // cluster drives a core with the product's own state, as the run loop does.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	state *state.State
 	core  *Core
 	index uint64
 	ids   int
 }
 
-func newCluster(t *testing.T) *cluster {
+func newCluster(t testing.TB) *cluster {
 	c := &cluster{t: t, state: state.New(state.DefaultLimits())}
 	c.core = NewCore(func() string { c.ids++; return fmt.Sprintf("alloc-%d", c.ids) }, 50, blixardv1.Strategy_spread)
 	c.core.Reset(c.state.View())

@@ -32,6 +32,9 @@ func newQueue() queue {
 
 // put queues a VM, or gives one that is queued another rank.
 func (q *queue) put(id string, r rank) {
+	if t, ok := q.turns[id]; ok && t.rank == r {
+		return
+	}
 	q.remove(id)
 	q.turns[id] = turn{r, id}
 	q.order.ReplaceOrInsert(turn{r, id})
