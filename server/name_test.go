@@ -5,7 +5,6 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/problem"
-	"github.com/blixard/blixard/state"
 )
 
 // TestNamesOfProjects: requests take every spelling of a name, and answers have the full one.
@@ -61,7 +60,7 @@ func TestOldMembersSeeNoNamesOfProjects(t *testing.T) {
 	ctx := t.Context()
 	if _, err := w.replica.Propose(ctx, &blixardv1.Command{Actor: "test", Change: &blixardv1.Command_FormCluster{FormCluster: &blixardv1.FormClusterCommand{
 		ClusterId: "cluster-x", CaCertificate: []byte("ca"), SealedCaKey: []byte("key"),
-		Member: &blixardv1.Member{NodeId: "node-a", Name: "a", RaftId: 1, Address: "h:1", FeatureLevel: state.FeatureLevel - 1},
+		Member: &blixardv1.Member{NodeId: "node-a", Name: "a", RaftId: 1, Address: "h:1", FeatureLevel: 15},
 	}}}); err != nil {
 		t.Fatal(err)
 	}

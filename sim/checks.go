@@ -53,6 +53,8 @@ type checks struct {
 	commands map[string]string
 	// attempts of tasks when they were submitted or retried.
 	attempts map[string]uint32
+	// excused is the newest attempt of a task that was no try.
+	excused map[string]uint32
 	// openRuns of schedules, by their ids, are those that are not finished, and runTimes
 	// the newest time with a run.
 	openRuns map[string]map[string]string
@@ -75,7 +77,7 @@ func newChecks(w *world) *checks {
 		w: w, log: map[uint64]agreed{}, states: map[uint64][sha256.Size]byte{}, leaders: map[uint64]int{},
 		epochs: map[string]uint64{}, lives: map[life]string{}, acked: map[uint64]bool{},
 		boots: map[string]bool{}, down: map[string]bool{}, top: map[string]uint64{}, lost: map[string]bool{},
-		once: map[string]bool{}, commands: map[string]string{}, attempts: map[string]uint32{},
+		once: map[string]bool{}, commands: map[string]string{}, attempts: map[string]uint32{}, excused: map[string]uint32{},
 		openRuns: map[string]map[string]string{}, runTimes: map[string]runTime{}, scheduled: map[string]*blixardv1.Schedule{}, changedTimes: map[string]bool{},
 		preempts: map[uint64]*blixardv1.PreemptCommand{}, vms: map[string]*blixardv1.VMSpec{},
 		advances: map[uint64]bool{}, drains: map[string]*blixardv1.NodeDrain{}, crews: newCrews(w),

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/state"
 )
 
@@ -80,7 +81,7 @@ func (w *world) taskChange(name, kind string) *blixardv1.Command {
 
 // begun: the command of a task that is to run at most once begins once.
 func (c *checks) begun(v *vmm) {
-	name := v.rec.GetAllocation().GetVmName()
+	name := objectname.Own(v.rec.GetAllocation().GetVmName())
 	if !strings.HasPrefix(name, "task-") {
 		return
 	}
@@ -98,8 +99,12 @@ func (c *checks) begun(v *vmm) {
 // task: no more attempts than its owner allows, since it was submitted or retried.
 func (c *checks) task(t *blixardv1.Task) {
 	st := t.GetStatus()
-	if st.GetTries() == 0 {
+	switch {
+	case st.GetTries() == 0:
 		c.attempts[t.GetId()] = st.GetAttempt()
+	case st.GetState() == blixardv1.TaskState_pending && st.GetReason() == "supervisor_lost" && c.excused[t.GetId()] < st.GetAttempt():
+		c.excused[t.GetId()] = st.GetAttempt() // it ended with its host, and was no try
+		c.attempts[t.GetId()]++
 	}
 	if before, known := c.attempts[t.GetId()]; known && st.GetAttempt()-before > t.GetSpec().GetRetries()+1 {
 		c.w.fail("task %s begins attempt %d after %d, and has %d retries", t.GetName(), st.GetAttempt(), before, t.GetSpec().GetRetries())
