@@ -56,7 +56,7 @@ var found = []struct {
 	{planted.RolloutStalls, 200, 0},
 	{planted.ReplicaNotReplaced, 200, 0},
 	{planted.QuotaNotChecked, 100, 0},
-	{planted.TaskQuotaNotChecked, 100, 0},
+	{planted.TaskQuotaNotChecked, 400, 0},
 	{planted.EqualsPreempted, 100, 0},
 	{planted.KeptPreempted, 100, 0},
 	{planted.KeptDrained, 100, 0},
