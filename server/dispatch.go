@@ -67,7 +67,7 @@ func (d *dispatcher) next(ctx context.Context, w *nodeWatch) ([]state.Change, er
 		w.queue = nil
 		d.mu.Unlock()
 		if lost {
-			return nil, problem.New(problem.Conflict, "watch.compacted", "more than %d changes of node %s were not read", nodeQueueMax, w.nodeID).
+			return nil, problem.New(problem.Conflict, "watch.compacted", "changes of node %s were dropped before they were read", w.nodeID).
 				WithHint("list the allocations again")
 		}
 		if len(list) > 0 {
