@@ -80,7 +80,7 @@ func (c *Core) classifyLoss(i *instance, now time.Time) {
 			c.again(r, "start_interrupted", "the daemon or the supervisor ended while it started", now)
 		default:
 			s.FinishedAt = timestamppb.New(now)
-			c.lostWithHost(r, "supervisor_lost", "the supervisor or the host was started anew, and the VM with it", now)
+			c.lostWithHost(r, now)
 		}
 	})
 }
@@ -123,7 +123,8 @@ func (c *Core) bootFailed(r *blixardv1.AllocationRecord, text string, now time.T
 
 // lostWithHost restarts what ended with its host, and was not to blame: the limit of the policy
 // is for VMs that fail by themselves, and hosts may be lost often.
-func (c *Core) lostWithHost(r *blixardv1.AllocationRecord, reason, text string, now time.Time) {
+func (c *Core) lostWithHost(r *blixardv1.AllocationRecord, now time.Time) {
+	const reason, text = "supervisor_lost", "the supervisor or the host was started anew, and the VM with it"
 	p := r.GetAllocation().GetSpec().GetRestart()
 	if p.GetMode() == blixardv1.RestartMode_never {
 		c.fail(r, reason, text, now)
