@@ -292,7 +292,7 @@ func shallGo(vm *blixardv1.VM) bool {
 // far led to, or a newer one. Call it again until it gives none.
 func (c *Core) Decide(view View) []*blixardv1.Command {
 	var out []*blixardv1.Command
-	plan := &blixardv1.PlaceCommand{BoundsTasks: view.FeatureLevel() >= boundsLevel}
+	plan := &blixardv1.PlaceCommand{}
 	c.fleet.Follow(view)
 	c.keepPromises(view)
 	claims := c.newClaims()
@@ -323,6 +323,8 @@ func (c *Core) Decide(view View) []*blixardv1.Command {
 	}
 	out = append(out, c.evict(view)...)
 	if len(plan.Placements) > 0 {
+		// The level is asked for only where it counts: that takes a look at all members.
+		plan.BoundsTasks = plan.BoundsTasks && view.FeatureLevel() >= boundsLevel
 		out = append(out, &blixardv1.Command{Change: &blixardv1.Command_Place{Place: plan}})
 	}
 	return out
@@ -335,6 +337,7 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 	d := c.fleet.Place(view, vm)
 	if d.Node != nil {
 		c.breakPromise(vm.GetId())
+		plan.BoundsTasks = plan.BoundsTasks || vm.GetTask() != ""
 		plan.Placements = append(plan.Placements, &blixardv1.Placement{
 			VmId: vm.GetId(), AllocationId: c.newID(), NodeId: d.Node.GetId(), VmModifyIndex: vm.GetModifyIndex(),
 		})

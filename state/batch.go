@@ -70,8 +70,8 @@ func (b *batch) vm(ref string) *blixardv1.VM {
 	if vm := b.vmNamed(ref); vm != nil {
 		return vm
 	}
-	if own, ok := otherName(b.txn, ref); ok {
-		if vm := b.vmNamed(own); vm.GetName() == own && isOf(vm, ref) {
+	if own, ok := otherName(ref); ok {
+		if vm := b.vmNamed(own); vm.GetName() == own && isOf(b.txn, vm, ref) {
 			return vm
 		}
 	}

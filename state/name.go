@@ -91,30 +91,31 @@ func named[T any, P ofProject[T]](txn *database, table, ref string) *T {
 			return o
 		}
 	}
-	own, ok := otherName(txn, ref)
+	own, ok := otherName(ref)
 	if !ok {
 		return nil
 	}
-	if o := first[T](txn, table, indexName, own); o != nil && isOf(P(o), ref) {
+	if o := first[T](txn, table, indexName, own); o != nil && isOf(txn, P(o), ref) {
 		return o
 	}
 	return nil
 }
 
 // otherName gives the name alone under which the object of a name with a project may be
-// stored, once every member looks for it there.
-func otherName(txn *database, ref string) (own string, ok bool) {
-	if !objectname.Qualified(ref) || featureLevel(txn) < levelOfNames {
+// stored.
+func otherName(ref string) (own string, ok bool) {
+	if !objectname.Qualified(ref) {
 		return "", false
 	}
 	return objectname.Own(ref), true
 }
 
 // isOf reports whether an object that is stored under its own name alone is meant by one
-// with a project.
-func isOf(o interface{ GetProject() string }, ref string) bool {
+// with a project, once every member looks for it there. That is asked for last: it takes a
+// look at all members, and most names with a project find nothing here.
+func isOf(txn *database, o interface{ GetProject() string }, ref string) bool {
 	project := objectname.Project(ref)
-	return project == DefaultProject || project == projectNamed(o.GetProject())
+	return (project == DefaultProject || project == projectNamed(o.GetProject())) && featureLevel(txn) >= levelOfNames
 }
 
 // volumeSumLength of the names of replicas' volumes: 50 bits.

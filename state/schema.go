@@ -111,8 +111,8 @@ func arrayNamed(txn *database, ref string) string {
 			return t.GetArray()
 		}
 	}
-	if own, ok := otherName(txn, ref); ok {
-		if t := first[blixardv1.Task](txn, tableTask, indexArrayName, own); t != nil && isOf(t, ref) {
+	if own, ok := otherName(ref); ok {
+		if t := first[blixardv1.Task](txn, tableTask, indexArrayName, own); t != nil && isOf(txn, t, ref) {
 			return t.GetArray()
 		}
 	}
