@@ -152,13 +152,13 @@ func (b *batch) repeat(a *answer, cmd *blixardv1.Command) Result {
 		}
 		return r
 	case *blixardv1.Command_SetSettings:
-		if s := settings(b.txn); s != nil {
+		if s := settings(b.db); s != nil {
 			r.Settings = proto.CloneOf(s)
 			r.Settings.ModifyIndex = a.modifyIndex
 		}
 		return r
 	case *blixardv1.Command_CreateToken, *blixardv1.Command_RevokeToken:
-		if r.Token = first[blixardv1.Token](b.txn, tableToken, indexID, a.objectID); r.Token == nil {
+		if r.Token = first[blixardv1.Token](b.db, tableToken, indexID, a.objectID); r.Token == nil {
 			r.Token = &blixardv1.Token{Id: a.objectID}
 		}
 		return r
@@ -190,7 +190,7 @@ func (b *batch) repeatGuests(a *answer, cmd *blixardv1.Command, r *Result) bool 
 			r.Network = &blixardv1.Network{Id: a.objectID, Name: a.objectName}
 		}
 	case *blixardv1.Command_SetSecret, *blixardv1.Command_DeleteSecret:
-		if r.Secret = first[blixardv1.Secret](b.txn, tableSecret, indexID, a.objectID); r.Secret == nil {
+		if r.Secret = first[blixardv1.Secret](b.db, tableSecret, indexID, a.objectID); r.Secret == nil {
 			r.Secret = &blixardv1.Secret{Name: a.objectID}
 		}
 	case *blixardv1.Command_SubmitTask, *blixardv1.Command_ChangeTasks:

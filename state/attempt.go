@@ -110,7 +110,7 @@ func (b *batch) later(d time.Duration) *timestamppb.Timestamp {
 
 // followAttempt takes over what became of the VM of an attempt.
 func (b *batch) followAttempt(vm *blixardv1.VM, dropped bool) {
-	old := first[blixardv1.Task](b.txn, tableTask, indexID, vm.GetTask())
+	old := first[blixardv1.Task](b.db, tableTask, indexID, vm.GetTask())
 	if old.GetStatus().GetVmId() != vm.GetId() || vm.GetStatus().GetReason() == reasonDeclared && !dropped {
 		return // the attempt is over and this what is left of it, or it only begins
 	}
@@ -159,7 +159,7 @@ func (b *batch) endAttempt(t *blixardv1.Task, o outcome) {
 		b.finish(t, taskSucceeded, "done", "its command ended with 0")
 		return
 	}
-	if o.reason == reasonSupervisorLost && !atMostOnce(t) && featureLevel(b.txn) >= levelOfHostLosses {
+	if o.reason == reasonSupervisorLost && !atMostOnce(t) && featureLevel(b.db) >= levelOfHostLosses {
 		st.Tries-- // as one whose node is lost for longer, it is no try of the command
 	} else if atMostOnce(t) || st.GetTries() > t.GetSpec().GetRetries() {
 		b.finish(t, taskFailed, o.reason, o.message)

@@ -46,15 +46,15 @@ func (b *batch) recoverCluster(c *blixardv1.RecoverClusterCommand) Result {
 	if c.GetClusterId() == "" || len(c.GetCaCertificate()) == 0 || m == nil || m.GetRemoved() {
 		return refused(b.index, problem.New(problem.Invalid, "cluster.incomplete", "a cluster is recovered with an id, an authority and one of its members"))
 	}
-	for _, other := range every[blixardv1.Member](b.txn, tableMember, indexID) {
+	for _, other := range every[blixardv1.Member](b.db, tableMember, indexID) {
 		if !other.GetRemoved() && other.GetNodeId() != m.GetNodeId() {
 			b.expel(other)
 		}
 	}
-	for _, t := range every[blixardv1.Token](b.txn, tableToken, indexID) {
-		remove(b.txn, tableToken, t)
+	for _, t := range every[blixardv1.Token](b.db, tableToken, indexID) {
+		remove(b.db, tableToken, t)
 	}
-	remove(b.txn, tableCluster, old) // the new one has another id
+	remove(b.db, tableCluster, old) // the new one has another id
 	next := proto.CloneOf(old)
 	next.Id, next.CaCertificates, next.SealedCaKey, next.CrossCertificates = c.GetClusterId(), [][]byte{c.GetCaCertificate()}, c.GetSealedCaKey(), nil
 	b.putCluster(next)
@@ -101,7 +101,7 @@ func (b *batch) dropAuthorities() Result {
 		return Result{Index: b.index}
 	}
 	signs := AuthorityID(old.GetCaCertificates()[0])
-	for _, m := range every[blixardv1.Member](b.txn, tableMember, indexID) {
+	for _, m := range every[blixardv1.Member](b.db, tableMember, indexID) {
 		if !m.GetRemoved() && m.GetAuthority() != signs {
 			return refused(b.index, problem.New(problem.Conflict, "authority.in_use", "node %q has no certificate of the new authority yet", m.GetName()).
 				WithHint("it renews by itself within a minute once it runs; remove it from the cluster if it will not come back"))

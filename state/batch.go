@@ -13,8 +13,8 @@ import (
 // so they are kept aside and written once when the batch ends; everything else
 // is written at once.
 type batch struct {
-	s   *State
-	txn *database
+	s  *State
+	db *database
 
 	// byID and byName hold the VMs that the batch touched; nil for a dropped one.
 	byID   map[string]*blixardv1.VM
@@ -30,7 +30,7 @@ type batch struct {
 func newBatch(s *State) *batch {
 	return &batch{
 		s:      s,
-		txn:    s.db,
+		db:     s.db,
 		byID:   map[string]*blixardv1.VM{},
 		byName: map[string]*blixardv1.VM{},
 	}
@@ -46,13 +46,13 @@ func (b *batch) commit() {
 		if vm != nil {
 			continue
 		}
-		if old := first[blixardv1.VM](b.txn, tableVM, indexID, id); old != nil {
-			remove(b.txn, tableVM, old)
+		if old := first[blixardv1.VM](b.db, tableVM, indexID, id); old != nil {
+			remove(b.db, tableVM, old)
 		}
 	}
 	for _, vm := range b.byID {
 		if vm != nil {
-			insert(b.txn, tableVM, vm)
+			insert(b.db, tableVM, vm)
 		}
 	}
 	s := b.s
@@ -71,7 +71,7 @@ func (b *batch) vm(ref string) *blixardv1.VM {
 		return vm
 	}
 	if own, ok := otherName(ref); ok {
-		if vm := b.vmNamed(own); vm.GetName() == own && isOf(b.txn, vm, ref) {
+		if vm := b.vmNamed(own); vm.GetName() == own && isOf(b.db, vm, ref) {
 			return vm
 		}
 	}
@@ -85,9 +85,9 @@ func (b *batch) vmNamed(ref string) *blixardv1.VM {
 	if vm, ok := b.byName[ref]; ok && vm != nil {
 		return vm
 	}
-	vm := first[blixardv1.VM](b.txn, tableVM, indexID, ref)
+	vm := first[blixardv1.VM](b.db, tableVM, indexID, ref)
 	if vm == nil {
-		if vm = first[blixardv1.VM](b.txn, tableVM, indexName, ref); vm == nil {
+		if vm = first[blixardv1.VM](b.db, tableVM, indexName, ref); vm == nil {
 			return nil
 		}
 		if newer, ok := b.byID[vm.GetId()]; ok {
@@ -102,7 +102,7 @@ func (b *batch) vmNamed(ref string) *blixardv1.VM {
 
 // eachVM gives every VM to f, in no order that f may depend on.
 func (b *batch) eachVM(f func(*blixardv1.VM)) {
-	each(b.txn, tableVM, func(vm *blixardv1.VM) {
+	each(b.db, tableVM, func(vm *blixardv1.VM) {
 		if _, touched := b.byID[vm.GetId()]; !touched {
 			f(vm)
 		}
@@ -171,7 +171,7 @@ func (b *batch) putVM(vm *blixardv1.VM) {
 func (b *batch) dropVM(vm *blixardv1.VM) {
 	vm.ModifyIndex = b.index
 	b.releaseClaims(vm)
-	recount(b.txn, nil, vm)
+	recount(b.db, nil, vm)
 	b.byID[vm.GetId()] = nil
 	b.byName[vm.GetName()] = nil
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVM, VM: vm, Deleted: true})
@@ -185,32 +185,32 @@ func (b *batch) dropVM(vm *blixardv1.VM) {
 }
 
 func (b *batch) allocation(id string) *blixardv1.Allocation {
-	return first[blixardv1.Allocation](b.txn, tableAllocation, indexID, id)
+	return first[blixardv1.Allocation](b.db, tableAllocation, indexID, id)
 }
 
 func (b *batch) allocationsOf(vm *blixardv1.VM) []*blixardv1.Allocation {
-	return all[blixardv1.Allocation](b.txn, tableAllocation, indexVM, vm.GetId())
+	return all[blixardv1.Allocation](b.db, tableAllocation, indexVM, vm.GetId())
 }
 
 func (b *batch) putAllocation(a *blixardv1.Allocation) {
 	a.ModifyIndex = b.index
-	insert(b.txn, tableAllocation, a)
+	insert(b.db, tableAllocation, a)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindAllocation, Allocation: a})
 }
 
 func (b *batch) dropAllocation(a *blixardv1.Allocation) {
-	remove(b.txn, tableAllocation, a)
+	remove(b.db, tableAllocation, a)
 	a.ModifyIndex = b.index
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindAllocation, Allocation: a, Deleted: true})
 }
 
 func (b *batch) node(id string) *blixardv1.Node {
-	return first[blixardv1.Node](b.txn, tableNode, indexID, id)
+	return first[blixardv1.Node](b.db, tableNode, indexID, id)
 }
 
 func (b *batch) putNode(n *blixardv1.Node) {
 	n.ModifyIndex = b.index
-	insert(b.txn, tableNode, n)
+	insert(b.db, tableNode, n)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindNode, Node: n})
 }
 

@@ -44,7 +44,7 @@ func claimsOf(vm *blixardv1.VM) []*claim {
 }
 
 func (b *batch) claimant(key string) string {
-	if c := first[claim](b.txn, tableClaim, indexID, key); c != nil {
+	if c := first[claim](b.db, tableClaim, indexID, key); c != nil {
 		return c.vmID
 	}
 	return ""
@@ -76,12 +76,12 @@ func (b *batch) claimAll(vm, old *blixardv1.VM) *problem.Error {
 	if old != nil {
 		b.releaseClaims(old)
 	}
-	recount(b.txn, vm, old)
+	recount(b.db, vm, old)
 	for _, n := range networks {
 		b.putNetwork(n)
 	}
 	for _, c := range claimsOf(vm) {
-		insert(b.txn, tableClaim, c)
+		insert(b.db, tableClaim, c)
 	}
 	for _, v := range volumes {
 		next := copyVolume(b.volume(v.GetId()))
@@ -95,7 +95,7 @@ func (b *batch) claimAll(vm, old *blixardv1.VM) *problem.Error {
 func (b *batch) releaseClaims(vm *blixardv1.VM) {
 	for _, c := range claimsOf(vm) {
 		if b.claimant(c.key) == vm.GetId() {
-			remove(b.txn, tableClaim, c)
+			remove(b.db, tableClaim, c)
 		}
 	}
 	for _, a := range vm.GetSpec().GetVolumes() {

@@ -19,7 +19,7 @@ const (
 )
 
 func (b *batch) cluster() *blixardv1.Cluster {
-	all := every[blixardv1.Cluster](b.txn, tableCluster, indexID)
+	all := every[blixardv1.Cluster](b.db, tableCluster, indexID)
 	if len(all) == 0 {
 		return nil
 	}
@@ -28,22 +28,19 @@ func (b *batch) cluster() *blixardv1.Cluster {
 
 func (b *batch) putCluster(c *blixardv1.Cluster) {
 	c.ModifyIndex = b.index
-	insert(b.txn, tableCluster, c)
+	insert(b.db, tableCluster, c)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindCluster, Cluster: c})
 }
 
 // member finds a member by the id or, among those that were not removed, the
 // name of its node.
 func (b *batch) member(ref string) *blixardv1.Member {
-	if m := first[blixardv1.Member](b.txn, tableMember, indexID, ref); m != nil {
-		return m
-	}
-	return first[blixardv1.Member](b.txn, tableMember, indexName, ref)
+	return byRef[blixardv1.Member](b.db, tableMember, ref)
 }
 
 func (b *batch) putMember(m *blixardv1.Member) {
 	m.ModifyIndex = b.index
-	insert(b.txn, tableMember, m)
+	insert(b.db, tableMember, m)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindMember, Member: m})
 }
 
@@ -85,11 +82,11 @@ func (b *batch) createToken(c *blixardv1.CreateTokenCommand) Result {
 	if c.GetId() == "" || len(c.GetSecretDigest()) == 0 || c.GetUses() == 0 || c.GetExpiresAt() == nil || c.GetRole() == blixardv1.MemberRole_unspecified {
 		return refused(b.index, problem.New(problem.Invalid, "token.incomplete", "a token needs an id, a digest, a role, uses and an end"))
 	}
-	if first[blixardv1.Token](b.txn, tableToken, indexID, c.GetId()) != nil {
+	if first[blixardv1.Token](b.db, tableToken, indexID, c.GetId()) != nil {
 		return refused(b.index, problem.New(problem.Conflict, "token.id_taken", "there is a token %s already", c.GetId()))
 	}
 	b.dropExpired()
-	if n := count[blixardv1.Token](b.txn, tableToken); n >= tokensMax {
+	if n := count[blixardv1.Token](b.db, tableToken); n >= tokensMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "token.too_many", "there are %d tokens already", n).
 			WithHint("revoke some: `blixard cluster token list`, `blixard cluster token revoke ID`"))
 	}
@@ -97,7 +94,7 @@ func (b *batch) createToken(c *blixardv1.CreateTokenCommand) Result {
 		Id: c.GetId(), SecretDigest: c.GetSecretDigest(), Role: c.GetRole(), ExpiresAt: c.GetExpiresAt(), Uses: c.GetUses(),
 		Creator: b.actor, CreateIndex: b.index,
 	}
-	insert(b.txn, tableToken, t)
+	insert(b.db, tableToken, t)
 	b.tokenEvent(t, "token.created", "nodes may join with it as "+t.GetRole().String())
 	return Result{Index: b.index, Token: t}
 }
@@ -108,9 +105,9 @@ func (b *batch) tokenEvent(t *blixardv1.Token, kind, message string) {
 
 // dropExpired forgets tokens whose time is over, in the time of commands.
 func (b *batch) dropExpired() {
-	for _, t := range every[blixardv1.Token](b.txn, tableToken, indexID) {
+	for _, t := range every[blixardv1.Token](b.db, tableToken, indexID) {
 		if b.expired(t) {
-			remove(b.txn, tableToken, t)
+			remove(b.db, tableToken, t)
 		}
 	}
 }
@@ -120,12 +117,12 @@ func (b *batch) expired(t *blixardv1.Token) bool {
 }
 
 func (b *batch) revokeToken(c *blixardv1.RevokeTokenCommand) Result {
-	t := first[blixardv1.Token](b.txn, tableToken, indexID, c.GetId())
+	t := first[blixardv1.Token](b.db, tableToken, indexID, c.GetId())
 	if t == nil {
 		return refused(b.index, problem.New(problem.NotFound, "token.not_found", "there is no token %q", c.GetId()).
 			WithHint("`blixard cluster token list` shows the tokens; used and expired ones are gone"))
 	}
-	remove(b.txn, tableToken, t)
+	remove(b.db, tableToken, t)
 	b.tokenEvent(t, "token.revoked", "nobody joins with it any more")
 	return Result{Index: b.index, Token: t}
 }
@@ -137,7 +134,7 @@ func (b *batch) enrollMember(c *blixardv1.EnrollMemberCommand) Result {
 	if cluster == nil {
 		return refused(b.index, errNoCluster)
 	}
-	t := first[blixardv1.Token](b.txn, tableToken, indexID, c.GetTokenId())
+	t := first[blixardv1.Token](b.db, tableToken, indexID, c.GetTokenId())
 	if p := b.checkToken(t, c); p != nil {
 		return refused(b.index, p)
 	}
@@ -147,9 +144,9 @@ func (b *batch) enrollMember(c *blixardv1.EnrollMemberCommand) Result {
 	}
 	if used := proto.CloneOf(t); used.GetUses() > 1 {
 		used.Uses--
-		insert(b.txn, tableToken, used)
+		insert(b.db, tableToken, used)
 	} else {
-		remove(b.txn, tableToken, t)
+		remove(b.db, tableToken, t)
 	}
 	next := proto.CloneOf(cluster)
 	m.RaftId, m.Role, m.Removed = next.GetNextRaftId(), t.GetRole(), false
@@ -195,7 +192,7 @@ func (v *View) CheckNewMember(m *blixardv1.Member) error {
 }
 
 func (b *batch) checkNewMember(m *blixardv1.Member) *problem.Error {
-	return checkNewMember(m, every[blixardv1.Member](b.txn, tableMember, indexID))
+	return checkNewMember(m, every[blixardv1.Member](b.db, tableMember, indexID))
 }
 
 // checkNewMember refuses whom the cluster knows already.
@@ -238,7 +235,7 @@ func (b *batch) changeableMember(ref string) (*blixardv1.Member, *problem.Error)
 // otherVoters counts the members with a vote beside m.
 func (b *batch) otherVoters(m *blixardv1.Member) int {
 	n := 0
-	for _, other := range every[blixardv1.Member](b.txn, tableMember, indexID) {
+	for _, other := range every[blixardv1.Member](b.db, tableMember, indexID) {
 		if !other.GetRemoved() && other.GetNodeId() != m.GetNodeId() && votes(other.GetRole()) {
 			n++
 		}
@@ -298,7 +295,7 @@ func (b *batch) removeMember(c *blixardv1.RemoveMemberCommand) Result {
 	if votes(old.GetRole()) && b.otherVoters(old) == 0 {
 		return refused(b.index, lastVoter(old))
 	}
-	left := all[blixardv1.Allocation](b.txn, tableAllocation, indexNode, old.GetNodeId())
+	left := all[blixardv1.Allocation](b.db, tableAllocation, indexNode, old.GetNodeId())
 	if p := checkRemoval(old, b.node(old.GetNodeId()), left, c.GetForce()); p != nil {
 		return refused(b.index, p)
 	}
@@ -331,7 +328,7 @@ func checkRemoval(m *blixardv1.Member, n *blixardv1.Node, left []*blixardv1.Allo
 
 // expel takes a member out for good and gives up what it has.
 func (b *batch) expel(old *blixardv1.Member) *blixardv1.Member {
-	for _, a := range all[blixardv1.Allocation](b.txn, tableAllocation, indexNode, old.GetNodeId()) {
+	for _, a := range all[blixardv1.Allocation](b.db, tableAllocation, indexNode, old.GetNodeId()) {
 		b.giveUp(a)
 	}
 	if n := b.node(old.GetNodeId()); n != nil {

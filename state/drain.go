@@ -120,7 +120,7 @@ func (b *batch) checkAdvance(n *blixardv1.Node, c *blixardv1.AdvanceDrainCommand
 		return problem.New(problem.Invalid, "drain.deadline", "the drain of node %q has no deadline", n.GetName())
 	case c.GetLeft() != nil && !planted.Is(planted.DrainGrows) && (d.GetLeft() == nil || left < 0 || left > d.GetLeft().AsDuration()):
 		return problem.New(problem.Conflict, "drain.left", "the drain of node %q has %v left, which can't become %v", n.GetName(), d.GetLeft().AsDuration(), left)
-	case c.GetState() == blixardv1.DrainState_done && !planted.Is(planted.DrainDoneEarly) && slices.ContainsFunc(notLost(all[blixardv1.Allocation](b.txn, tableAllocation, indexNode, n.GetId())), leaves):
+	case c.GetState() == blixardv1.DrainState_done && !planted.Is(planted.DrainDoneEarly) && slices.ContainsFunc(notLost(all[blixardv1.Allocation](b.db, tableAllocation, indexNode, n.GetId())), leaves):
 		return problem.New(problem.Conflict, "drain.not_done", "node %q still has VMs that are to leave it", n.GetName())
 	}
 	return nil

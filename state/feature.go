@@ -107,9 +107,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 // FeatureLevel is the oldest member's; without members it is this binary's.
 func (v *View) FeatureLevel() uint32 { return featureLevel(v.db) }
 
-func featureLevel(txn *database) uint32 {
+func featureLevel(db *database) uint32 {
 	level := uint32(FeatureLevel)
-	for _, m := range every[blixardv1.Member](txn, tableMember, indexID) {
+	for _, m := range every[blixardv1.Member](db, tableMember, indexID) {
 		if !m.GetRemoved() {
 			level = min(level, m.GetFeatureLevel())
 		}

@@ -55,17 +55,17 @@ func NewestVersion(g *blixardv1.Group) *blixardv1.GroupVersion {
 // Rolling reports whether a rollout goes on or waits.
 func Rolling(s blixardv1.RolloutState_Enum) bool { return s == rolling || s == canary }
 
-func (b *batch) group(ref string) *blixardv1.Group { return groupNamed(b.txn, ref) }
+func (b *batch) group(ref string) *blixardv1.Group { return groupNamed(b.db, ref) }
 
 func (b *batch) putGroup(g *blixardv1.Group) {
 	g.ModifyIndex = b.index
-	insert(b.txn, tableGroup, g)
+	insert(b.db, tableGroup, g)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindGroup, Group: g})
 }
 
 func (b *batch) dropGroup(old *blixardv1.Group) {
 	g := copyGroup(old)
-	remove(b.txn, tableGroup, old)
+	remove(b.db, tableGroup, old)
 	g.ModifyIndex, g.Deleting = b.index, true
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindGroup, Group: g, Deleted: true})
 	b.groupEvent(g, "group.deleted", "", "the group and its VMs are gone")
@@ -127,7 +127,7 @@ func (b *batch) createGroup(c *blixardv1.CreateGroupCommand) Result {
 	case b.group(c.GetName()) != nil || b.group(c.GetId()) != nil:
 		return refused(b.index, problem.New(problem.Conflict, "group.name_taken", "there is a group %q already", c.GetName()).
 			WithHint("choose another name, or change that group: blixard group update %s", c.GetName()))
-	case count[blixardv1.Group](b.txn, tableGroup) >= groupsMax:
+	case count[blixardv1.Group](b.db, tableGroup) >= groupsMax:
 		return refused(b.index, problem.New(problem.NoCapacity, "group.too_many", "there are %d groups", groupsMax).
 			WithHint("delete those that are not needed"))
 	}

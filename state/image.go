@@ -13,12 +13,12 @@ import (
 const imagesMax = 16384
 
 func (b *batch) image(name string) *blixardv1.Image {
-	return first[blixardv1.Image](b.txn, tableImage, indexID, name)
+	return first[blixardv1.Image](b.db, tableImage, indexID, name)
 }
 
 func (b *batch) putImageObject(i *blixardv1.Image) {
 	i.ModifyIndex = b.index
-	insert(b.txn, tableImage, i)
+	insert(b.db, tableImage, i)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindImage, Image: i})
 }
 
@@ -59,7 +59,7 @@ func (b *batch) putImage(c *blixardv1.PutImageCommand) Result {
 	case old != nil && c.GetKeepName():
 		return Result{Index: b.index, Image: old}
 	}
-	if n := count[blixardv1.Image](b.txn, tableImage); old == nil && n >= imagesMax {
+	if n := count[blixardv1.Image](b.db, tableImage); old == nil && n >= imagesMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "image.too_many", "the cluster knows %d images", n).
 			WithHint("`blixard image prune` removes those that no VM uses"))
 	}
@@ -93,7 +93,7 @@ func (b *batch) dropImages(c *blixardv1.DropImageCommand) Result {
 	for _, i := range drop {
 		last := proto.CloneOf(i)
 		last.ModifyIndex = b.index
-		remove(b.txn, tableImage, i)
+		remove(b.db, tableImage, i)
 		b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindImage, Image: last, Deleted: true})
 		b.imageEvent(last, "image.removed", "the image is no more known")
 		r.Images = append(r.Images, last)

@@ -85,17 +85,15 @@ type ofProject[T any] interface {
 
 // named finds an object by its id, its full name, or the name that an older version gave it:
 // shop/web is web of project shop, too, and default/web is web.
-func named[T any, P ofProject[T]](txn *database, table, ref string) *T {
-	for _, index := range []string{indexID, indexName} {
-		if o := first[T](txn, table, index, ref); o != nil {
-			return o
-		}
+func named[T any, P ofProject[T]](db *database, table, ref string) *T {
+	if o := byRef[T](db, table, ref); o != nil {
+		return o
 	}
 	own, ok := otherName(ref)
 	if !ok {
 		return nil
 	}
-	if o := first[T](txn, table, indexName, own); o != nil && isOf(txn, P(o), ref) {
+	if o := first[T](db, table, indexName, own); o != nil && isOf(db, P(o), ref) {
 		return o
 	}
 	return nil
@@ -113,9 +111,9 @@ func otherName(ref string) (own string, ok bool) {
 // isOf reports whether an object that is stored under its own name alone is meant by one
 // with a project, once every member looks for it there. That is asked for last: it takes a
 // look at all members, and most names with a project find nothing here.
-func isOf(txn *database, o interface{ GetProject() string }, ref string) bool {
+func isOf(db *database, o interface{ GetProject() string }, ref string) bool {
 	project := objectname.Project(ref)
-	return (project == DefaultProject || project == projectNamed(o.GetProject())) && featureLevel(txn) >= levelOfNames
+	return (project == DefaultProject || project == projectNamed(o.GetProject())) && featureLevel(db) >= levelOfNames
 }
 
 // volumeSumLength of the names of replicas' volumes: 50 bits.

@@ -25,15 +25,12 @@ const (
 )
 
 func (b *batch) network(ref string) *blixardv1.Network {
-	if n := first[blixardv1.Network](b.txn, tableNetwork, indexID, ref); n != nil {
-		return n
-	}
-	return first[blixardv1.Network](b.txn, tableNetwork, indexName, ref)
+	return byRef[blixardv1.Network](b.db, tableNetwork, ref)
 }
 
 func (b *batch) putNetwork(n *blixardv1.Network) {
 	n.ModifyIndex = b.index
-	insert(b.txn, tableNetwork, n)
+	insert(b.db, tableNetwork, n)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindNetwork, Network: n})
 }
 
@@ -57,7 +54,7 @@ func (b *batch) createNetwork(c *blixardv1.CreateNetworkCommand) Result {
 		return refused(b.index, problem.New(problem.Conflict, "network.name_taken", "there is a network %q already", n.GetName()).
 			WithHint("choose another name"))
 	}
-	others := every[blixardv1.Network](b.txn, tableNetwork, indexID)
+	others := every[blixardv1.Network](b.db, tableNetwork, indexID)
 	if len(others) >= networksMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "network.too_many", "there are %d networks", len(others)).
 			WithHint("delete those that are not used"))
@@ -161,7 +158,7 @@ func (b *batch) deleteNetwork(c *blixardv1.DeleteNetworkCommand) Result {
 	}
 	n := proto.CloneOf(old)
 	n.ModifyIndex = b.index
-	remove(b.txn, tableNetwork, old)
+	remove(b.db, tableNetwork, old)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindNetwork, Network: n, Deleted: true})
 	b.networkEvent(n, "network.deleted", "the network is gone")
 	return Result{Index: b.index, Network: n}
@@ -300,11 +297,7 @@ func Gateway(subnet string) netip.Addr {
 
 // Network finds a network by its id or name; nil when there is none.
 func (v *View) Network(ref string) *blixardv1.Network {
-	txn := v.db
-	if n := first[blixardv1.Network](txn, tableNetwork, indexID, ref); n != nil {
-		return n
-	}
-	return first[blixardv1.Network](txn, tableNetwork, indexName, ref)
+	return byRef[blixardv1.Network](v.db, tableNetwork, ref)
 }
 
 // Networks gives all networks, ordered by name.

@@ -25,7 +25,7 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 	if c.GetNodeId() == "" || c.GetName() == "" {
 		return refused(b.index, problem.New(problem.Invalid, "node.incomplete", "a node needs an id and a name"))
 	}
-	if other := first[blixardv1.Node](b.txn, tableNode, indexName, c.GetName()); other != nil && other.GetId() != c.GetNodeId() {
+	if other := first[blixardv1.Node](b.db, tableNode, indexName, c.GetName()); other != nil && other.GetId() != c.GetNodeId() {
 		return refused(b.index, problem.New(problem.Conflict, "node.name_taken", "there is a node %q already, with id %q", c.GetName(), other.GetId()).
 			WithHint("give this node another name"))
 	}
@@ -48,7 +48,7 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 	}
 	next.Name, next.Incarnation, next.Fingerprint = c.GetName(), c.GetIncarnation(), c.GetFingerprint()
 	next.State = blixardv1.NodeState_ready
-	next.Allocatable = b.s.limits.Allocatable(settings(b.txn), c.GetFingerprint().GetCapacity())
+	next.Allocatable = b.s.limits.Allocatable(settings(b.db), c.GetFingerprint().GetCapacity())
 	if old != nil && proto.Equal(old, next) {
 		return Result{Index: b.index, Node: old}
 	}
@@ -67,7 +67,7 @@ func (b *batch) registerNode(c *blixardv1.RegisterNodeCommand) Result {
 func (b *batch) presentNode(ref string) (*blixardv1.Node, *problem.Error) {
 	n := b.node(ref)
 	if n == nil {
-		n = first[blixardv1.Node](b.txn, tableNode, indexName, ref)
+		n = first[blixardv1.Node](b.db, tableNode, indexName, ref)
 	}
 	if n == nil || n.GetState() == blixardv1.NodeState_left {
 		return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", ref).
@@ -187,7 +187,7 @@ func (b *batch) setNodeState(c *blixardv1.SetNodeStateCommand) Result {
 		Reason: c.GetReason(),
 	})
 	if n.GetState() == blixardv1.NodeState_down {
-		for _, a := range all[blixardv1.Allocation](b.txn, tableAllocation, indexNode, n.GetId()) {
+		for _, a := range all[blixardv1.Allocation](b.db, tableAllocation, indexNode, n.GetId()) {
 			b.unheard(a, n)
 		}
 	}

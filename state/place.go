@@ -98,7 +98,7 @@ func (b *batch) takesTask(node *blixardv1.Node, vm *blixardv1.VM, workers map[st
 	}
 	there, counted := workers[node.GetId()]
 	if !counted {
-		for _, a := range all[blixardv1.Allocation](b.txn, tableAllocation, indexNode, node.GetId()) {
+		for _, a := range all[blixardv1.Allocation](b.db, tableAllocation, indexNode, node.GetId()) {
 			if a.GetKeepOutput() != nil && !Lost(a) { // of a task
 				there++
 			}

@@ -104,8 +104,8 @@ func takenBy(vm *blixardv1.VM) *blixardv1.ProjectUsage {
 }
 
 // usage of a project, shared and read-only.
-func usage(txn *database, project string) *blixardv1.ProjectUsage {
-	if u := first[blixardv1.ProjectUsage](txn, tableUsage, indexID, project); u != nil {
+func usage(db *database, project string) *blixardv1.ProjectUsage {
+	if u := first[blixardv1.ProjectUsage](db, tableUsage, indexID, project); u != nil {
 		return u
 	}
 	return &blixardv1.ProjectUsage{Project: project}
@@ -116,25 +116,25 @@ func usage(txn *database, project string) *blixardv1.ProjectUsage {
 //
 // Invariant: the usages are exactly the sums of takenBy over the VMs of each project, and
 // the number of its tasks that are not finished.
-func recount(txn *database, after, before *blixardv1.VM) {
+func recount(db *database, after, before *blixardv1.VM) {
 	vm := after
 	if vm == nil {
 		vm = before
 	}
-	next := proto.CloneOf(usage(txn, ProjectOf(vm)))
+	next := proto.CloneOf(usage(db, ProjectOf(vm)))
 	more, less := takenBy(after), takenBy(before)
 	for _, r := range everyBounded {
 		*r.used(next) += *r.used(more) - *r.used(less)
 	}
-	putUsage(txn, next)
+	putUsage(db, next)
 }
 
-func putUsage(txn *database, u *blixardv1.ProjectUsage) {
+func putUsage(db *database, u *blixardv1.ProjectUsage) {
 	if u.GetVms() == 0 && u.GetTasks() == 0 {
-		remove(txn, tableUsage, u)
+		remove(db, tableUsage, u)
 		return
 	}
-	insert(txn, tableUsage, u)
+	insert(db, tableUsage, u)
 }
 
 // openTasks is 1 for a task that is not finished; nil is none.
@@ -146,7 +146,7 @@ func openTasks(t *blixardv1.Task) uint64 {
 }
 
 // recountTask is recount for a task.
-func recountTask(txn *database, after, before *blixardv1.Task) {
+func recountTask(db *database, after, before *blixardv1.Task) {
 	more, less := openTasks(after), openTasks(before)
 	if more == less {
 		return
@@ -155,9 +155,9 @@ func recountTask(txn *database, after, before *blixardv1.Task) {
 	if after == nil {
 		project = before.GetProject()
 	}
-	next := proto.CloneOf(usage(txn, projectNamed(project)))
+	next := proto.CloneOf(usage(db, projectNamed(project)))
 	next.Tasks += more - less
-	putUsage(txn, next)
+	putUsage(db, next)
 }
 
 // quotaAllowsTasks says why a project, as it is stored, can't have so many more tasks that
@@ -167,7 +167,7 @@ func (b *batch) quotaAllowsTasks(stored string, more, fewer uint64) *problem.Err
 	if q == nil || planted.Is(planted.TaskQuotaNotChecked) {
 		return nil
 	}
-	has, limit := usage(b.txn, q.GetProject()).GetTasks(), q.GetLimits().Tasks
+	has, limit := usage(b.db, q.GetProject()).GetTasks(), q.GetLimits().Tasks
 	if limit == nil || more <= fewer || has-fewer+more <= *limit {
 		return nil
 	}
@@ -187,7 +187,7 @@ func (b *batch) quotaAllows(vm, old *blixardv1.VM) *problem.Error {
 	if q == nil || planted.Is(planted.QuotaNotChecked) {
 		return nil
 	}
-	used, want, had := usage(b.txn, q.GetProject()), takenBy(vm), takenBy(old)
+	used, want, had := usage(b.db, q.GetProject()), takenBy(vm), takenBy(old)
 	for _, r := range everyBounded {
 		limit := *r.limit(q.GetLimits())
 		has, before, after := *r.used(used), *r.used(had), *r.used(want)
@@ -202,7 +202,7 @@ func (b *batch) quotaAllows(vm, old *blixardv1.VM) *problem.Error {
 }
 
 func (b *batch) quota(project string) *blixardv1.Quota {
-	return first[blixardv1.Quota](b.txn, tableQuota, indexID, project)
+	return first[blixardv1.Quota](b.db, tableQuota, indexID, project)
 }
 
 func (b *batch) quotaEvent(q *blixardv1.Quota, kind, message string) {
@@ -232,7 +232,7 @@ func (b *batch) setQuota(c *blixardv1.SetQuotaCommand) Result {
 	q := &blixardv1.Quota{Project: c.GetProject(), Limits: &blixardv1.QuotaLimits{}, CreateIndex: b.index, CreatedAt: b.time}
 	if old != nil {
 		q = proto.CloneOf(old)
-	} else if n := count[blixardv1.Quota](b.txn, tableQuota); n >= quotasMax {
+	} else if n := count[blixardv1.Quota](b.db, tableQuota); n >= quotasMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "quota.too_many", "there are %d quotas", n).WithHint("remove those that are not needed"))
 	}
 	for _, r := range everyBounded {
@@ -249,7 +249,7 @@ func (b *batch) setQuota(c *blixardv1.SetQuotaCommand) Result {
 		return Result{Index: b.index, Quota: old}
 	}
 	q.ChangedAt, q.ModifyIndex = b.time, b.index
-	insert(b.txn, tableQuota, q)
+	insert(b.db, tableQuota, q)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindQuota, Quota: q})
 	b.quotaEvent(q, "quota.set", "the quota was set")
 	return Result{Index: b.index, Quota: q}
@@ -265,7 +265,7 @@ func (b *batch) removeQuota(c *blixardv1.RemoveQuotaCommand) Result {
 	}
 	last := proto.CloneOf(old)
 	last.ModifyIndex = b.index
-	remove(b.txn, tableQuota, old)
+	remove(b.db, tableQuota, old)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindQuota, Quota: last, Deleted: true})
 	b.quotaEvent(last, "quota.removed", "the quota is gone")
 	return Result{Index: b.index, Quota: last}
@@ -290,9 +290,9 @@ func (v *View) Quotas() []*blixardv1.Quota {
 // ProjectUsage tells what a project has beside its limits; all is 0 for one that
 // nobody named.
 func (v *View) ProjectUsage(project string) *blixardv1.ProjectUsage {
-	txn := v.db
-	u := proto.CloneOf(usage(txn, project))
-	q := first[blixardv1.Quota](txn, tableQuota, indexID, project)
+	db := v.db
+	u := proto.CloneOf(usage(db, project))
+	q := first[blixardv1.Quota](db, tableQuota, indexID, project)
 	if q == nil {
 		return u
 	}
@@ -309,12 +309,12 @@ func (v *View) ProjectUsage(project string) *blixardv1.ProjectUsage {
 // after the given one, in the order of names, at most limit of them; a limit of 0 or
 // less means all.
 func (v *View) ProjectUsages(after string, limit int) []*blixardv1.ProjectUsage {
-	txn := v.db
+	db := v.db
 	var names []string
-	for _, u := range listAfter[blixardv1.ProjectUsage](txn, tableUsage, indexID, after, limit) {
+	for _, u := range listAfter[blixardv1.ProjectUsage](db, tableUsage, indexID, after, limit) {
 		names = append(names, u.GetProject())
 	}
-	for _, q := range listAfter[blixardv1.Quota](txn, tableQuota, indexID, after, limit) {
+	for _, q := range listAfter[blixardv1.Quota](db, tableQuota, indexID, after, limit) {
 		names = append(names, q.GetProject())
 	}
 	slices.Sort(names)

@@ -18,7 +18,7 @@ import (
 // replicasOf gives the VMs of a group, those that are being deleted too, ordered by id.
 func (b *batch) replicasOf(groupID string) []*blixardv1.VM {
 	var vms []*blixardv1.VM
-	for _, vm := range all[blixardv1.VM](b.txn, tableVM, indexGroup, groupID) {
+	for _, vm := range all[blixardv1.VM](b.db, tableVM, indexGroup, groupID) {
 		if _, touched := b.byID[vm.GetId()]; !touched {
 			vms = append(vms, vm)
 		}

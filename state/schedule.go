@@ -39,15 +39,15 @@ func KeepRuns(spec *blixardv1.ScheduleSpec) int {
 }
 
 // schedule finds a schedule by id or name.
-func (b *batch) schedule(ref string) *blixardv1.Schedule { return scheduleNamed(b.txn, ref) }
+func (b *batch) schedule(ref string) *blixardv1.Schedule { return scheduleNamed(b.db, ref) }
 
-func scheduleNamed(txn *database, ref string) *blixardv1.Schedule {
-	return named[blixardv1.Schedule](txn, tableSchedule, ref)
+func scheduleNamed(db *database, ref string) *blixardv1.Schedule {
+	return named[blixardv1.Schedule](db, tableSchedule, ref)
 }
 
 func (b *batch) putSchedule(s *blixardv1.Schedule) {
 	s.ModifyIndex = b.index
-	insert(b.txn, tableSchedule, s)
+	insert(b.db, tableSchedule, s)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindSchedule, Schedule: s})
 }
 
@@ -84,7 +84,7 @@ func (b *batch) createSchedule(c *blixardv1.CreateScheduleCommand) Result {
 		return refused(b.index, problem.New(problem.Conflict, "schedule.name_taken", "there is a schedule %q already", c.GetName()).
 			WithHint("choose another name, or remove that schedule first: blixard schedule remove %s", c.GetName()))
 	}
-	if n := count[blixardv1.Schedule](b.txn, tableSchedule); n >= schedulesMax {
+	if n := count[blixardv1.Schedule](b.db, tableSchedule); n >= schedulesMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "schedule.too_many", "there are %d schedules", n).
 			WithHint("remove those that are not needed with `blixard schedule remove`"))
 	}
@@ -177,7 +177,7 @@ func (b *batch) changeSchedule(c *blixardv1.ChangeScheduleCommand) Result {
 	case blixardv1.ChangeScheduleCommand_run:
 		return b.runNow(s)
 	case blixardv1.ChangeScheduleCommand_remove:
-		remove(b.txn, tableSchedule, old)
+		remove(b.db, tableSchedule, old)
 		s.ModifyIndex = b.index
 		b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindSchedule, Schedule: s, Deleted: true})
 		b.scheduleEvent(s, "schedule.removed", "", "the schedule was removed")
@@ -225,12 +225,12 @@ func (b *batch) cancelRuns(under []*blixardv1.Task) {
 
 // openRuns gives the runs of a schedule that are not finished, the oldest first.
 func (b *batch) openRuns(id string) []*blixardv1.Task {
-	return slices.DeleteFunc(runsOf(b.txn, id), func(t *blixardv1.Task) bool { return Finished(t.GetStatus().GetState()) })
+	return slices.DeleteFunc(runsOf(b.db, id), func(t *blixardv1.Task) bool { return Finished(t.GetStatus().GetState()) })
 }
 
 // runsOf gives the runs of a schedule that are known, the oldest first.
-func runsOf(txn *database, id string) []*blixardv1.Task {
-	runs := all[blixardv1.Task](txn, tableTask, indexSchedule, id)
+func runsOf(db *database, id string) []*blixardv1.Task {
+	runs := all[blixardv1.Task](db, tableTask, indexSchedule, id)
 	slices.SortFunc(runs, func(a, b *blixardv1.Task) int { return cmp.Compare(a.GetRun(), b.GetRun()) })
 	return runs
 }
@@ -285,7 +285,7 @@ func (b *batch) beginRun(s *blixardv1.Schedule, at *timestamppb.Timestamp) *blix
 // forgetRuns drops the oldest finished runs of which there are more than are kept; newest
 // is one that has just finished and stays.
 func (b *batch) forgetRuns(s *blixardv1.Schedule, newest *blixardv1.Task) {
-	finished := slices.DeleteFunc(runsOf(b.txn, s.GetId()), func(t *blixardv1.Task) bool {
+	finished := slices.DeleteFunc(runsOf(b.db, s.GetId()), func(t *blixardv1.Task) bool {
 		return !Finished(t.GetStatus().GetState()) || t.GetId() == newest.GetId()
 	})
 	for _, t := range finished[:max(0, len(finished)+1-KeepRuns(s.GetSpec()))] {
@@ -341,7 +341,7 @@ func (b *batch) stepSchedules(c *blixardv1.StepSchedulesCommand) Result {
 //
 // Invariant: of each schedule the times with a run go up, so none has two.
 func (b *batch) stepSchedule(step *blixardv1.ScheduleStep) *problem.Error {
-	old := first[blixardv1.Schedule](b.txn, tableSchedule, indexID, step.GetScheduleId())
+	old := first[blixardv1.Schedule](b.db, tableSchedule, indexID, step.GetScheduleId())
 	if old == nil {
 		return ScheduleNotFound(step.GetScheduleId())
 	}

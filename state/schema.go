@@ -105,14 +105,14 @@ func nameOfMember(m *blixardv1.Member) string {
 }
 
 // arrayNamed gives the id of the array with that name or id, "" when there is none.
-func arrayNamed(txn *database, ref string) string {
+func arrayNamed(db *database, ref string) string {
 	for _, index := range []string{indexArray, indexArrayName} {
-		if t := first[blixardv1.Task](txn, tableTask, index, ref); t != nil {
+		if t := first[blixardv1.Task](db, tableTask, index, ref); t != nil {
 			return t.GetArray()
 		}
 	}
 	if own, ok := otherName(ref); ok {
-		if t := first[blixardv1.Task](txn, tableTask, indexArrayName, own); t != nil && isOf(txn, t, ref) {
+		if t := first[blixardv1.Task](db, tableTask, indexArrayName, own); t != nil && isOf(db, t, ref) {
 			return t.GetArray()
 		}
 	}
@@ -120,22 +120,22 @@ func arrayNamed(txn *database, ref string) string {
 }
 
 // taskNamed finds a task by its id or name.
-func taskNamed(txn *database, ref string) *blixardv1.Task {
-	return named[blixardv1.Task](txn, tableTask, ref)
+func taskNamed(db *database, ref string) *blixardv1.Task {
+	return named[blixardv1.Task](db, tableTask, ref)
 }
 
 // groupNamed finds a group by its id or name.
-func groupNamed(txn *database, ref string) *blixardv1.Group {
-	return named[blixardv1.Group](txn, tableGroup, ref)
+func groupNamed(db *database, ref string) *blixardv1.Group {
+	return named[blixardv1.Group](db, tableGroup, ref)
 }
 
 // tasksNamed gives the task, or the tasks of the array, with that name or id.
-func tasksNamed(txn *database, ref string) []*blixardv1.Task {
-	if t := taskNamed(txn, ref); t != nil {
+func tasksNamed(db *database, ref string) []*blixardv1.Task {
+	if t := taskNamed(db, ref); t != nil {
 		return []*blixardv1.Task{t}
 	}
-	if array := arrayNamed(txn, ref); array != "" {
-		return all[blixardv1.Task](txn, tableTask, indexArray, array)
+	if array := arrayNamed(db, ref); array != "" {
+		return all[blixardv1.Task](db, tableTask, indexArray, array)
 	}
 	return nil
 }

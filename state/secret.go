@@ -14,12 +14,12 @@ func (b *batch) setSecret(c *blixardv1.SetSecretCommand) Result {
 	if c.GetName() == "" || len(c.GetSealed()) == 0 {
 		return refused(b.index, problem.New(problem.Invalid, "secret.incomplete", "a secret needs a name and a value"))
 	}
-	old := first[blixardv1.Secret](b.txn, tableSecret, indexID, c.GetName())
+	old := first[blixardv1.Secret](b.db, tableSecret, indexID, c.GetName())
 	if old != nil && c.GetCreateOnly() {
 		return refused(b.index, problem.New(problem.Conflict, "secret.exists", "there is a secret %q already", c.GetName()).
 			WithHint("`blixard secret set` replaces it"))
 	}
-	if n := count[blixardv1.Secret](b.txn, tableSecret); old == nil && n >= secretsMax {
+	if n := count[blixardv1.Secret](b.db, tableSecret); old == nil && n >= secretsMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "secret.too_many", "there are %d secrets", n).WithHint("delete those that are not used"))
 	}
 	s := &blixardv1.Secret{Name: c.GetName(), CreateIndex: b.index, CreatedAt: b.time}
@@ -27,7 +27,7 @@ func (b *batch) setSecret(c *blixardv1.SetSecretCommand) Result {
 		s = proto.CloneOf(old)
 	}
 	s.Sealed, s.SizeBytes, s.ChangedAt, s.ModifyIndex = c.GetSealed(), c.GetSizeBytes(), b.time, b.index
-	insert(b.txn, tableSecret, s)
+	insert(b.db, tableSecret, s)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindSecret, Secret: s})
 	b.secretEvent(s, "secret.set", "the secret was set")
 	return Result{Index: b.index, Secret: s}
@@ -38,7 +38,7 @@ func (b *batch) secretEvent(s *blixardv1.Secret, kind, message string) {
 }
 
 func (b *batch) deleteSecret(c *blixardv1.DeleteSecretCommand) Result {
-	old := first[blixardv1.Secret](b.txn, tableSecret, indexID, c.GetName())
+	old := first[blixardv1.Secret](b.db, tableSecret, indexID, c.GetName())
 	if old == nil {
 		return refused(b.index, secretNotFound(c.GetName()))
 	}
@@ -55,7 +55,7 @@ func (b *batch) deleteSecret(c *blixardv1.DeleteSecretCommand) Result {
 	}
 	last := proto.CloneOf(old)
 	last.ModifyIndex = b.index
-	remove(b.txn, tableSecret, old)
+	remove(b.db, tableSecret, old)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindSecret, Secret: last, Deleted: true})
 	b.secretEvent(last, "secret.deleted", "the secret is gone")
 	return Result{Index: b.index, Secret: last}
@@ -79,7 +79,7 @@ func secretNotFound(name string) *problem.Error {
 
 func (b *batch) secretsKnown(spec *blixardv1.VMSpec) *problem.Error {
 	for _, s := range spec.GetSecrets() {
-		if first[blixardv1.Secret](b.txn, tableSecret, indexID, s.GetSecret()) == nil {
+		if first[blixardv1.Secret](b.db, tableSecret, indexID, s.GetSecret()) == nil {
 			return secretNotFound(s.GetSecret())
 		}
 	}

@@ -25,8 +25,8 @@ const (
 )
 
 // settings are nil before any were set.
-func settings(txn *database) *blixardv1.Settings {
-	return first[blixardv1.Settings](txn, tableSettings, indexID, settingsID)
+func settings(db *database) *blixardv1.Settings {
+	return first[blixardv1.Settings](db, tableSettings, indexID, settingsID)
 }
 
 // Settings of the cluster with the defaults filled in; a fresh object.
@@ -82,7 +82,7 @@ func percent(n uint64, p uint32) uint64 {
 
 // setSettings changes what is set, and what all nodes have to give.
 func (b *batch) setSettings(c *blixardv1.SetSettingsCommand) Result {
-	old := settings(b.txn)
+	old := settings(b.db)
 	if c.GetExpectedIndex() != 0 && c.GetExpectedIndex() != old.GetModifyIndex() {
 		return refused(b.index, problem.New(problem.Conflict, "settings.index_mismatch", "the settings were changed at index %d, not %d", old.GetModifyIndex(), c.GetExpectedIndex()).
 			WithHint("read them again with `blixard cluster settings`, and repeat the change"))
@@ -123,7 +123,7 @@ func (b *batch) setSettings(c *blixardv1.SetSettingsCommand) Result {
 		return refused(b.index, why)
 	}
 	next.ModifyIndex = b.index
-	insert(b.txn, tableSettings, next)
+	insert(b.db, tableSettings, next)
 	b.event(&blixardv1.Event{Kind: "cluster.settings", ObjectKind: "cluster", ObjectId: b.cluster().GetId(), ObjectName: "cluster", Message: "the settings are now " + settingsText(b.s.limits, next)})
 	return Result{Index: b.index, Settings: next}
 }
@@ -131,7 +131,7 @@ func (b *batch) setSettings(c *blixardv1.SetSettingsCommand) Result {
 // resize gives all nodes what they have by other settings, or refuses to: what is reserved
 // must be there.
 func (b *batch) resize(next *blixardv1.Settings) *problem.Error {
-	nodes := every[blixardv1.Node](b.txn, tableNode, indexID)
+	nodes := every[blixardv1.Node](b.db, tableNode, indexID)
 	var over []string
 	var resized []*blixardv1.Node
 	for _, n := range nodes {

@@ -77,50 +77,50 @@ func (v *View) putAnswers(sw *snapshotWriter) {
 // putObjects writes the tables. No list of all objects is made: there may be very
 // many.
 func (v *View) putObjects(sw *snapshotWriter) {
-	txn := v.db
-	each(txn, tableVM, func(o *blixardv1.VM) {
+	db := v.db
+	each(db, tableVM, func(o *blixardv1.VM) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Vm{Vm: o}})
 	})
-	each(txn, tableAllocation, func(o *blixardv1.Allocation) {
+	each(db, tableAllocation, func(o *blixardv1.Allocation) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Allocation{Allocation: o}})
 	})
-	each(txn, tableNode, func(o *blixardv1.Node) {
+	each(db, tableNode, func(o *blixardv1.Node) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Node{Node: o}})
 	})
-	each(txn, tableCluster, func(o *blixardv1.Cluster) {
+	each(db, tableCluster, func(o *blixardv1.Cluster) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Cluster{Cluster: o}})
 	})
-	each(txn, tableMember, func(o *blixardv1.Member) {
+	each(db, tableMember, func(o *blixardv1.Member) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Member{Member: o}})
 	})
-	each(txn, tableToken, func(o *blixardv1.Token) {
+	each(db, tableToken, func(o *blixardv1.Token) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Token{Token: o}})
 	})
-	each(txn, tableImage, func(o *blixardv1.Image) {
+	each(db, tableImage, func(o *blixardv1.Image) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Image{Image: o}})
 	})
-	each(txn, tableVolume, func(o *blixardv1.Volume) {
+	each(db, tableVolume, func(o *blixardv1.Volume) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Volume{Volume: o}})
 	})
-	each(txn, tableNetwork, func(o *blixardv1.Network) {
+	each(db, tableNetwork, func(o *blixardv1.Network) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Network{Network: o}})
 	})
-	each(txn, tableSecret, func(o *blixardv1.Secret) {
+	each(db, tableSecret, func(o *blixardv1.Secret) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Secret{Secret: o}})
 	})
-	each(txn, tableTask, func(o *blixardv1.Task) {
+	each(db, tableTask, func(o *blixardv1.Task) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Task{Task: o}})
 	})
-	each(txn, tableQuota, func(o *blixardv1.Quota) {
+	each(db, tableQuota, func(o *blixardv1.Quota) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Quota{Quota: o}})
 	})
-	each(txn, tableSettings, func(o *blixardv1.Settings) {
+	each(db, tableSettings, func(o *blixardv1.Settings) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Settings{Settings: o}})
 	})
-	each(txn, tableSchedule, func(o *blixardv1.Schedule) {
+	each(db, tableSchedule, func(o *blixardv1.Schedule) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Schedule{Schedule: o}})
 	})
-	each(txn, tableGroup, func(o *blixardv1.Group) {
+	each(db, tableGroup, func(o *blixardv1.Group) {
 		sw.put(&blixardv1.StateSnapshot{Record: &blixardv1.StateSnapshot_Group{Group: o}})
 	})
 }
@@ -207,7 +207,7 @@ func (s *State) read(in io.Reader) error {
 			header.GetFormat(), snapshotFormat).WithHint("start the newer version of blixard again")
 	}
 	s.index = header.GetIndex()
-	txn := s.db
+	db := s.db
 	for {
 		record, sum, err := r.next()
 		if err != nil {
@@ -219,7 +219,7 @@ func (s *State) read(in io.Reader) error {
 			}
 			break
 		}
-		if err := s.readRecord(txn, record); err != nil {
+		if err := s.readRecord(db, record); err != nil {
 			return err
 		}
 	}
@@ -227,65 +227,65 @@ func (s *State) read(in io.Reader) error {
 }
 
 // insertVM also makes its claims again, and counts it.
-func insertVM(txn *database, vm *blixardv1.VM) error {
+func insertVM(db *database, vm *blixardv1.VM) error {
 	for _, c := range claimsOf(vm) {
-		if other := first[claim](txn, tableClaim, indexID, c.id()); other != nil && other.vmID != vm.GetId() {
+		if other := first[claim](db, tableClaim, indexID, c.id()); other != nil && other.vmID != vm.GetId() {
 			return fmt.Errorf("VMs %s and %s both have %s", other.vmID, vm.GetId(), c.id())
 		}
-		insert(txn, tableClaim, c)
+		insert(db, tableClaim, c)
 	}
-	if err := load(txn, tableVM, vm); err != nil {
+	if err := load(db, tableVM, vm); err != nil {
 		return err
 	}
-	recount(txn, vm, nil)
+	recount(db, vm, nil)
 	return nil
 }
 
-func (s *State) readRecord(txn *database, record *blixardv1.StateSnapshot) error {
+func (s *State) readRecord(db *database, record *blixardv1.StateSnapshot) error {
 	var err error
 	switch o := record.GetRecord().(type) {
 	case *blixardv1.StateSnapshot_Vm:
 		s.words.status(o.Vm.GetStatus())
 		s.words.spec(o.Vm.GetSpec())
-		err = insertVM(txn, o.Vm)
+		err = insertVM(db, o.Vm)
 	case *blixardv1.StateSnapshot_Allocation:
 		a := o.Allocation
 		s.words.of(&a.NodeId)
 		s.words.status(a.GetStatus())
 		s.words.spec(a.GetSpec())
-		if vm := first[blixardv1.VM](txn, tableVM, indexID, a.GetVmId()); vm != nil {
+		if vm := first[blixardv1.VM](db, tableVM, indexID, a.GetVmId()); vm != nil {
 			share(a, vm)
 		}
-		err = load(txn, tableAllocation, a)
+		err = load(db, tableAllocation, a)
 	case *blixardv1.StateSnapshot_Node:
-		err = load(txn, tableNode, o.Node)
+		err = load(db, tableNode, o.Node)
 	case *blixardv1.StateSnapshot_Cluster:
-		err = load(txn, tableCluster, o.Cluster)
+		err = load(db, tableCluster, o.Cluster)
 	case *blixardv1.StateSnapshot_Member:
-		err = load(txn, tableMember, o.Member)
+		err = load(db, tableMember, o.Member)
 	case *blixardv1.StateSnapshot_Token:
-		err = load(txn, tableToken, o.Token)
+		err = load(db, tableToken, o.Token)
 	case *blixardv1.StateSnapshot_Image:
-		err = load(txn, tableImage, o.Image)
+		err = load(db, tableImage, o.Image)
 	case *blixardv1.StateSnapshot_Volume:
-		err = load(txn, tableVolume, o.Volume)
+		err = load(db, tableVolume, o.Volume)
 	case *blixardv1.StateSnapshot_Network:
-		err = load(txn, tableNetwork, o.Network)
+		err = load(db, tableNetwork, o.Network)
 	case *blixardv1.StateSnapshot_Secret:
-		err = load(txn, tableSecret, o.Secret)
+		err = load(db, tableSecret, o.Secret)
 	case *blixardv1.StateSnapshot_Task:
-		if err = load(txn, tableTask, o.Task); err == nil {
-			recountTask(txn, o.Task, nil)
+		if err = load(db, tableTask, o.Task); err == nil {
+			recountTask(db, o.Task, nil)
 			s.tasks++
 		}
 	case *blixardv1.StateSnapshot_Quota:
-		err = load(txn, tableQuota, o.Quota)
+		err = load(db, tableQuota, o.Quota)
 	case *blixardv1.StateSnapshot_Settings:
-		err = load(txn, tableSettings, o.Settings)
+		err = load(db, tableSettings, o.Settings)
 	case *blixardv1.StateSnapshot_Schedule:
-		err = load(txn, tableSchedule, o.Schedule)
+		err = load(db, tableSchedule, o.Schedule)
 	case *blixardv1.StateSnapshot_Group:
-		err = load(txn, tableGroup, o.Group)
+		err = load(db, tableGroup, o.Group)
 	case *blixardv1.StateSnapshot_Event:
 		s.events = append(s.events, o.Event)
 	case *blixardv1.StateSnapshot_Idempotency:
@@ -303,11 +303,11 @@ func (s *State) readRecord(txn *database, record *blixardv1.StateSnapshot) error
 
 // check holds what was read against the invariants between objects.
 func (s *State) check() error {
-	txn := s.db
+	db := s.db
 	sums := map[string]*blixardv1.Resources{}
-	for _, a := range every[blixardv1.Allocation](txn, tableAllocation, indexID) {
+	for _, a := range every[blixardv1.Allocation](db, tableAllocation, indexID) {
 		sums[a.GetNodeId()] = add(sums[a.GetNodeId()], s.limits.Reservation(a.GetSpec()))
-		vm := first[blixardv1.VM](txn, tableVM, indexID, a.GetVmId())
+		vm := first[blixardv1.VM](db, tableVM, indexID, a.GetVmId())
 		if vm == nil && Lost(a) {
 			continue // the VM was deleted before its old node was back
 		}
@@ -316,15 +316,15 @@ func (s *State) check() error {
 		}
 	}
 	var orphan error
-	each(txn, tableVM, func(vm *blixardv1.VM) {
-		if id := GroupOf(vm); id != "" && groupNamed(txn, id) == nil {
+	each(db, tableVM, func(vm *blixardv1.VM) {
+		if id := GroupOf(vm); id != "" && groupNamed(db, id) == nil {
 			orphan = damaged("VM %s is of group %s, which is not there", vm.GetId(), id)
 		}
 	})
 	if orphan != nil {
 		return orphan
 	}
-	for _, n := range every[blixardv1.Node](txn, tableNode, indexID) {
+	for _, n := range every[blixardv1.Node](db, tableNode, indexID) {
 		if !proto.Equal(add(sums[n.GetId()], nil), n.GetAllocated()) {
 			return damaged("node %s has %v reserved, its allocations %v", n.GetId(), n.GetAllocated(), sums[n.GetId()])
 		}

@@ -179,6 +179,14 @@ func first[T any](d *database, table, index, key string) *T {
 	return found
 }
 
+// byRef gives the object with that id, else that with that name, or nil.
+func byRef[T any](db *database, table, ref string) *T {
+	if o := first[T](db, table, indexID, ref); o != nil {
+		return o
+	}
+	return first[T](db, table, indexName, ref)
+}
+
 // each gives every object of a table to f, ordered by id. f may write.
 func each[T any](d *database, name string, f func(*T)) {
 	t := tableOf[T](d, name).freeze().(*table[T])

@@ -51,18 +51,18 @@ func TaskKeep(spec *blixardv1.TaskSpec) time.Duration {
 }
 
 // task finds a task by id or name.
-func (b *batch) task(ref string) *blixardv1.Task { return taskNamed(b.txn, ref) }
+func (b *batch) task(ref string) *blixardv1.Task { return taskNamed(b.db, ref) }
 
 func (b *batch) putTask(t *blixardv1.Task) {
 	t.ModifyIndex = b.index
-	recountTask(b.txn, t, first[blixardv1.Task](b.txn, tableTask, indexID, t.GetId()))
-	insert(b.txn, tableTask, t)
+	recountTask(b.db, t, first[blixardv1.Task](b.db, tableTask, indexID, t.GetId()))
+	insert(b.db, tableTask, t)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindTask, Task: t})
 }
 
 func (b *batch) dropTask(t *blixardv1.Task) {
-	recountTask(b.txn, nil, first[blixardv1.Task](b.txn, tableTask, indexID, t.GetId()))
-	remove(b.txn, tableTask, t)
+	recountTask(b.db, nil, first[blixardv1.Task](b.db, tableTask, indexID, t.GetId()))
+	remove(b.db, tableTask, t)
 	t.ModifyIndex = b.index
 	b.s.tasks--
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindTask, Task: t, Deleted: true})
@@ -166,7 +166,7 @@ func (b *batch) tasksOf(c *blixardv1.SubmitTaskCommand, after []string) []*blixa
 }
 
 // arrayNamed gives the id of the array with that name or id, "" when there is none.
-func (b *batch) arrayNamed(ref string) string { return arrayNamed(b.txn, ref) }
+func (b *batch) arrayNamed(ref string) string { return arrayNamed(b.db, ref) }
 
 // resolveAfter gives the ids of what a task comes after, which must be known already:
 // so there are no cycles.
@@ -195,12 +195,12 @@ func (b *batch) resolveAfter(c *blixardv1.SubmitTaskCommand) ([]string, *problem
 
 // unfinished reports whether a task or an array, by its id, will still come to its end.
 func (b *batch) unfinished(id string) bool {
-	return slices.ContainsFunc(tasksNamed(b.txn, id), func(t *blixardv1.Task) bool { return !Finished(t.GetStatus().GetState()) })
+	return slices.ContainsFunc(tasksNamed(b.db, id), func(t *blixardv1.Task) bool { return !Finished(t.GetStatus().GetState()) })
 }
 
 // changeTasks carries out a person's wish. It is refused when it fits none of the tasks.
 func (b *batch) changeTasks(c *blixardv1.ChangeTasksCommand) Result {
-	tasks := tasksNamed(b.txn, c.GetName())
+	tasks := tasksNamed(b.db, c.GetName())
 	if len(tasks) == 0 {
 		return refused(b.index, taskNotFound(c.GetName()))
 	}
@@ -280,7 +280,7 @@ func (b *batch) stepTasks(c *blixardv1.StepTasksCommand) Result {
 }
 
 func (b *batch) stepTask(s *blixardv1.TaskStep) *problem.Error {
-	old := first[blixardv1.Task](b.txn, tableTask, indexID, s.GetTaskId())
+	old := first[blixardv1.Task](b.db, tableTask, indexID, s.GetTaskId())
 	if old == nil {
 		return taskNotFound(s.GetTaskId())
 	}

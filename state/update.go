@@ -138,7 +138,7 @@ func (b *batch) renameVM(c *blixardv1.RenameVMCommand) Result {
 	b.putVM(vm)
 	// Written at once: who takes the old name in the same batch must not lose it to
 	// the leaving of this one.
-	insert(b.txn, tableVM, vm)
+	insert(b.db, tableVM, vm)
 	for _, a := range b.allocationsOf(vm) {
 		next := copyAllocation(a)
 		next.VmName = vm.GetName()

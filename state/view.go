@@ -64,11 +64,7 @@ func (v *View) AllocationsOfNode(nodeID string) []*blixardv1.Allocation {
 
 // Node finds a node by its id or name; nil when there is none.
 func (v *View) Node(ref string) *blixardv1.Node {
-	txn := v.db
-	if n := first[blixardv1.Node](txn, tableNode, indexID, ref); n != nil {
-		return n
-	}
-	return first[blixardv1.Node](txn, tableNode, indexName, ref)
+	return byRef[blixardv1.Node](v.db, tableNode, ref)
 }
 
 // Nodes gives all nodes that have not left, ordered by name.
@@ -88,11 +84,7 @@ func (v *View) Cluster() *blixardv1.Cluster {
 // Member finds a member by the id of its node, or, if it was not removed, by its
 // name; nil when there is none.
 func (v *View) Member(ref string) *blixardv1.Member {
-	txn := v.db
-	if m := first[blixardv1.Member](txn, tableMember, indexID, ref); m != nil {
-		return m
-	}
-	return first[blixardv1.Member](txn, tableMember, indexName, ref)
+	return byRef[blixardv1.Member](v.db, tableMember, ref)
 }
 
 // Members gives all members, removed ones too, ordered by the ids of their nodes.

@@ -16,10 +16,7 @@ const (
 
 // volume finds a volume by id or name.
 func (b *batch) volume(ref string) *blixardv1.Volume {
-	if v := first[blixardv1.Volume](b.txn, tableVolume, indexID, ref); v != nil {
-		return v
-	}
-	return first[blixardv1.Volume](b.txn, tableVolume, indexName, ref)
+	return byRef[blixardv1.Volume](b.db, tableVolume, ref)
 }
 
 // copyVolume is a copy that shares what it points to with v.
@@ -34,7 +31,7 @@ func copyVolume(v *blixardv1.Volume) *blixardv1.Volume {
 // putVolume writes v, a fresh copy.
 func (b *batch) putVolume(v *blixardv1.Volume) {
 	v.ModifyIndex = b.index
-	insert(b.txn, tableVolume, v)
+	insert(b.db, tableVolume, v)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVolume, Volume: v})
 }
 
@@ -65,7 +62,7 @@ func (b *batch) createVolume(c *blixardv1.CreateVolumeCommand) Result {
 		return refused(b.index, problem.New(problem.Conflict, "volume.name_taken", "there is a volume %q already", c.GetName()).
 			WithHint("choose another name"))
 	}
-	if n := count[blixardv1.Volume](b.txn, tableVolume); n >= volumesMax {
+	if n := count[blixardv1.Volume](b.db, tableVolume); n >= volumesMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "volume.too_many", "there are %d volumes", n).WithHint("delete those that are not used"))
 	}
 	v := &blixardv1.Volume{
@@ -143,7 +140,7 @@ func (b *batch) deleteVolume(c *blixardv1.DeleteVolumeCommand) Result {
 
 func (b *batch) dropVolume(old, last *blixardv1.Volume) {
 	last.ModifyIndex = b.index
-	remove(b.txn, tableVolume, old)
+	remove(b.db, tableVolume, old)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVolume, Volume: last, Deleted: true})
 	b.volumeEvent(last, "volume.deleted", "the volume is gone")
 }
@@ -313,11 +310,7 @@ func (b *batch) giveVolumes(attachments []*blixardv1.VolumeAttachment, node *bli
 
 // Volume finds a volume by its id or name; nil when there is none.
 func (v *View) Volume(ref string) *blixardv1.Volume {
-	txn := v.db
-	if o := first[blixardv1.Volume](txn, tableVolume, indexID, ref); o != nil {
-		return o
-	}
-	return first[blixardv1.Volume](txn, tableVolume, indexName, ref)
+	return byRef[blixardv1.Volume](v.db, tableVolume, ref)
 }
 
 // Volumes gives all volumes, ordered by name.
