@@ -296,13 +296,13 @@ func (f *Fabric) convergeRulesLocked(ctx context.Context, want tables) error {
 		if err := deleteTables(ctx, had); err != nil {
 			return problem.New(problem.Internal, "network.rules_refused", "remove the rules").WithCause(err)
 		}
-	} else if err := applyTables(ctx, want, had); err != nil {
+	} else if err := applyTables(ctx, want, had, f.record.made(had)); err != nil {
 		return err
 	}
 	if had, err = f.tablesLocked(ctx); err != nil {
 		return err
 	}
-	f.record.Rules, f.record.Listings = sum, map[string]string{}
+	f.record.Rules, f.record.Made, f.record.Listings = sum, want.sources(), map[string]string{}
 	for id, l := range had {
 		f.record.Listings[id] = l.text
 	}

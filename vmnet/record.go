@@ -14,9 +14,10 @@ import (
 type record struct {
 	// Sysctls of the host that were changed, by path.
 	Sysctls map[string]changed `json:"sysctls,omitempty"`
-	// Rules is the sum of the rules that were made and Listings how nft listed each
-	// table right after.
+	// Rules is the sum of the rules that were made, Made what each table was made of and
+	// Listings how nft listed it right after.
 	Rules    string            `json:"rules,omitempty"`
+	Made     map[string]source `json:"made,omitempty"`
 	Listings map[string]string `json:"listings,omitempty"`
 }
 
@@ -76,6 +77,21 @@ func (r record) matches(had map[string]listing) bool {
 		}
 	}
 	return true
+}
+
+// made gives what of the tables is as it was made.
+func (r record) made(had map[string]listing) map[string]source {
+	same := map[string]source{}
+	for id, l := range had {
+		same[id] = source{}
+		was := listing{text: r.Listings[id]}
+		for name, of := range r.Made[id] {
+			if text := l.block(name); text != "" && text == was.block(name) {
+				same[id][name] = of
+			}
+		}
+	}
+	return same
 }
 
 // ofHost reports whether a sysctl outlives what we make.
