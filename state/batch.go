@@ -19,6 +19,9 @@ type batch struct {
 	// byID and byName hold the VMs that the batch touched; nil for a dropped one.
 	byID   map[string]*blixardv1.VM
 	byName map[string]*blixardv1.VM
+	// had: so many changes were kept when the batch began. Those of the batch itself stay
+	// whole, else nobody could follow it.
+	had int
 
 	// Of the present entry.
 	index  uint64
@@ -33,6 +36,7 @@ func newBatch(s *State) *batch {
 		db:     s.db,
 		byID:   map[string]*blixardv1.VM{},
 		byName: map[string]*blixardv1.VM{},
+		had:    len(s.changes),
 	}
 }
 
@@ -59,7 +63,8 @@ func (b *batch) commit() {
 	if n := len(s.events) - s.limits.Events; n > 0 {
 		s.events = s.events[n:]
 	}
-	if n := len(s.changes) - s.limits.Changes; n > 0 {
+	kept := max(s.limits.Changes, count[blixardv1.VM](b.db, tableVM)/vmsPerChange, len(s.changes)-b.had)
+	if n := len(s.changes) - kept; n > 0 {
 		s.floor = s.changes[n-1].Index
 		s.changes = s.changes[n:]
 	}

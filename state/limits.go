@@ -14,6 +14,11 @@ const (
 	// changesKept: 72 bytes each and the replaced objects they hold, some 700
 	// bytes for a VM, so 12 MB while many VMs change and next to nothing before.
 	changesKept = 16384
+	// vmsPerChange: where there are many VMs, one change is kept for so many of them if
+	// that is more. Who falls behind looks at all VMs again, so the more there are the
+	// further behind one may be; a million keep some five seconds of what a leader can
+	// decide, in 100 MB.
+	vmsPerChange = 4
 	// answersKept: some 250 bytes each, so 32 MB after a burst. At 40,000 changes
 	// a second it covers 3 s of repeats, at 100 a second 20 minutes.
 	answersKept = 131072
@@ -29,7 +34,8 @@ const (
 // Limits are part of what every replica must agree on: two replicas with
 // different limits would apply the same entry differently.
 type Limits struct {
-	// Events, Changes and Answers bound what is kept of each, in numbers.
+	// Events, Changes and Answers bound what is kept of each, in numbers; of changes more
+	// are kept where there are many VMs.
 	Events, Changes, Answers int
 	// AnswersWindow bounds the age of remembered answers, in the time of commands.
 	AnswersWindow time.Duration
