@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -197,6 +198,43 @@ func (r *Replica) Read(ctx context.Context) (*state.View, error) {
 
 // Step takes a message of a peer. It is dropped when the replica stops.
 func (r *Replica) Step(m *raftpb.Message) { r.messages.put(m) }
+
+// Observer is told of the changes of each batch that is applied, in the order of the log;
+// nil means that the state was replaced as a whole.
+type Observer func([]state.Change)
+
+// Observe calls f after every batch, until the function that it gives is called: nothing
+// passes f by, however busy the process is. All that is applied waits for f, which must
+// not wait for anything itself and must not call the replica.
+func (r *Replica) Observe(f Observer) (end func()) {
+	r.observing.Lock()
+	defer r.observing.Unlock()
+	at := &f
+	r.observers = append(r.observers, at)
+	return func() {
+		r.observing.Lock()
+		defer r.observing.Unlock()
+		r.observers = slices.DeleteFunc(r.observers, func(o *Observer) bool { return o == at })
+	}
+}
+
+// observed tells the observers what came after the index before.
+func (r *Replica) observed(before uint64) {
+	r.observing.Lock()
+	defer r.observing.Unlock()
+	if len(r.observers) == 0 {
+		return
+	}
+	changes, err := r.state.View().ChangesAfter(before)
+	if err != nil {
+		changes = nil // the state keeps the newest batch whole, so it was replaced
+	} else if len(changes) == 0 {
+		return
+	}
+	for _, f := range r.observers {
+		(*f)(changes)
+	}
+}
 
 // Subscription follows the changes of the state. It belongs to one goroutine.
 type Subscription struct {

@@ -156,7 +156,9 @@ func (r *Replica) adopt(t applyTask) bool {
 		return false
 	}
 	if !planted.Is(planted.SnapshotNotTaken) {
+		before := r.state.View().Index()
 		r.state.Adopt(next)
+		r.observed(before)
 	}
 	r.conf, r.appliedTerm, r.sinceSnapshot = t.restore.GetConfState(), t.restore.GetTerm(), 0
 	if r.applied != nil {

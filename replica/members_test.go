@@ -7,12 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/state"
 )
 
 // network carries messages between the replicas of a test. A cut replica hears
@@ -259,6 +261,13 @@ func TestLateReplicaTakesASnapshot(t *testing.T) {
 	if first.RaftID() == 3 {
 		late = 2
 	}
+	var replaced atomic.Int64
+	end := n.replicas[late].Observe(func(changes []state.Change) {
+		if changes == nil {
+			replaced.Add(1)
+		}
+	})
+	defer end()
 	n.setCut(late, true)
 	for i := range trailingEntries + 200 {
 		mustPropose(t, first, label("a", fmt.Sprint(i)))
@@ -274,6 +283,9 @@ func TestLateReplicaTakesASnapshot(t *testing.T) {
 	n.sameState(1, 2, 3)
 	if n.replicas[late].Status().SnapshotIndex < trailingEntries {
 		t.Error("it came by without a snapshot")
+	}
+	if replaced.Load() != 1 {
+		t.Errorf("an observer heard %d times that all is another", replaced.Load())
 	}
 	// And it holds after a restart.
 	hash := n.replicas[late].View().VM("a").GetLabels()["l"]

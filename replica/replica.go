@@ -75,8 +75,8 @@ type Config struct {
 	// 0 means 100,000.
 	SnapshotEntries uint64
 	// SnapshotBytes of commands, applied since the last snapshot, that are as good a
-	// reason for the next; 0 means 64 MiB. Less than four times the size of a snapshot
-	// never is.
+	// reason for the next; 0 means 64 MiB. Before they are four times the size of a
+	// snapshot, or 128 MiB where that is less, they are none.
 	SnapshotBytes int64
 	// SnapshotInterval after which a snapshot is written if anything was applied; 0
 	// means never for that reason.
@@ -161,6 +161,10 @@ type Replica struct {
 	leads         atomic.Uint64
 	snapshotBytes atomic.Int64
 	changed       broadcast
+
+	// observing guards observers, which are told what is applied.
+	observing sync.Mutex
+	observers []*Observer
 
 	running  sync.WaitGroup
 	stopping chan struct{}

@@ -31,6 +31,8 @@ const (
 	// snapshotGrowth: the log grows to that many times the last snapshot's size
 	// before the next, so that writing snapshots stays a small part of all writing.
 	snapshotGrowth = 4
+	// growthBytesMax: but no further, since the log is in memory too.
+	growthBytesMax = 128 << 20
 )
 
 // loop owns the core.
@@ -364,7 +366,9 @@ func (r *Replica) apply(tasks []applyTask) {
 	if planted.Is(planted.SecondOfBatchSkipped) && len(entries) > 1 {
 		entries[1].Command = nil
 	}
+	before := r.state.View().Index()
 	results := r.state.Apply(entries)
+	r.observed(before)
 	if r.applied != nil {
 		r.applied(tasks)
 	}
@@ -408,9 +412,9 @@ func grows(now, next *raftpb.ConfState) bool {
 // maybeSnapshot asks for a snapshot when the log has grown enough since the last
 // and none is being written.
 func (r *Replica) maybeSnapshot() {
-	last := r.snapshotBytes.Load()
-	enough := r.sinceSnapshot >= r.config.SnapshotEntries && r.log.Bytes() >= snapshotGrowth*last ||
-		r.bytesSinceSnapshot >= max(r.config.SnapshotBytes, snapshotGrowth*last)
+	growth := min(snapshotGrowth*r.snapshotBytes.Load(), growthBytesMax)
+	enough := r.sinceSnapshot >= r.config.SnapshotEntries && r.log.Bytes() >= growth ||
+		r.bytesSinceSnapshot >= max(r.config.SnapshotBytes, growth)
 	if !enough && !r.confMoved && !r.due {
 		return
 	}

@@ -13,13 +13,11 @@ import (
 // is further behind lists them again.
 const nodeQueueMax = 16384
 
-// dispatcher reads the changes of the state once and gives those of allocations to the
-// node that they are on: a thousand agents that each read them all would cost a
-// thousand times as much. It is safe for concurrent use.
+// dispatcher gives the changes of allocations to the node that they are on, as they are
+// applied: a thousand agents that each read all changes would cost a thousand times as
+// much, and one that read them for all would fall behind when there is most to do, and
+// make all agents list again. It is safe for concurrent use.
 type dispatcher struct {
-	replica *replica.Replica
-	sub     *replica.Subscription // of run
-
 	mu    sync.Mutex
 	nodes map[string]map[*nodeWatch]bool
 }
@@ -33,9 +31,7 @@ type nodeWatch struct {
 	wake chan struct{}
 }
 
-func newDispatcher(r *replica.Replica) *dispatcher {
-	return &dispatcher{replica: r, sub: r.Subscribe(r.View().Index()), nodes: map[string]map[*nodeWatch]bool{}}
-}
+func newDispatcher() *dispatcher { return &dispatcher{nodes: map[string]map[*nodeWatch]bool{}} }
 
 // watch begins to keep the changes of a node's allocations: all those after an index
 // that the state had before. The caller ends it with leave.
@@ -82,25 +78,23 @@ func (d *dispatcher) next(ctx context.Context, w *nodeWatch) ([]state.Change, er
 }
 
 // run gives changes out until ctx ends or the replica stops.
-func (d *dispatcher) run(ctx context.Context) {
-	defer func() { d.sub.Close() }()
-	for {
-		changes, _, err := d.sub.Next(ctx)
-		switch {
-		case problem.HasCode(err, "watch.compacted"):
-			d.sub.Close()
-			d.sub = d.replica.Subscribe(d.replica.View().Index())
-			d.loseAll()
-		case err != nil:
-			d.loseAll()
-			return
-		default:
-			d.give(changes)
-		}
+func (d *dispatcher) run(ctx context.Context, r *replica.Replica) {
+	end := r.Observe(d.give)
+	defer end()
+	d.loseAll() // those who came before
+	select {
+	case <-ctx.Done():
+	case <-r.Done():
+		d.loseAll()
 	}
 }
 
+// give is the replica's observer.
 func (d *dispatcher) give(changes []state.Change) {
+	if changes == nil {
+		d.loseAll()
+		return
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, c := range changes {

@@ -16,9 +16,9 @@ const (
 	changesKept = 16384
 	// vmsPerChange: where there are many VMs, one change is kept for so many of them if
 	// that is more. Who falls behind looks at all VMs again, so the more there are the
-	// further behind one may be; a million keep some five seconds of what a leader can
-	// decide, in 100 MB.
-	vmsPerChange = 4
+	// further behind one may be; a million keep some three seconds of what a leader can
+	// decide, in 60 MB.
+	vmsPerChange = 8
 	// answersKept: some 250 bytes each, so 32 MB after a burst. At 40,000 changes
 	// a second it covers 3 s of repeats, at 100 a second 20 minutes.
 	answersKept = 131072

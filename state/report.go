@@ -80,7 +80,7 @@ func (b *batch) observe(old *blixardv1.Allocation, reported *blixardv1.VMStatus)
 	status := proto.CloneOf(reported)
 	status.AllocationId, status.Epoch = old.GetId(), old.GetEpoch()
 	status.Node = old.GetStatus().GetNode()
-	b.s.words.status(status)
+	b.s.vocabulary.status(status)
 	if proto.Equal(status, old.GetStatus()) {
 		return
 	}

@@ -1,51 +1,95 @@
 package state
 
 import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 )
 
-// Bounds of the words that are kept once: so many of so many bytes each. When there are
-// more, it begins anew.
+// Bounds of what is kept once: so many words of so many bytes each, and so many sets of
+// labels of so many labels each. When there are more, it begins anew.
 const (
-	wordsMax    = 1 << 15
-	wordSizeMax = 128
+	wordsMax     = 1 << 15
+	wordSizeMax  = 128
+	labelSetsMax = 1 << 14
+	labelsMax    = 16
 )
 
-// vocabulary keeps one copy of strings that many objects say, such as the names of nodes and
-// the reasons of statuses: what is decoded has a copy each.
-type vocabulary map[string]string
+// vocabulary keeps one copy of what many objects say, such as the names of nodes, the
+// reasons of statuses and labels: what is decoded has a copy each.
+type vocabulary struct {
+	words  map[string]string
+	labels map[string]map[string]string
+}
 
-func (w vocabulary) of(s *string) {
+func newVocabulary() *vocabulary {
+	return &vocabulary{words: map[string]string{}, labels: map[string]map[string]string{}}
+}
+
+func (v *vocabulary) word(s *string) {
 	if *s == "" || len(*s) > wordSizeMax {
 		return
 	}
-	if kept, ok := w[*s]; ok {
+	if kept, ok := v.words[*s]; ok {
 		*s = kept
 		return
 	}
-	if len(w) >= wordsMax {
-		clear(w)
+	if len(v.words) >= wordsMax {
+		clear(v.words)
 	}
-	w[*s] = *s
+	v.words[*s] = *s
 }
 
-func (w vocabulary) status(s *blixardv1.VMStatus) {
+// labelSet gives a set of labels that is equal to set. Both must never change.
+func (v *vocabulary) labelSet(set map[string]string) map[string]string {
+	if len(set) == 0 {
+		return nil
+	}
+	if len(set) > labelsMax {
+		return set
+	}
+	var text strings.Builder
+	for _, k := range slices.Sorted(maps.Keys(set)) {
+		text.WriteString(strconv.Quote(k))
+		text.WriteString(strconv.Quote(set[k]))
+	}
+	if kept, ok := v.labels[text.String()]; ok {
+		return kept
+	}
+	if len(v.labels) >= labelSetsMax {
+		clear(v.labels)
+	}
+	v.labels[text.String()] = set
+	return set
+}
+
+func (v *vocabulary) status(s *blixardv1.VMStatus) {
 	if s == nil {
 		return
 	}
 	for _, word := range []*string{
 		&s.Node, &s.Reason, &s.Message, &s.Accelerator, &s.Kernel, &s.KernelRelease, &s.StopRung, &s.HealthMessage, &s.ImageDigest,
 	} {
-		w.of(word)
+		v.word(word)
 	}
 }
 
-func (w vocabulary) spec(s *blixardv1.VMSpec) {
-	if s != nil {
-		w.of(&s.Image)
-		w.of(&s.Kernel)
+func (v *vocabulary) spec(s *blixardv1.VMSpec) {
+	if s == nil {
+		return
+	}
+	v.word(&s.Image)
+	v.word(&s.Kernel)
+	for i := range s.GetCommand() {
+		v.word(&s.Command[i])
+	}
+	for _, e := range s.GetEnv() {
+		v.word(&e.Name)
 	}
 }
 

@@ -181,7 +181,7 @@ func (s *State) Restore(r io.Reader) error {
 // used afterwards.
 func (s *State) Adopt(next *State) {
 	s.index, s.floor, s.db, s.tasks = next.index, next.index, next.db, next.tasks
-	s.events, s.changes, s.answers, s.byKey, s.words = next.events, nil, next.answers, next.byKey, next.words
+	s.events, s.changes, s.answers, s.byKey, s.vocabulary = next.events, nil, next.answers, next.byKey, next.vocabulary
 	s.publish()
 }
 
@@ -245,14 +245,15 @@ func (s *State) readRecord(db *database, record *blixardv1.StateSnapshot) error 
 	var err error
 	switch o := record.GetRecord().(type) {
 	case *blixardv1.StateSnapshot_Vm:
-		s.words.status(o.Vm.GetStatus())
-		s.words.spec(o.Vm.GetSpec())
+		s.vocabulary.status(o.Vm.GetStatus())
+		s.vocabulary.spec(o.Vm.GetSpec())
+		o.Vm.Labels = s.vocabulary.labelSet(o.Vm.GetLabels())
 		err = insertVM(db, o.Vm)
 	case *blixardv1.StateSnapshot_Allocation:
 		a := o.Allocation
-		s.words.of(&a.NodeId)
-		s.words.status(a.GetStatus())
-		s.words.spec(a.GetSpec())
+		s.vocabulary.word(&a.NodeId)
+		s.vocabulary.status(a.GetStatus())
+		s.vocabulary.spec(a.GetSpec())
 		if vm := first[blixardv1.VM](db, tableVM, indexID, a.GetVmId()); vm != nil {
 			share(a, vm)
 		}

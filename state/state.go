@@ -1,6 +1,7 @@
 package state
 
 import (
+	"sync"
 	"sync/atomic"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -32,8 +33,8 @@ type State struct {
 	floor   uint64
 	answers []*answer
 	// Invariant: byKey holds exactly the elements of answers.
-	byKey map[answerKey]*answer
-	words vocabulary
+	byKey      map[answerKey]*answer
+	vocabulary *vocabulary
 }
 
 // Stats counts what was refused since the process started.
@@ -55,7 +56,7 @@ func New(limits Limits) *State {
 func (s *State) reset() {
 	s.index, s.floor, s.db = 0, 0, newDatabase()
 	s.events, s.changes, s.answers, s.tasks = nil, nil, nil, 0
-	s.byKey, s.words = map[answerKey]*answer{}, vocabulary{}
+	s.byKey, s.vocabulary = map[answerKey]*answer{}, newVocabulary()
 }
 
 // View gives the state after the newest applied batch.
@@ -98,10 +99,12 @@ func (s *State) Apply(entries []Entry) []Result {
 }
 
 func (s *State) publish() {
+	db := s.db.freeze()
 	s.view.Store(&View{
 		index:   s.index,
 		limits:  s.limits,
-		db:      s.db.freeze(),
+		db:      db,
+		nodes:   sync.OnceValue(func() []*blixardv1.Node { return every[blixardv1.Node](db, tableNode, indexName) }),
 		events:  s.events,
 		changes: s.changes,
 		floor:   s.floor,

@@ -21,6 +21,7 @@ type View struct {
 	// floor: the changes of this index and all before it are no longer complete.
 	floor   uint64
 	answers []*answer
+	nodes   func() []*blixardv1.Node
 }
 
 // Index of the newest entry that is in the view.
@@ -67,10 +68,9 @@ func (v *View) Node(ref string) *blixardv1.Node {
 	return byRef[blixardv1.Node](v.db, tableNode, ref)
 }
 
-// Nodes gives all nodes that have not left, ordered by name.
-func (v *View) Nodes() []*blixardv1.Node {
-	return every[blixardv1.Node](v.db, tableNode, indexName)
-}
+// Nodes gives all nodes that have not left, ordered by name. The list is shared too: a
+// leader of many nodes looks at all of them several times a second.
+func (v *View) Nodes() []*blixardv1.Node { return v.nodes() }
 
 // Cluster gives what all members agree on; nil before the cluster is formed.
 func (v *View) Cluster() *blixardv1.Cluster {

@@ -44,13 +44,13 @@ func (b *batch) createVM(c *blixardv1.CreateVMCommand) Result {
 	}
 	vm := &blixardv1.VM{
 		Id: c.GetId(), Name: c.GetName(), Spec: c.GetSpec(), Generation: 1,
-		CreateIndex: b.index, CreatedAt: b.time, Labels: c.GetLabels(), Project: storedProject(c.GetProject()),
+		CreateIndex: b.index, CreatedAt: b.time, Labels: b.s.vocabulary.labelSet(c.GetLabels()), Project: storedProject(c.GetProject()),
 		Status: &blixardv1.VMStatus{State: stPending, Reason: reasonDeclared},
 	}
 	if vm.Spec.GetDesired() == blixardv1.DesiredState_unspecified {
 		vm.Spec = proto.CloneOf(vm.Spec)
 		vm.Spec.Desired = blixardv1.DesiredState_run
-		b.s.words.spec(vm.Spec)
+		b.s.vocabulary.spec(vm.Spec)
 	}
 	if p := b.claimAll(vm, nil); p != nil {
 		return refused(b.index, p)
@@ -72,7 +72,7 @@ func (b *batch) labelVM(c *blixardv1.LabelVMCommand) Result {
 		return refused(b.index, b.ofGroup(old))
 	}
 	vm := copyVM(old)
-	vm.Labels = c.GetLabels()
+	vm.Labels = b.s.vocabulary.labelSet(c.GetLabels())
 	b.putVM(vm)
 	b.vmEvent(vm, "vm.labeled", "", "the labels were replaced")
 	return Result{Index: b.index, VM: vm}
