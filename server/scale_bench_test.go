@@ -22,6 +22,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
 	"github.com/blixard/blixard/driver"
+	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/replica"
 )
 
@@ -155,6 +156,7 @@ func BenchmarkScale(b *testing.B) {
 				}
 				b.ReportMetric(float64(size.vms)/time.Since(begun).Seconds(), "running/s")
 				b.ReportMetric(memory(b, "VmHWM"), "MiB-peak")
+				settle(w)
 				runtime.GC()
 				var heap runtime.MemStats
 				runtime.ReadMemStats(&heap)
@@ -163,8 +165,15 @@ func BenchmarkScale(b *testing.B) {
 				<-time.After(quiet)
 				b.ReportMetric(100*float64(used(b)-before)/float64(time.Since(from)), "%core")
 				b.ReportMetric(memory(b, "VmRSS"), "MiB")
-				if err := w.replica.Compact(b.Context()); err != nil {
-					b.Fatal(err)
+				for {
+					err := w.replica.Compact(b.Context())
+					if err == nil {
+						break
+					}
+					if !problem.HasCode(err, "snapshot.busy") {
+						b.Fatal(err)
+					}
+					<-time.After(time.Second)
 				}
 				_ = stdin.Close()
 				_ = cmd.Wait()
@@ -183,6 +192,15 @@ func BenchmarkScale(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// settle waits until nothing changed for a while: what is late is done then.
+func settle(w *world) {
+	const still = 5 * time.Second
+	for index := uint64(0); w.replica.View().Index() != index; {
+		index = w.replica.View().Index()
+		<-time.After(still)
 	}
 }
 
