@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -117,23 +118,7 @@ func BenchmarkScale(b *testing.B) {
 		b.Run(fmt.Sprintf("agents=%d/vms=%d", size.agents, size.vms), func(b *testing.B) {
 			for range b.N {
 				w := newWorld(b)
-				cmd := exec.CommandContext(b.Context(), os.Args[0])
-				cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", crowdEnv, w.socket, size.agents))
-				cmd.Stderr = os.Stderr
-				stdin, err := cmd.StdinPipe()
-				if err != nil {
-					b.Fatal(err)
-				}
-				stdout, err := cmd.StdoutPipe()
-				if err != nil {
-					b.Fatal(err)
-				}
-				if err := cmd.Start(); err != nil {
-					b.Fatal(err)
-				}
-				for len(w.replica.View().Nodes()) < size.agents {
-					<-time.After(100 * time.Millisecond)
-				}
+				stdout, end := w.crowd(b, size.agents)
 				begun := time.Now()
 				var next atomic.Int64
 				var calls sync.WaitGroup
@@ -175,8 +160,7 @@ func BenchmarkScale(b *testing.B) {
 					}
 					<-time.After(time.Second)
 				}
-				_ = stdin.Close()
-				_ = cmd.Wait()
+				end()
 				w.end()
 				from = time.Now()
 				r, err := replica.Open(b.Context(), w.config)
@@ -190,6 +174,54 @@ func BenchmarkScale(b *testing.B) {
 				if err := r.Close(); err != nil {
 					b.Fatal(err)
 				}
+			}
+		})
+	}
+}
+
+// crowd begins agents in a process of their own and waits until the cluster knows them all.
+// What it gives says how many VMs run; end ends them.
+func (w *world) crowd(b *testing.B, agents int) (stdout io.Reader, end func()) {
+	b.Helper()
+	cmd := exec.CommandContext(b.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", crowdEnv, w.socket, agents))
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	for len(w.replica.View().Nodes()) < agents {
+		<-time.After(100 * time.Millisecond)
+	}
+	return out, func() {
+		_ = stdin.Close()
+		_ = cmd.Wait()
+	}
+}
+
+// BenchmarkLeases has ten thousand agents that do nothing but keep their leases: what that
+// takes of one processor in the process of the leader.
+func BenchmarkLeases(b *testing.B) {
+	const agents, quiet = 10_000, 30 * time.Second
+	for _, ttl := range []time.Duration{10 * time.Second, 30 * time.Second} {
+		b.Run(fmt.Sprintf("ttl=%v", ttl), func(b *testing.B) {
+			for range b.N {
+				w := newWorldOf(b, ttl)
+				stdout, end := w.crowd(b, agents)
+				go func() { _, _ = io.Copy(io.Discard, stdout) }()
+				settle(w)
+				before, from := used(b), time.Now()
+				<-time.After(quiet)
+				b.ReportMetric(100*float64(used(b)-before)/float64(time.Since(from)), "%core")
+				end()
+				w.end()
 			}
 		})
 	}

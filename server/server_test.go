@@ -54,6 +54,12 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldOf(t, 10*time.Second)
+}
+
+// newWorldOf has leases of that length.
+func newWorldOf(t testing.TB, ttl time.Duration) *world {
+	t.Helper()
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
 	config := replica.Config{Dir: filepath.Join(dir, "raft"), NodeID: "node-a", Logger: log}
@@ -62,7 +68,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, replica: r, socket: filepath.Join(dir, "s"), config: config}
-	leases := leader.NewLeases(r, 10*time.Second, time.Second)
+	leases := leader.NewLeases(r, ttl, time.Second)
 	w.server, err = server.New(server.Config{
 		NodeID: "node-a", Version: "test", DataDir: dir, Socket: w.socket, Replica: r,
 		Leases:   leases,
