@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -53,6 +54,9 @@ type Error struct {
 	// Hint says how to mend it; it may be empty for internal ones.
 	Hint  string
 	Cause error
+	// Violations are the fields of the request that it is about; none where it is about
+	// no field.
+	Violations []Violation
 }
 
 // New makes a problem; format and args make its message.
@@ -75,6 +79,23 @@ func (e *Error) WithCause(err error) *Error {
 	return &c
 }
 
+// WithField returns a copy of e that is about one field of the request; format and args
+// make its path.
+func (e *Error) WithField(format string, args ...any) *Error {
+	return e.WithViolations([]Violation{{Field: fmt.Sprintf(format, args...), Message: e.Error()}})
+}
+
+// WithViolations returns a copy of e that is about fields, at most ViolationsMax of them.
+func (e *Error) WithViolations(all []Violation) *Error {
+	c := *e
+	c.Violations = nil
+	for _, v := range all[:min(len(all), ViolationsMax)] {
+		v.Field = strings.ToValidUTF8(v.Field[:min(len(v.Field), fieldBytesMax)], "")
+		c.Violations = append(c.Violations, v)
+	}
+	return &c
+}
+
 // Error gives the message and its cause, without the hint.
 func (e *Error) Error() string {
 	if e.Cause != nil {
@@ -88,7 +109,11 @@ func (e *Error) Unwrap() error { return e.Cause }
 
 // Proto gives the form that crosses the wire.
 func (e *Error) Proto() *blixardv1.Problem {
-	return &blixardv1.Problem{Kind: string(e.Kind), Code: e.Code, Message: e.Error(), Hint: e.Hint}
+	p := &blixardv1.Problem{Kind: string(e.Kind), Code: e.Code, Message: e.Error(), Hint: e.Hint}
+	for _, v := range e.Violations {
+		p.Violations = append(p.Violations, &blixardv1.FieldViolation{Field: v.Field, Message: v.Message})
+	}
+	return p
 }
 
 // GRPCStatus makes the gRPC library send e as a status with its problem in the
@@ -110,7 +135,11 @@ func FromProto(p *blixardv1.Problem) *Error {
 	if p == nil {
 		return nil
 	}
-	return &Error{Kind: Kind(p.GetKind()), Code: p.GetCode(), Message: p.GetMessage(), Hint: p.GetHint()}
+	e := &Error{Kind: Kind(p.GetKind()), Code: p.GetCode(), Message: p.GetMessage(), Hint: p.GetHint()}
+	for _, v := range p.GetViolations() {
+		e.Violations = append(e.Violations, Violation{Field: v.GetField(), Message: v.GetMessage()})
+	}
+	return e
 }
 
 // From finds the problem in err, or makes one of what a gRPC status or a context

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -24,6 +26,33 @@ func TestProblemSurvivesTheWire(t *testing.T) {
 	}
 	if c := status.Convert(New("odd", "x", "y")).Code(); c != codes.Internal {
 		t.Errorf("unknown kind maps to %v", c)
+	}
+}
+
+// What fields a problem is about crosses the wire, grows with the request around them, and
+// has limits.
+func TestFields(t *testing.T) {
+	e := New(Invalid, "port.twice", "port tcp/80 is published twice").WithField("ports[%d]", 1).WithHint("h")
+	want := []Violation{{Field: "spec.vm.ports[1]", Message: "port tcp/80 is published twice"}}
+	under := Under("spec", Under("vm", e))
+	if got := From(status.Convert(under).Err()); !slices.Equal(got.Violations, want) || got.Hint != "h" || got.Code != "port.twice" {
+		t.Errorf("got %+v", got)
+	}
+	wrapped := From(Under("spec.vm", fmt.Errorf("create: %w", e)))
+	if !slices.Equal(wrapped.Violations, want) || wrapped.Error() != "create: port tcp/80 is published twice" {
+		t.Errorf("wrapped = %+v", wrapped)
+	}
+	if e.Violations[0].Field != "ports[1]" {
+		t.Errorf("the problem itself changed: %+v", e)
+	}
+	plain := errors.New("x")
+	if Under("spec", plain) != plain || Under("spec", nil) != nil {
+		t.Error("what is about no field must stay as it is")
+	}
+	long := make([]Violation, ViolationsMax+1)
+	long[0].Field = "x" + strings.Repeat("ü", fieldBytesMax)
+	if got := e.WithViolations(long).Violations; len(got) != ViolationsMax || len(got[0].Field) != fieldBytesMax-1 {
+		t.Errorf("%d violations, the first of %d bytes", len(got), len(got[0].Field))
 	}
 }
 

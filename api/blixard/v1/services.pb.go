@@ -5488,7 +5488,10 @@ type Problem struct {
 	Code    string `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// hint says how to mend it.
-	Hint          string `protobuf:"bytes,4,opt,name=hint,proto3" json:"hint,omitempty"`
+	Hint string `protobuf:"bytes,4,opt,name=hint,proto3" json:"hint,omitempty"`
+	// violations name the fields of the request that it is about, if it is about fields. Older
+	// nodes name none.
+	Violations    []*FieldViolation `protobuf:"bytes,5,rep,name=violations,proto3" json:"violations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5547,6 +5550,68 @@ func (x *Problem) GetMessage() string {
 func (x *Problem) GetHint() string {
 	if x != nil {
 		return x.Hint
+	}
+	return ""
+}
+
+func (x *Problem) GetViolations() []*FieldViolation {
+	if x != nil {
+		return x.Violations
+	}
+	return nil
+}
+
+// FieldViolation says what is wrong with one field of a request.
+type FieldViolation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// field is its path, such as spec.ports[1].host_port or labels["app"].
+	Field string `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	// message says what is wrong with it.
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FieldViolation) Reset() {
+	*x = FieldViolation{}
+	mi := &file_blixard_v1_services_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FieldViolation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FieldViolation) ProtoMessage() {}
+
+func (x *FieldViolation) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_services_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FieldViolation.ProtoReflect.Descriptor instead.
+func (*FieldViolation) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_services_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *FieldViolation) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *FieldViolation) GetMessage() string {
+	if x != nil {
+		return x.Message
 	}
 	return ""
 }
@@ -5966,12 +6031,18 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x06filter\x18\x03 \x01(\v2\x17.blixard.v1.EventFilterR\x06filter\"V\n" +
 	"\x13WatchEventsResponse\x12'\n" +
 	"\x05event\x18\x01 \x01(\v2\x11.blixard.v1.EventR\x05event\x12\x16\n" +
-	"\x06synced\x18\x02 \x01(\bR\x06synced\"_\n" +
+	"\x06synced\x18\x02 \x01(\bR\x06synced\"\x9b\x01\n" +
 	"\aProblem\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint2\xe1\v\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint\x12:\n" +
+	"\n" +
+	"violations\x18\x05 \x03(\v2\x1a.blixard.v1.FieldViolationR\n" +
+	"violations\"@\n" +
+	"\x0eFieldViolation\x12\x14\n" +
+	"\x05field\x18\x01 \x01(\tR\x05field\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage2\xe1\v\n" +
 	"\tVMService\x12E\n" +
 	"\bCreateVM\x12\x1b.blixard.v1.CreateVMRequest\x1a\x1c.blixard.v1.CreateVMResponse\x12<\n" +
 	"\x05GetVM\x12\x18.blixard.v1.GetVMRequest\x1a\x19.blixard.v1.GetVMResponse\x12B\n" +
@@ -6026,7 +6097,7 @@ func file_blixard_v1_services_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_services_proto_rawDescData
 }
 
-var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 89)
+var file_blixard_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
 var file_blixard_v1_services_proto_goTypes = []any{
 	(*CreateVMRequest)(nil),          // 0: blixard.v1.CreateVMRequest
 	(*CreateVMResponse)(nil),         // 1: blixard.v1.CreateVMResponse
@@ -6111,46 +6182,47 @@ var file_blixard_v1_services_proto_goTypes = []any{
 	(*WatchEventsRequest)(nil),       // 80: blixard.v1.WatchEventsRequest
 	(*WatchEventsResponse)(nil),      // 81: blixard.v1.WatchEventsResponse
 	(*Problem)(nil),                  // 82: blixard.v1.Problem
-	nil,                              // 83: blixard.v1.CreateVMRequest.LabelsEntry
-	nil,                              // 84: blixard.v1.LabelVMRequest.LabelsEntry
-	nil,                              // 85: blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	nil,                              // 86: blixard.v1.ExplainVMRequest.LabelsEntry
-	nil,                              // 87: blixard.v1.GetStatusResponse.VmsByStateEntry
-	nil,                              // 88: blixard.v1.RevealSecretsResponse.ValuesEntry
-	(*VMSpec)(nil),                   // 89: blixard.v1.VMSpec
-	(*VM)(nil),                       // 90: blixard.v1.VM
-	(*durationpb.Duration)(nil),      // 91: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 92: google.protobuf.Timestamp
-	(*EnvVar)(nil),                   // 93: blixard.v1.EnvVar
-	(*Node)(nil),                     // 94: blixard.v1.Node
-	(*Taint)(nil),                    // 95: blixard.v1.Taint
-	(*NodeFingerprint)(nil),          // 96: blixard.v1.NodeFingerprint
-	(*Allocation)(nil),               // 97: blixard.v1.Allocation
-	(*VMStatus)(nil),                 // 98: blixard.v1.VMStatus
-	(*Event)(nil),                    // 99: blixard.v1.Event
+	(*FieldViolation)(nil),           // 83: blixard.v1.FieldViolation
+	nil,                              // 84: blixard.v1.CreateVMRequest.LabelsEntry
+	nil,                              // 85: blixard.v1.LabelVMRequest.LabelsEntry
+	nil,                              // 86: blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	nil,                              // 87: blixard.v1.ExplainVMRequest.LabelsEntry
+	nil,                              // 88: blixard.v1.GetStatusResponse.VmsByStateEntry
+	nil,                              // 89: blixard.v1.RevealSecretsResponse.ValuesEntry
+	(*VMSpec)(nil),                   // 90: blixard.v1.VMSpec
+	(*VM)(nil),                       // 91: blixard.v1.VM
+	(*durationpb.Duration)(nil),      // 92: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 93: google.protobuf.Timestamp
+	(*EnvVar)(nil),                   // 94: blixard.v1.EnvVar
+	(*Node)(nil),                     // 95: blixard.v1.Node
+	(*Taint)(nil),                    // 96: blixard.v1.Taint
+	(*NodeFingerprint)(nil),          // 97: blixard.v1.NodeFingerprint
+	(*Allocation)(nil),               // 98: blixard.v1.Allocation
+	(*VMStatus)(nil),                 // 99: blixard.v1.VMStatus
+	(*Event)(nil),                    // 100: blixard.v1.Event
 }
 var file_blixard_v1_services_proto_depIdxs = []int32{
-	89,  // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	83,  // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
-	90,  // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
-	90,  // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
-	91,  // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
-	90,  // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
-	91,  // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
-	90,  // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
-	91,  // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
-	90,  // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
-	91,  // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
-	90,  // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
-	91,  // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
-	90,  // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
-	84,  // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
+	90,  // 0: blixard.v1.CreateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	84,  // 1: blixard.v1.CreateVMRequest.labels:type_name -> blixard.v1.CreateVMRequest.LabelsEntry
+	91,  // 2: blixard.v1.CreateVMResponse.vm:type_name -> blixard.v1.VM
+	91,  // 3: blixard.v1.GetVMResponse.vm:type_name -> blixard.v1.VM
+	92,  // 4: blixard.v1.GetVMResponse.age:type_name -> google.protobuf.Duration
+	91,  // 5: blixard.v1.ListVMsResponse.vms:type_name -> blixard.v1.VM
+	92,  // 6: blixard.v1.ListVMsResponse.age:type_name -> google.protobuf.Duration
+	91,  // 7: blixard.v1.StartVMResponse.vm:type_name -> blixard.v1.VM
+	92,  // 8: blixard.v1.StopVMRequest.timeout:type_name -> google.protobuf.Duration
+	91,  // 9: blixard.v1.StopVMResponse.vm:type_name -> blixard.v1.VM
+	92,  // 10: blixard.v1.RestartVMRequest.timeout:type_name -> google.protobuf.Duration
+	91,  // 11: blixard.v1.RestartVMResponse.vm:type_name -> blixard.v1.VM
+	92,  // 12: blixard.v1.DeleteVMRequest.timeout:type_name -> google.protobuf.Duration
+	91,  // 13: blixard.v1.DeleteVMResponse.vm:type_name -> blixard.v1.VM
+	85,  // 14: blixard.v1.LabelVMRequest.labels:type_name -> blixard.v1.LabelVMRequest.LabelsEntry
 	14,  // 15: blixard.v1.LabelVMsRequest.change:type_name -> blixard.v1.LabelVMRequest
 	82,  // 16: blixard.v1.LabelVMsResponse.problem:type_name -> blixard.v1.Problem
-	90,  // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
-	92,  // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	91,  // 17: blixard.v1.WatchVMsResponse.vm:type_name -> blixard.v1.VM
+	93,  // 18: blixard.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
 	22,  // 19: blixard.v1.ConsoleRequest.size:type_name -> blixard.v1.TerminalSize
-	93,  // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
+	94,  // 20: blixard.v1.ExecStart.env:type_name -> blixard.v1.EnvVar
 	22,  // 21: blixard.v1.ExecStart.size:type_name -> blixard.v1.TerminalSize
 	25,  // 22: blixard.v1.ExecRequest.start:type_name -> blixard.v1.ExecStart
 	22,  // 23: blixard.v1.ExecRequest.size:type_name -> blixard.v1.TerminalSize
@@ -6158,125 +6230,126 @@ var file_blixard_v1_services_proto_depIdxs = []int32{
 	28,  // 25: blixard.v1.AttachRequest.start:type_name -> blixard.v1.AttachStart
 	22,  // 26: blixard.v1.AttachRequest.size:type_name -> blixard.v1.TerminalSize
 	33,  // 27: blixard.v1.TopResponse.processes:type_name -> blixard.v1.GuestProcess
-	91,  // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
-	89,  // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
-	90,  // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
-	90,  // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
+	92,  // 28: blixard.v1.GuestProcess.cpu:type_name -> google.protobuf.Duration
+	90,  // 29: blixard.v1.UpdateVMRequest.spec:type_name -> blixard.v1.VMSpec
+	91,  // 30: blixard.v1.UpdateVMResponse.vm:type_name -> blixard.v1.VM
+	91,  // 31: blixard.v1.RenameVMResponse.vm:type_name -> blixard.v1.VM
 	38,  // 32: blixard.v1.CopyRequest.start:type_name -> blixard.v1.CopyStart
 	41,  // 33: blixard.v1.ForwardRequest.start:type_name -> blixard.v1.ForwardStart
-	91,  // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
-	94,  // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	91,  // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
-	85,  // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
-	95,  // 38: blixard.v1.UpdateNodeRequest.set_taints:type_name -> blixard.v1.Taint
-	94,  // 39: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
-	94,  // 40: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
+	92,  // 34: blixard.v1.StatsResponse.uptime:type_name -> google.protobuf.Duration
+	95,  // 35: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
+	92,  // 36: blixard.v1.ListNodesResponse.age:type_name -> google.protobuf.Duration
+	86,  // 37: blixard.v1.UpdateNodeRequest.set_labels:type_name -> blixard.v1.UpdateNodeRequest.SetLabelsEntry
+	96,  // 38: blixard.v1.UpdateNodeRequest.set_taints:type_name -> blixard.v1.Taint
+	95,  // 39: blixard.v1.UpdateNodeResponse.node:type_name -> blixard.v1.Node
+	95,  // 40: blixard.v1.PlanDrainResponse.node:type_name -> blixard.v1.Node
 	54,  // 41: blixard.v1.PlanDrainResponse.steps:type_name -> blixard.v1.PlannedVM
 	0,   // 42: blixard.v1.SimulateRequest.vms:type_name -> blixard.v1.CreateVMRequest
 	54,  // 43: blixard.v1.SimulateResponse.vms:type_name -> blixard.v1.PlannedVM
-	90,  // 44: blixard.v1.PlannedVM.vm:type_name -> blixard.v1.VM
+	91,  // 44: blixard.v1.PlannedVM.vm:type_name -> blixard.v1.VM
 	59,  // 45: blixard.v1.PlannedVM.preempts:type_name -> blixard.v1.Preemption
-	91,  // 46: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
-	90,  // 47: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
-	89,  // 48: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
-	86,  // 49: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
-	90,  // 50: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
+	92,  // 46: blixard.v1.MoveVMRequest.timeout:type_name -> google.protobuf.Duration
+	91,  // 47: blixard.v1.MoveVMResponse.vm:type_name -> blixard.v1.VM
+	90,  // 48: blixard.v1.ExplainVMRequest.spec:type_name -> blixard.v1.VMSpec
+	87,  // 49: blixard.v1.ExplainVMRequest.labels:type_name -> blixard.v1.ExplainVMRequest.LabelsEntry
+	91,  // 50: blixard.v1.ExplainVMResponse.vm:type_name -> blixard.v1.VM
 	61,  // 51: blixard.v1.ExplainVMResponse.nodes:type_name -> blixard.v1.NodeVerdict
 	59,  // 52: blixard.v1.ExplainVMResponse.preempts:type_name -> blixard.v1.Preemption
 	60,  // 53: blixard.v1.Preemption.vms:type_name -> blixard.v1.PreemptedVM
 	62,  // 54: blixard.v1.NodeVerdict.parts:type_name -> blixard.v1.NodePoints
-	94,  // 55: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
-	92,  // 56: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	95,  // 55: blixard.v1.GetStatusResponse.node:type_name -> blixard.v1.Node
+	93,  // 56: blixard.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
 	65,  // 57: blixard.v1.GetStatusResponse.supervisors:type_name -> blixard.v1.SupervisorStatus
-	87,  // 58: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
-	92,  // 59: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
-	91,  // 60: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
-	96,  // 61: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	94,  // 62: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
-	97,  // 63: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
-	98,  // 64: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
+	88,  // 58: blixard.v1.GetStatusResponse.vms_by_state:type_name -> blixard.v1.GetStatusResponse.VmsByStateEntry
+	93,  // 59: blixard.v1.SupervisorStatus.started_at:type_name -> google.protobuf.Timestamp
+	92,  // 60: blixard.v1.SupervisorStatus.lease_left:type_name -> google.protobuf.Duration
+	97,  // 61: blixard.v1.RegisterRequest.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	95,  // 62: blixard.v1.RegisterResponse.node:type_name -> blixard.v1.Node
+	98,  // 63: blixard.v1.WatchAllocationsResponse.allocation:type_name -> blixard.v1.Allocation
+	99,  // 64: blixard.v1.AllocationReport.status:type_name -> blixard.v1.VMStatus
 	70,  // 65: blixard.v1.ReportRequest.reports:type_name -> blixard.v1.AllocationReport
-	91,  // 66: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
-	91,  // 67: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
-	88,  // 68: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
-	92,  // 69: blixard.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
+	92,  // 66: blixard.v1.RenewLeaseRequest.ttl:type_name -> google.protobuf.Duration
+	92,  // 67: blixard.v1.RenewLeaseResponse.ttl:type_name -> google.protobuf.Duration
+	89,  // 68: blixard.v1.RevealSecretsResponse.values:type_name -> blixard.v1.RevealSecretsResponse.ValuesEntry
+	93,  // 69: blixard.v1.EventFilter.since:type_name -> google.protobuf.Timestamp
 	77,  // 70: blixard.v1.ListEventsRequest.filter:type_name -> blixard.v1.EventFilter
-	99,  // 71: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
+	100, // 71: blixard.v1.ListEventsResponse.events:type_name -> blixard.v1.Event
 	77,  // 72: blixard.v1.WatchEventsRequest.filter:type_name -> blixard.v1.EventFilter
-	99,  // 73: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
-	0,   // 74: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
-	2,   // 75: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
-	4,   // 76: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
-	6,   // 77: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
-	8,   // 78: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
-	10,  // 79: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
-	12,  // 80: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
-	14,  // 81: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
-	16,  // 82: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
-	18,  // 83: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
-	20,  // 84: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
-	23,  // 85: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
-	26,  // 86: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
-	29,  // 87: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
-	44,  // 88: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
-	34,  // 89: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
-	36,  // 90: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
-	39,  // 91: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
-	42,  // 92: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
-	31,  // 93: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
-	57,  // 94: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
-	55,  // 95: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
-	46,  // 96: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
-	63,  // 97: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
-	48,  // 98: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
-	50,  // 99: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
-	52,  // 100: blixard.v1.NodeService.Simulate:input_type -> blixard.v1.SimulateRequest
-	66,  // 101: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
-	68,  // 102: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
-	71,  // 103: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
-	73,  // 104: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
-	75,  // 105: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
-	78,  // 106: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
-	80,  // 107: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
-	1,   // 108: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
-	3,   // 109: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
-	5,   // 110: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
-	7,   // 111: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
-	9,   // 112: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
-	11,  // 113: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
-	13,  // 114: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
-	15,  // 115: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
-	17,  // 116: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
-	19,  // 117: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
-	21,  // 118: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
-	24,  // 119: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
-	27,  // 120: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
-	30,  // 121: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
-	45,  // 122: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
-	35,  // 123: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
-	37,  // 124: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
-	40,  // 125: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
-	43,  // 126: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
-	32,  // 127: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
-	58,  // 128: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
-	56,  // 129: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
-	47,  // 130: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	64,  // 131: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
-	49,  // 132: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
-	51,  // 133: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
-	53,  // 134: blixard.v1.NodeService.Simulate:output_type -> blixard.v1.SimulateResponse
-	67,  // 135: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
-	69,  // 136: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
-	72,  // 137: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
-	74,  // 138: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
-	76,  // 139: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
-	79,  // 140: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
-	81,  // 141: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
-	108, // [108:142] is the sub-list for method output_type
-	74,  // [74:108] is the sub-list for method input_type
-	74,  // [74:74] is the sub-list for extension type_name
-	74,  // [74:74] is the sub-list for extension extendee
-	0,   // [0:74] is the sub-list for field type_name
+	100, // 73: blixard.v1.WatchEventsResponse.event:type_name -> blixard.v1.Event
+	83,  // 74: blixard.v1.Problem.violations:type_name -> blixard.v1.FieldViolation
+	0,   // 75: blixard.v1.VMService.CreateVM:input_type -> blixard.v1.CreateVMRequest
+	2,   // 76: blixard.v1.VMService.GetVM:input_type -> blixard.v1.GetVMRequest
+	4,   // 77: blixard.v1.VMService.ListVMs:input_type -> blixard.v1.ListVMsRequest
+	6,   // 78: blixard.v1.VMService.StartVM:input_type -> blixard.v1.StartVMRequest
+	8,   // 79: blixard.v1.VMService.StopVM:input_type -> blixard.v1.StopVMRequest
+	10,  // 80: blixard.v1.VMService.RestartVM:input_type -> blixard.v1.RestartVMRequest
+	12,  // 81: blixard.v1.VMService.DeleteVM:input_type -> blixard.v1.DeleteVMRequest
+	14,  // 82: blixard.v1.VMService.LabelVM:input_type -> blixard.v1.LabelVMRequest
+	16,  // 83: blixard.v1.VMService.LabelVMs:input_type -> blixard.v1.LabelVMsRequest
+	18,  // 84: blixard.v1.VMService.WatchVMs:input_type -> blixard.v1.WatchVMsRequest
+	20,  // 85: blixard.v1.VMService.Logs:input_type -> blixard.v1.LogsRequest
+	23,  // 86: blixard.v1.VMService.Console:input_type -> blixard.v1.ConsoleRequest
+	26,  // 87: blixard.v1.VMService.Exec:input_type -> blixard.v1.ExecRequest
+	29,  // 88: blixard.v1.VMService.Attach:input_type -> blixard.v1.AttachRequest
+	44,  // 89: blixard.v1.VMService.Stats:input_type -> blixard.v1.StatsRequest
+	34,  // 90: blixard.v1.VMService.UpdateVM:input_type -> blixard.v1.UpdateVMRequest
+	36,  // 91: blixard.v1.VMService.RenameVM:input_type -> blixard.v1.RenameVMRequest
+	39,  // 92: blixard.v1.VMService.Copy:input_type -> blixard.v1.CopyRequest
+	42,  // 93: blixard.v1.VMService.Forward:input_type -> blixard.v1.ForwardRequest
+	31,  // 94: blixard.v1.VMService.Top:input_type -> blixard.v1.TopRequest
+	57,  // 95: blixard.v1.VMService.ExplainVM:input_type -> blixard.v1.ExplainVMRequest
+	55,  // 96: blixard.v1.VMService.MoveVM:input_type -> blixard.v1.MoveVMRequest
+	46,  // 97: blixard.v1.NodeService.ListNodes:input_type -> blixard.v1.ListNodesRequest
+	63,  // 98: blixard.v1.NodeService.GetStatus:input_type -> blixard.v1.GetStatusRequest
+	48,  // 99: blixard.v1.NodeService.UpdateNode:input_type -> blixard.v1.UpdateNodeRequest
+	50,  // 100: blixard.v1.NodeService.PlanDrain:input_type -> blixard.v1.PlanDrainRequest
+	52,  // 101: blixard.v1.NodeService.Simulate:input_type -> blixard.v1.SimulateRequest
+	66,  // 102: blixard.v1.AgentService.Register:input_type -> blixard.v1.RegisterRequest
+	68,  // 103: blixard.v1.AgentService.WatchAllocations:input_type -> blixard.v1.WatchAllocationsRequest
+	71,  // 104: blixard.v1.AgentService.Report:input_type -> blixard.v1.ReportRequest
+	73,  // 105: blixard.v1.AgentService.RenewLease:input_type -> blixard.v1.RenewLeaseRequest
+	75,  // 106: blixard.v1.AgentService.RevealSecrets:input_type -> blixard.v1.RevealSecretsRequest
+	78,  // 107: blixard.v1.EventService.ListEvents:input_type -> blixard.v1.ListEventsRequest
+	80,  // 108: blixard.v1.EventService.WatchEvents:input_type -> blixard.v1.WatchEventsRequest
+	1,   // 109: blixard.v1.VMService.CreateVM:output_type -> blixard.v1.CreateVMResponse
+	3,   // 110: blixard.v1.VMService.GetVM:output_type -> blixard.v1.GetVMResponse
+	5,   // 111: blixard.v1.VMService.ListVMs:output_type -> blixard.v1.ListVMsResponse
+	7,   // 112: blixard.v1.VMService.StartVM:output_type -> blixard.v1.StartVMResponse
+	9,   // 113: blixard.v1.VMService.StopVM:output_type -> blixard.v1.StopVMResponse
+	11,  // 114: blixard.v1.VMService.RestartVM:output_type -> blixard.v1.RestartVMResponse
+	13,  // 115: blixard.v1.VMService.DeleteVM:output_type -> blixard.v1.DeleteVMResponse
+	15,  // 116: blixard.v1.VMService.LabelVM:output_type -> blixard.v1.LabelVMResponse
+	17,  // 117: blixard.v1.VMService.LabelVMs:output_type -> blixard.v1.LabelVMsResponse
+	19,  // 118: blixard.v1.VMService.WatchVMs:output_type -> blixard.v1.WatchVMsResponse
+	21,  // 119: blixard.v1.VMService.Logs:output_type -> blixard.v1.LogsResponse
+	24,  // 120: blixard.v1.VMService.Console:output_type -> blixard.v1.ConsoleResponse
+	27,  // 121: blixard.v1.VMService.Exec:output_type -> blixard.v1.ExecResponse
+	30,  // 122: blixard.v1.VMService.Attach:output_type -> blixard.v1.AttachResponse
+	45,  // 123: blixard.v1.VMService.Stats:output_type -> blixard.v1.StatsResponse
+	35,  // 124: blixard.v1.VMService.UpdateVM:output_type -> blixard.v1.UpdateVMResponse
+	37,  // 125: blixard.v1.VMService.RenameVM:output_type -> blixard.v1.RenameVMResponse
+	40,  // 126: blixard.v1.VMService.Copy:output_type -> blixard.v1.CopyResponse
+	43,  // 127: blixard.v1.VMService.Forward:output_type -> blixard.v1.ForwardResponse
+	32,  // 128: blixard.v1.VMService.Top:output_type -> blixard.v1.TopResponse
+	58,  // 129: blixard.v1.VMService.ExplainVM:output_type -> blixard.v1.ExplainVMResponse
+	56,  // 130: blixard.v1.VMService.MoveVM:output_type -> blixard.v1.MoveVMResponse
+	47,  // 131: blixard.v1.NodeService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	64,  // 132: blixard.v1.NodeService.GetStatus:output_type -> blixard.v1.GetStatusResponse
+	49,  // 133: blixard.v1.NodeService.UpdateNode:output_type -> blixard.v1.UpdateNodeResponse
+	51,  // 134: blixard.v1.NodeService.PlanDrain:output_type -> blixard.v1.PlanDrainResponse
+	53,  // 135: blixard.v1.NodeService.Simulate:output_type -> blixard.v1.SimulateResponse
+	67,  // 136: blixard.v1.AgentService.Register:output_type -> blixard.v1.RegisterResponse
+	69,  // 137: blixard.v1.AgentService.WatchAllocations:output_type -> blixard.v1.WatchAllocationsResponse
+	72,  // 138: blixard.v1.AgentService.Report:output_type -> blixard.v1.ReportResponse
+	74,  // 139: blixard.v1.AgentService.RenewLease:output_type -> blixard.v1.RenewLeaseResponse
+	76,  // 140: blixard.v1.AgentService.RevealSecrets:output_type -> blixard.v1.RevealSecretsResponse
+	79,  // 141: blixard.v1.EventService.ListEvents:output_type -> blixard.v1.ListEventsResponse
+	81,  // 142: blixard.v1.EventService.WatchEvents:output_type -> blixard.v1.WatchEventsResponse
+	109, // [109:143] is the sub-list for method output_type
+	75,  // [75:109] is the sub-list for method input_type
+	75,  // [75:75] is the sub-list for extension type_name
+	75,  // [75:75] is the sub-list for extension extendee
+	0,   // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_services_proto_init() }
@@ -6339,7 +6412,7 @@ func file_blixard_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_services_proto_rawDesc), len(file_blixard_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   89,
+			NumMessages:   90,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
