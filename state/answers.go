@@ -91,7 +91,10 @@ func (b *batch) once(cmd *blixardv1.Command) Result {
 	r := b.run(cmd)
 	a := &answer{
 		key: k, digest: cmd.GetDigest(), index: b.index, unixNano: cmd.GetTime().AsTime().UnixNano(),
-		problem: r.Problem,
+	}
+	if r.Problem != nil {
+		// Older members know of no fields, and must come to the same bytes.
+		a.problem = r.Problem.WithViolations(nil)
 	}
 	switch {
 	case r.VM != nil:

@@ -109,20 +109,20 @@ func (b *batch) releaseClaims(vm *blixardv1.VM) {
 
 func (b *batch) portsFree(vm *blixardv1.VM) *problem.Error {
 	seen := map[string]bool{}
-	for _, p := range vm.GetSpec().GetPorts() {
+	for i, p := range vm.GetSpec().GetPorts() {
 		key := PortKey(p)
 		if seen[key] {
-			return problem.New(problem.Invalid, "port.twice", "port %s is published twice", key).WithHint("name each port once")
+			return problem.New(problem.Invalid, "port.twice", "port %s is published twice", key).WithHint("name each port once").WithField("spec.ports[%d]", i)
 		}
 		seen[key] = true
 		if other := b.claimant("port/" + key); other != "" && other != vm.GetId() {
 			return problem.New(problem.Conflict, "port.taken", "port %s is published by VM %q already", key, b.vm(other).GetName()).
-				WithHint("publish another port of the nodes, such as -p %d:%d", p.GetHostPort()+1, p.GetGuestPort())
+				WithHint("publish another port of the nodes, such as -p %d:%d", p.GetHostPort()+1, p.GetGuestPort()).WithField("spec.ports[%d]", i)
 		}
 	}
 	if len(seen) > 0 && len(vm.GetSpec().GetNetworks()) == 0 {
 		return problem.New(problem.Invalid, "port.no_network", "the VM has ports to publish and no network").
-			WithHint("give it a network, or leave the ports out")
+			WithHint("give it a network, or leave the ports out").WithField("spec.ports")
 	}
 	return nil
 }

@@ -123,10 +123,10 @@ func (b *batch) createGroup(c *blixardv1.CreateGroupCommand) Result {
 			WithHint("this is a fault of the proposer: report it"))
 	case groupIDPattern.MatchString(c.GetName()) || idPattern.MatchString(c.GetName()):
 		return refused(b.index, problem.New(problem.Invalid, "group.name_is_id", "the name %q looks like an id", c.GetName()).
-			WithHint("choose a name that does not begin with group-, vm- or task- and 16 letters or digits"))
+			WithHint("choose a name that does not begin with group-, vm- or task- and 16 letters or digits").WithField("name"))
 	case b.group(c.GetName()) != nil || b.group(c.GetId()) != nil:
 		return refused(b.index, problem.New(problem.Conflict, "group.name_taken", "there is a group %q already", c.GetName()).
-			WithHint("choose another name, or change that group: blixard group update %s", c.GetName()))
+			WithHint("choose another name, or change that group: blixard group update %s", c.GetName()).WithField("name"))
 	case count[blixardv1.Group](b.db, tableGroup) >= groupsMax:
 		return refused(b.index, problem.New(problem.NoCapacity, "group.too_many", "there are %d groups", groupsMax).
 			WithHint("delete those that are not needed"))
@@ -135,7 +135,7 @@ func (b *batch) createGroup(c *blixardv1.CreateGroupCommand) Result {
 		return refused(b.index, why)
 	}
 	if why := CheckGroup(c.GetSpec()); why != nil {
-		return refused(b.index, why)
+		return refused(b.index, why.Under("spec"))
 	}
 	g := &blixardv1.Group{
 		Id: c.GetId(), Name: c.GetName(), Spec: c.GetSpec(), Generation: 1, CreateIndex: b.index, CreatedAt: b.time,
@@ -191,6 +191,10 @@ func (b *batch) updateGroup(c *blixardv1.UpdateGroupCommand) Result {
 		return refused(b.index, why)
 	}
 	spec := c.GetSpec()
+	fixed := "stable"
+	if spec.GetStable() == old.GetSpec().GetStable() {
+		fixed = "volumes"
+	}
 	switch {
 	case c.GetExpectedGeneration() != 0 && c.GetExpectedGeneration() != old.GetGeneration():
 		return refused(b.index, problem.New(problem.Conflict, "group.generation_mismatch", "group %q is of generation %d, not %d", old.GetName(), old.GetGeneration(), c.GetExpectedGeneration()).
@@ -199,10 +203,10 @@ func (b *batch) updateGroup(c *blixardv1.UpdateGroupCommand) Result {
 		return refused(b.index, problem.New(problem.Invalid, "group.incomplete", "a group needs a template"))
 	case spec.GetStable() != old.GetSpec().GetStable() || !sameReplicaVolumes(spec, old.GetSpec()):
 		return refused(b.index, problem.New(problem.Invalid, "group.names_change", "whether the replicas of group %q are stable, and their own volumes, can't change", old.GetName()).
-			WithHint("make another group"))
+			WithHint("make another group").WithField("spec.%s", fixed))
 	}
 	if why := CheckGroup(spec); why != nil {
-		return refused(b.index, why)
+		return refused(b.index, why.Under("spec"))
 	}
 	if proto.Equal(spec, old.GetSpec()) {
 		return Result{Index: b.index, Group: old}

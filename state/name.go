@@ -72,7 +72,7 @@ func checkName(name, project string) *problem.Error {
 			WithHint("this is a fault of the proposer: report it")
 	case objectname.IsID(own):
 		return problem.New(problem.Invalid, "name.is_id", "the name %q looks like an id", own).
-			WithHint("choose a name that does not begin with vm-, group-, task- or schedule- and 16 letters or digits")
+			WithHint("choose a name that does not begin with vm-, group-, task- or schedule- and 16 letters or digits").WithField("name")
 	}
 	return nil
 }

@@ -52,7 +52,7 @@ func (b *batch) createNetwork(c *blixardv1.CreateNetworkCommand) Result {
 	}
 	if b.network(n.GetName()) != nil {
 		return refused(b.index, problem.New(problem.Conflict, "network.name_taken", "there is a network %q already", n.GetName()).
-			WithHint("choose another name"))
+			WithHint("choose another name").WithField("name"))
 	}
 	others := every[blixardv1.Network](b.db, tableNetwork, indexID)
 	if len(others) >= networksMax {
@@ -86,22 +86,26 @@ func freeVNI(others []*blixardv1.Network) uint32 {
 func CheckSubnets(n *blixardv1.Network, others []*blixardv1.Network) *problem.Error {
 	if n.GetType() == blixardv1.NetworkType_user {
 		if n.GetIpv4Subnet() != "" || n.GetIpv6Subnet() != "" {
+			field := "ipv4_subnet"
+			if n.GetIpv4Subnet() == "" {
+				field = "ipv6_subnet"
+			}
 			return problem.New(problem.Invalid, "network.user_subnet", "a network of type user has no subnets of its own").
-				WithHint("leave the subnets out, or make a network of type nat")
+				WithHint("leave the subnets out, or make a network of type nat").WithField("%s", field)
 		}
 		return nil
 	}
 	v4, err := netip.ParsePrefix(n.GetIpv4Subnet())
 	if err != nil || !v4.Addr().Is4() || v4 != v4.Masked() || v4.Bits() < prefixMin || v4.Bits() > prefixMax || !ordinary(v4) {
 		return problem.New(problem.Invalid, "network.subnet", "%q is no subnet for VMs", n.GetIpv4Subnet()).
-			WithHint("name a private IPv4 prefix of %d to %d bits, such as 10.64.0.0/16", prefixMin, prefixMax)
+			WithHint("name a private IPv4 prefix of %d to %d bits, such as 10.64.0.0/16", prefixMin, prefixMax).WithField("ipv4_subnet")
 	}
 	subnets := []netip.Prefix{v4}
 	if n.GetIpv6Subnet() != "" {
 		v6, err := netip.ParsePrefix(n.GetIpv6Subnet())
 		if err != nil || !v6.Addr().Is6() || v6.Addr().Is4In6() || v6 != v6.Masked() || v6.Bits() != 64 || !ordinary(v6) {
 			return problem.New(problem.Invalid, "network.subnet", "%q is no subnet for VMs", n.GetIpv6Subnet()).
-				WithHint("name an IPv6 prefix of 64 bits, such as fd12:3456:789a:1::/64")
+				WithHint("name an IPv6 prefix of 64 bits, such as fd12:3456:789a:1::/64").WithField("ipv6_subnet")
 		}
 		subnets = append(subnets, v6)
 	}
@@ -111,10 +115,10 @@ func CheckSubnets(n *blixardv1.Network, others []*blixardv1.Network) *problem.Er
 			if err != nil {
 				continue
 			}
-			for _, s := range subnets {
+			for i, s := range subnets {
 				if s.Overlaps(other) {
 					return problem.New(problem.Conflict, "network.subnet_overlaps", "subnet %s overlaps %s of network %q", s, other, o.GetName()).
-						WithHint("choose another subnet, or leave it out")
+						WithHint("choose another subnet, or leave it out").WithField("%s", []string{"ipv4_subnet", "ipv6_subnet"}[i])
 				}
 			}
 		}
@@ -184,11 +188,11 @@ func (b *batch) leaseAddresses(vm, old *blixardv1.VM) (interfaces []*blixardv1.I
 	for k, at := range vm.GetSpec().GetNetworks() {
 		n := b.network(at.GetNetwork())
 		if n == nil {
-			return nil, nil, networkNotFound(at.GetNetwork())
+			return nil, nil, networkNotFound(at.GetNetwork()).WithField("spec.networks[%d].network", k)
 		}
 		if seen[n.GetId()] {
 			return nil, nil, problem.New(problem.Invalid, "network.twice", "the VM is attached to network %q twice", n.GetName()).
-				WithHint("name each network once")
+				WithHint("name each network once").WithField("spec.networks[%d]", k)
 		}
 		seen[n.GetId()] = true
 		if was := kept[n.GetId()]; was != nil && (at.GetIpv4() == "" || at.GetIpv4() == was.GetIpv4()) {
@@ -198,8 +202,11 @@ func (b *batch) leaseAddresses(vm, old *blixardv1.VM) (interfaces []*blixardv1.I
 		i := &blixardv1.Interface{Network: n.GetName(), NetworkId: n.GetId(), Mac: hashedMAC(vm.GetId(), k)}
 		if n.GetType() != blixardv1.NetworkType_user {
 			host, why := b.freeHost(n, at.GetIpv4())
-			if why != nil {
-				return nil, nil, why
+			switch {
+			case why != nil && at.GetIpv4() != "":
+				return nil, nil, why.WithField("spec.networks[%d].ipv4", k)
+			case why != nil:
+				return nil, nil, why.WithField("spec.networks[%d]", k)
 			}
 			address(n, i, host)
 			next := proto.CloneOf(n)
@@ -207,7 +214,7 @@ func (b *batch) leaseAddresses(vm, old *blixardv1.VM) (interfaces []*blixardv1.I
 			networks = append(networks, next)
 		} else if at.GetIpv4() != "" {
 			return nil, nil, problem.New(problem.Invalid, "network.user_address", "network %q is of type user, which gives no addresses", n.GetName()).
-				WithHint("leave the address out")
+				WithHint("leave the address out").WithField("spec.networks[%d].ipv4", k)
 		}
 		interfaces = append(interfaces, i)
 	}

@@ -44,9 +44,11 @@ func storedProject(name string) string {
 type bounded struct {
 	// field of the API, word for people, and flag of `blixard quota set`.
 	field, word, flag string
-	used              func(*blixardv1.ProjectUsage) *uint64
-	limit             func(*blixardv1.QuotaLimits) **uint64
-	text              func(uint64) string
+	// ofSpec: the spec of a VM says how much, in a field of the same name.
+	ofSpec bool
+	used   func(*blixardv1.ProjectUsage) *uint64
+	limit  func(*blixardv1.QuotaLimits) **uint64
+	text   func(uint64) string
 }
 
 func plain(n uint64) string { return strconv.FormatUint(n, 10) }
@@ -54,29 +56,29 @@ func plain(n uint64) string { return strconv.FormatUint(n, 10) }
 // everyBounded in the order in which a refusal looks at them.
 var everyBounded = []bounded{
 	{
-		"vms", "VMs", "vms",
+		"vms", "VMs", "vms", false,
 		func(u *blixardv1.ProjectUsage) *uint64 { return &u.Vms }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.Vms }, plain,
 	},
 	{
-		"vcpus", "vCPUs", "cpus",
+		"vcpus", "vCPUs", "cpus", true,
 		func(u *blixardv1.ProjectUsage) *uint64 { return &u.Vcpus }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.Vcpus }, plain,
 	},
 	{
-		"memory_mib", "memory", "memory",
+		"memory_mib", "memory", "memory", true,
 		func(u *blixardv1.ProjectUsage) *uint64 { return &u.MemoryMib }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.MemoryMib },
 		func(n uint64) string { return (units.Size(n) * units.MiB).String() },
 	},
 	{
-		"disk_bytes", "disk", "disk",
+		"disk_bytes", "disk", "disk", true,
 		func(u *blixardv1.ProjectUsage) *uint64 { return &u.DiskBytes }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.DiskBytes },
 		func(n uint64) string { return units.Size(n).String() },
 	},
 	{
-		"addresses", "addresses", "addresses",
+		"addresses", "addresses", "addresses", false,
 		func(u *blixardv1.ProjectUsage) *uint64 { return &u.Addresses }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.Addresses }, plain,
 	},
 	{
-		"tasks", "tasks", "tasks",
+		"tasks", "tasks", "tasks", false,
 		func(u *blixardv1.ProjectUsage) *uint64 { return &u.Tasks }, func(l *blixardv1.QuotaLimits) **uint64 { return &l.Tasks }, plain,
 	},
 }
@@ -194,9 +196,13 @@ func (b *batch) quotaAllows(vm, old *blixardv1.VM) *problem.Error {
 		if limit == nil || after <= before || has-before+after <= *limit {
 			continue
 		}
-		return exceeded(q, &r, *limit, has, after-before).
+		why := exceeded(q, &r, *limit, has, after-before).
 			WithHint("`blixard quota usage %s` shows what it has; delete VMs of it, or raise the quota: blixard quota set %s --%s %s",
 				q.GetProject(), q.GetProject(), r.flag, r.text(has-before+after))
+		if r.ofSpec {
+			why = why.WithField("spec.%s", r.field)
+		}
+		return why
 	}
 	return nil
 }

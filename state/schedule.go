@@ -75,14 +75,14 @@ func (b *batch) createSchedule(c *blixardv1.CreateScheduleCommand) Result {
 			WithHint("this is a fault of the proposer: report it"))
 	}
 	if _, why := cron.Parse(c.GetSpec().GetCron()); why != nil {
-		return refused(b.index, why)
+		return refused(b.index, why.WithField("spec.cron"))
 	}
 	if why := checkName(c.GetName(), c.GetProject()); why != nil {
 		return refused(b.index, why)
 	}
 	if b.schedule(c.GetName()) != nil || b.schedule(c.GetId()) != nil {
 		return refused(b.index, problem.New(problem.Conflict, "schedule.name_taken", "there is a schedule %q already", c.GetName()).
-			WithHint("choose another name, or remove that schedule first: blixard schedule remove %s", c.GetName()))
+			WithHint("choose another name, or remove that schedule first: blixard schedule remove %s", c.GetName()).WithField("name"))
 	}
 	if n := count[blixardv1.Schedule](b.db, tableSchedule); n >= schedulesMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "schedule.too_many", "there are %d schedules", n).

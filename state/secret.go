@@ -78,9 +78,9 @@ func secretNotFound(name string) *problem.Error {
 }
 
 func (b *batch) secretsKnown(spec *blixardv1.VMSpec) *problem.Error {
-	for _, s := range spec.GetSecrets() {
+	for i, s := range spec.GetSecrets() {
 		if first[blixardv1.Secret](b.db, tableSecret, indexID, s.GetSecret()) == nil {
-			return secretNotFound(s.GetSecret())
+			return secretNotFound(s.GetSecret()).WithField("spec.secrets[%d].secret", i)
 		}
 	}
 	return nil

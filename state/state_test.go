@@ -402,6 +402,23 @@ func TestIdempotencyKeys(t *testing.T) {
 	}
 }
 
+// A refusal names its field when it comes, and not when it is given again: what is kept of it
+// is what members keep that know of no fields.
+func TestFieldsAreNotKept(t *testing.T) {
+	st := newStory()
+	st.must(t, createA)
+	const taken = `key: "k" create_vm {id: "vm-2" name: "a" spec {image: "busybox"}}`
+	for _, want := range []int{1, 0} {
+		r := st.do(command(t, taken))
+		if !problem.HasCode(r.Problem, "vm.name_taken") || r.Problem.Hint == "" || len(r.Problem.Violations) != want {
+			t.Errorf("%+v, want %d fields", r.Problem, want)
+		}
+	}
+	if kept := st.s.answers[len(st.s.answers)-1].problem.Proto(); len(kept.GetViolations()) != 0 {
+		t.Errorf("kept: %v", kept)
+	}
+}
+
 func TestAnswersAreForgotten(t *testing.T) {
 	limits := DefaultLimits()
 	limits.Answers = 3

@@ -97,7 +97,7 @@ func (b *batch) submitTask(c *blixardv1.SubmitTaskCommand) Result {
 	}
 	if taskIDPattern.MatchString(c.GetName()) {
 		return refused(b.index, problem.New(problem.Invalid, "task.name_is_id", "the name %q looks like an id", c.GetName()).
-			WithHint("choose a name that does not begin with task- and 16 letters or digits"))
+			WithHint("choose a name that does not begin with task- and 16 letters or digits").WithField("name"))
 	}
 	if c.GetCount() > taskCountMax || b.s.tasks+max(1, int(c.GetCount())) > tasksMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "task.too_many", "%d tasks are known, and %d more are too many", b.s.tasks, max(1, c.GetCount())).
@@ -114,12 +114,12 @@ func (b *batch) submitTask(c *blixardv1.SubmitTaskCommand) Result {
 	for _, t := range tasks {
 		if b.task(t.GetName()) != nil || b.task(t.GetId()) != nil || b.arrayNamed(t.GetName()) != "" {
 			return refused(b.index, problem.New(problem.Conflict, "task.name_taken", "there is a task %q already", t.GetName()).
-				WithHint("choose another name, or remove that task first: blixard task remove %s", t.GetName()))
+				WithHint("choose another name, or remove that task first: blixard task remove %s", t.GetName()).WithField("name"))
 		}
 	}
 	if c.GetCount() > 0 && (b.arrayNamed(c.GetName()) != "" || b.task(c.GetName()) != nil) {
 		return refused(b.index, problem.New(problem.Conflict, "task.name_taken", "there are tasks of the name %q already", c.GetName()).
-			WithHint("choose another name, or remove those first: blixard task remove %s", c.GetName()))
+			WithHint("choose another name, or remove those first: blixard task remove %s", c.GetName()).WithField("name"))
 	}
 	if why := b.quotaAllowsTasks(storedProject(c.GetProject()), uint64(len(tasks)), 0); why != nil {
 		return refused(b.index, why)
@@ -172,10 +172,10 @@ func (b *batch) arrayNamed(ref string) string { return arrayNamed(b.db, ref) }
 // so there are no cycles.
 func (b *batch) resolveAfter(c *blixardv1.SubmitTaskCommand) ([]string, *problem.Error) {
 	var after []string
-	for _, ref := range c.GetSpec().GetAfter() {
+	for i, ref := range c.GetSpec().GetAfter() {
 		if ref == c.GetName() || ref == c.GetId() {
 			return nil, problem.New(problem.Invalid, "task.after_itself", "task %q can't come after itself", ref).
-				WithHint("name tasks that were submitted before")
+				WithHint("name tasks that were submitted before").WithField("spec.after[%d]", i)
 		}
 		id := b.arrayNamed(ref)
 		if t := b.task(ref); t != nil {
@@ -183,7 +183,7 @@ func (b *batch) resolveAfter(c *blixardv1.SubmitTaskCommand) ([]string, *problem
 		}
 		if id == "" {
 			return nil, problem.New(problem.NotFound, "task.after_unknown", "task %q, which %q shall come after, is not known", ref, c.GetName()).
-				WithHint("submit it first; `blixard task list` shows what there is")
+				WithHint("submit it first; `blixard task list` shows what there is").WithField("spec.after[%d]", i)
 		}
 		if containsString(after, id) {
 			continue

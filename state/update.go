@@ -42,14 +42,14 @@ func (b *batch) updateVM(c *blixardv1.UpdateVMCommand) Result {
 // updatable checks what a placed VM may become.
 func (b *batch) updatable(vm, old *blixardv1.VM, allocations []*blixardv1.Allocation) *problem.Error {
 	laneChanges := (vm.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover) != (old.GetSpec().GetOnNodeLoss() == blixardv1.NodeLossPolicy_failover)
-	var moved string
+	var moved, field string
 	switch {
 	case !sameVolumes(vm.GetSpec(), old.GetSpec()):
-		moved = "volumes"
+		moved, field = "volumes", "volumes"
 	case !sameNetworks(vm.GetSpec(), old.GetSpec()):
-		moved = "networks"
+		moved, field = "networks", "networks"
 	case laneChanges:
-		moved = "policy for the loss of its node"
+		moved, field = "policy for the loss of its node", "on_node_loss"
 	}
 	for _, a := range allocations {
 		if Lost(a) {
@@ -57,11 +57,11 @@ func (b *batch) updatable(vm, old *blixardv1.VM, allocations []*blixardv1.Alloca
 		}
 		if moved != "" && (a.GetDesired() == blixardv1.DesiredAllocation_run || !Ended(a.GetStatus().GetState())) {
 			return problem.New(problem.Conflict, "vm.running", "the %s of VM %q can't change while it runs: a restart is needed", moved, vm.GetName()).
-				WithHint("stop it first: blixard vm stop %s; then repeat this, and start it again", vm.GetName())
+				WithHint("stop it first: blixard vm stop %s; then repeat this, and start it again", vm.GetName()).WithField("spec.%s", field)
 		}
 		if vm.GetSpec().GetDiskBytes() < old.GetSpec().GetDiskBytes() {
 			return problem.New(problem.Invalid, "vm.disk_shrinks", "the root disk of VM %q can't become smaller", vm.GetName()).
-				WithHint("make another VM with a smaller disk")
+				WithHint("make another VM with a smaller disk").WithField("spec.disk_bytes")
 		}
 		node := b.node(a.GetNodeId())
 		if node == nil {
@@ -72,10 +72,10 @@ func (b *batch) updatable(vm, old *blixardv1.VM, allocations []*blixardv1.Alloca
 			return problem.New(problem.NoCapacity, "placement.no_room", "node %q has no room for that: %s is short", node.GetName(), short).
 				WithHint("stop and delete VMs there, or give the VM less")
 		}
-		for _, at := range vm.GetSpec().GetVolumes() {
+		for i, at := range vm.GetSpec().GetVolumes() {
 			if v := b.volume(at.GetVolume()); v.GetNodeId() != "" && v.GetNodeId() != a.GetNodeId() {
 				return problem.New(problem.Conflict, "placement.volume_elsewhere", "volume %q is on node %q, the VM on %q", v.GetName(), v.GetNode(), node.GetName()).
-					WithHint("move the volume: blixard volume move %s %s", v.GetName(), node.GetName())
+					WithHint("move the volume: blixard volume move %s %s", v.GetName(), node.GetName()).WithField("spec.volumes[%d]", i)
 			}
 		}
 	}

@@ -29,14 +29,14 @@ func (b *batch) createVM(c *blixardv1.CreateVMCommand) Result {
 	}
 	if idPattern.MatchString(c.GetName()) {
 		return refused(b.index, problem.New(problem.Invalid, "vm.name_is_id", "the name %q looks like an id", c.GetName()).
-			WithHint("choose a name that does not begin with vm- or task- and 16 letters or digits"))
+			WithHint("choose a name that does not begin with vm- or task- and 16 letters or digits").WithField("name"))
 	}
 	if why := checkName(c.GetName(), c.GetProject()); why != nil {
 		return refused(b.index, why)
 	}
 	if other := b.vm(c.GetName()); other != nil && !planted.Is(planted.NamesTakenTwice) {
 		return refused(b.index, problem.New(problem.Conflict, "vm.name_taken", "there is a VM %q already", c.GetName()).
-			WithHint("choose another name, or delete that VM first: blixard vm delete %s", c.GetName()))
+			WithHint("choose another name, or delete that VM first: blixard vm delete %s", c.GetName()).WithField("name"))
 	}
 	if other := b.vm(c.GetId()); other != nil {
 		return refused(b.index, problem.New(problem.Conflict, "vm.id_taken", "the id %q is taken", c.GetId()).

@@ -60,7 +60,7 @@ func (b *batch) createVolume(c *blixardv1.CreateVolumeCommand) Result {
 			return refused(b.index, volumeDeleting(old))
 		}
 		return refused(b.index, problem.New(problem.Conflict, "volume.name_taken", "there is a volume %q already", c.GetName()).
-			WithHint("choose another name"))
+			WithHint("choose another name").WithField("name"))
 	}
 	if n := count[blixardv1.Volume](b.db, tableVolume); n >= volumesMax {
 		return refused(b.index, problem.New(problem.NoCapacity, "volume.too_many", "there are %d volumes", n).WithHint("delete those that are not used"))
@@ -244,27 +244,27 @@ func (b *batch) volumesFree(vm *blixardv1.VM) ([]*blixardv1.Volume, *problem.Err
 	var volumes []*blixardv1.Volume
 	names, paths := map[string]bool{}, map[string]bool{}
 	node := ""
-	for _, at := range vm.GetSpec().GetVolumes() {
+	for i, at := range vm.GetSpec().GetVolumes() {
 		v, why := b.changeableVolume(at.GetVolume())
 		if why != nil {
-			return nil, why
+			return nil, why.WithField("spec.volumes[%d].volume", i)
 		}
 		if names[v.GetId()] || paths[at.GetPath()] {
 			return nil, problem.New(problem.Invalid, "volume.twice", "volume %q or path %s is named twice", v.GetName(), at.GetPath()).
-				WithHint("name each volume and each path once")
+				WithHint("name each volume and each path once").WithField("spec.volumes[%d]", i)
 		}
 		names[v.GetId()], paths[at.GetPath()] = true, true
 		for _, id := range v.GetVmIds() {
 			if id != vm.GetId() && !(at.GetReadOnly() && b.onlyReads(id, v)) {
 				other := copyVolume(v)
 				other.VmIds = []string{id}
-				return nil, b.volumeUsed(other)
+				return nil, b.volumeUsed(other).WithField("spec.volumes[%d]", i)
 			}
 		}
 		if v.GetNodeId() != "" {
 			if node != "" && node != v.GetNodeId() {
 				return nil, problem.New(problem.Conflict, "volume.apart", "the VM's volumes are on different nodes").
-					WithHint("move one of them: blixard volume move %s NODE", v.GetName())
+					WithHint("move one of them: blixard volume move %s NODE", v.GetName()).WithField("spec.volumes[%d]", i)
 			}
 			node = v.GetNodeId()
 		}
