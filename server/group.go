@@ -22,7 +22,8 @@ func noGroup(name string) *problem.Error {
 		WithHint("`blixard group list` shows the groups")
 }
 
-// completeGroup makes a spec the one that is stored, and refuses what contradicts itself.
+// completeGroup makes a spec the one that is stored, and refuses what contradicts itself; its
+// problems name fields of the spec.
 func (s groupService) completeGroup(ctx context.Context, given *blixardv1.GroupSpec) (*blixardv1.GroupSpec, error) {
 	spec := proto.CloneOf(given)
 	vm := spec.GetVm()
@@ -44,16 +45,16 @@ func (s groupService) completeGroup(ctx context.Context, given *blixardv1.GroupS
 	switch {
 	case u.GetAutoPromote() && u.GetCanary() == 0:
 		return nil, problem.New(problem.Invalid, "group.promote_what", "a group without canaries has nothing to promote").
-			WithHint("add --canary 1, or leave --auto-promote out")
+			WithHint("add --canary 1, or leave --auto-promote out").WithField("update.auto_promote")
 	case u.GetCanary() > 0 && u.GetCanary() >= spec.GetReplicas():
 		return nil, problem.New(problem.Invalid, "group.all_canaries", "%d canaries of %d replicas leave none that wait", u.GetCanary(), spec.GetReplicas()).
-			WithHint("choose fewer canaries than replicas, or leave --canary out")
+			WithHint("choose fewer canaries than replicas, or leave --canary out").WithField("update.canary")
 	}
 	if why := state.CheckGroup(spec); why != nil {
 		return nil, why
 	}
 	if err := s.complete(ctx, vm); err != nil {
-		return nil, err
+		return nil, problem.Under("vm", err)
 	}
 	return spec, nil
 }
@@ -61,7 +62,7 @@ func (s groupService) completeGroup(ctx context.Context, given *blixardv1.GroupS
 func (s groupService) CreateGroup(ctx context.Context, req *blixardv1.CreateGroupRequest) (*blixardv1.CreateGroupResponse, error) {
 	spec, err := s.completeGroup(ctx, req.GetSpec())
 	if err != nil {
-		return nil, err
+		return nil, problem.Under("spec", err)
 	}
 	name, project, err := nameOf(req.GetProject(), req.GetName())
 	if err != nil {
@@ -145,7 +146,7 @@ func (s groupService) WatchGroups(req *blixardv1.WatchGroupsRequest, stream blix
 func (s groupService) UpdateGroup(ctx context.Context, req *blixardv1.UpdateGroupRequest) (*blixardv1.UpdateGroupResponse, error) {
 	spec, err := s.completeGroup(ctx, req.GetSpec())
 	if err != nil {
-		return nil, err
+		return nil, problem.Under("spec", err)
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_UpdateGroup{UpdateGroup: &blixardv1.UpdateGroupCommand{
 		Name: req.GetName(), ExpectedGeneration: req.GetExpectedGeneration(), Spec: spec,

@@ -130,18 +130,19 @@ func (s *Server) validate(req any) error {
 		code = id
 	}
 	var parts []string
-	for k, one := range v.Violations {
-		if k == violationsMax {
-			break
+	var fields []problem.Violation
+	for k, one := range v.Violations[:min(len(v.Violations), problem.ViolationsMax)] {
+		field, message := protovalidate.FieldPathString(one.Proto.GetField()), one.Proto.GetMessage()
+		if k < violationsMax {
+			parts = append(parts, field+": "+message)
 		}
-		part := protovalidate.FieldPathString(one.Proto.GetField()) + ": " + one.Proto.GetMessage()
-		parts = append(parts, part)
+		fields = append(fields, problem.Violation{Field: field, Message: message})
 	}
 	return problem.New(problem.Invalid, code, "%s", strings.Join(parts, "; ")).
-		WithHint("correct the request; nothing was changed")
+		WithHint("correct the request; nothing was changed").WithViolations(fields)
 }
 
-// violationsMax of one request are told.
+// violationsMax of one request are told in its message.
 const violationsMax = 5
 
 // ourNouns begin the ids of our own rules in the .proto files.

@@ -129,15 +129,15 @@ func (s *Server) subnetFree(n *blixardv1.Network) error {
 	if err != nil {
 		return err
 	}
-	for _, text := range []string{n.GetIpv4Subnet(), n.GetIpv6Subnet()} {
-		p, err := netip.ParsePrefix(text)
+	for _, one := range []struct{ field, text string }{{"ipv4_subnet", n.GetIpv4Subnet()}, {"ipv6_subnet", n.GetIpv6Subnet()}} {
+		p, err := netip.ParsePrefix(one.text)
 		if err != nil {
 			continue
 		}
 		for _, t := range taken {
 			if p.Overlaps(t) {
 				return problem.New(problem.Conflict, "network.subnet_overlaps", "subnet %s overlaps %s, which the host of node %s reaches by another way",
-					p, t, s.nodeName(s.cfg.NodeID)).WithHint("choose another subnet, or leave it out")
+					p, t, s.nodeName(s.cfg.NodeID)).WithHint("choose another subnet, or leave it out").WithField("%s", one.field)
 			}
 		}
 	}
@@ -149,7 +149,7 @@ func (s *Server) subnetFree(n *blixardv1.Network) error {
 func (s *Server) defaultNetwork(ctx context.Context, spec *blixardv1.VMSpec) error {
 	if spec.GetNoNetwork() {
 		if len(spec.GetNetworks()) > 0 {
-			return problem.New(problem.Invalid, "network.none_and_some", "the VM has networks, and shall have none").WithHint("leave out one of both")
+			return problem.New(problem.Invalid, "network.none_and_some", "the VM has networks, and shall have none").WithHint("leave out one of both").WithField("networks")
 		}
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/objectname"
+	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 )
 
@@ -19,10 +20,13 @@ type quotaService struct {
 // on to be made beside them.
 func nameOf(project, name string) (full, of string, err error) {
 	full, err = objectname.Resolve(project, name)
+	if err != nil {
+		return "", "", problem.From(err).WithField("name")
+	}
 	if of = objectname.Project(full); of == objectname.DefaultProject {
 		of = ""
 	}
-	return full, of, err
+	return full, of, nil
 }
 
 func (s quotaService) SetQuota(ctx context.Context, req *blixardv1.SetQuotaRequest) (*blixardv1.SetQuotaResponse, error) {

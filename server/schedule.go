@@ -38,17 +38,17 @@ func shownSchedule(view *state.View, s *blixardv1.Schedule, runs int) *blixardv1
 	return out
 }
 
-// completeSchedule gives the final, defaulted spec.
+// completeSchedule gives the final, defaulted spec; its problems name fields of it.
 func (s scheduleService) completeSchedule(ctx context.Context, req *blixardv1.ScheduleSpec) (*blixardv1.ScheduleSpec, error) {
 	spec := proto.CloneOf(req)
 	if _, why := cron.Parse(spec.GetCron()); why != nil {
-		return nil, why
+		return nil, problem.From(why).WithField("cron")
 	}
 	if _, why := cron.Zone(spec.GetTimeZone()); why != nil {
-		return nil, why
+		return nil, problem.From(why).WithField("time_zone")
 	}
 	if len(spec.GetTask().GetAfter()) > 0 {
-		return nil, problem.New(problem.Invalid, "schedule.after", "a schedule's runs come after no other tasks").WithHint("leave --after out")
+		return nil, problem.New(problem.Invalid, "schedule.after", "a schedule's runs come after no other tasks").WithHint("leave --after out").WithField("task.after")
 	}
 	if spec.GetTimeZone() == "" {
 		spec.TimeZone = "UTC"
@@ -60,13 +60,13 @@ func (s scheduleService) completeSchedule(ctx context.Context, req *blixardv1.Sc
 		spec.CatchUp = blixardv1.CatchUp_none
 	}
 	spec.KeepRuns = uint32(state.KeepRuns(spec))
-	return spec, s.completeTask(ctx, spec.GetTask())
+	return spec, problem.Under("task", s.completeTask(ctx, spec.GetTask()))
 }
 
 func (s scheduleService) CreateSchedule(ctx context.Context, req *blixardv1.CreateScheduleRequest) (*blixardv1.CreateScheduleResponse, error) {
 	spec, err := s.completeSchedule(ctx, req.GetSpec())
 	if err != nil {
-		return nil, err
+		return nil, problem.Under("spec", err)
 	}
 	name, project, err := nameOf(req.GetProject(), req.GetName())
 	if err != nil {
@@ -88,7 +88,7 @@ func (s scheduleService) CreateSchedule(ctx context.Context, req *blixardv1.Crea
 func (s scheduleService) UpdateSchedule(ctx context.Context, req *blixardv1.UpdateScheduleRequest) (*blixardv1.UpdateScheduleResponse, error) {
 	spec, err := s.completeSchedule(ctx, req.GetSpec())
 	if err != nil {
-		return nil, err
+		return nil, problem.Under("spec", err)
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_UpdateSchedule{UpdateSchedule: &blixardv1.UpdateScheduleCommand{
 		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), Spec: spec, Labels: req.GetLabels(),

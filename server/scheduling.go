@@ -37,7 +37,7 @@ func (s vmService) ExplainVM(ctx context.Context, req *blixardv1.ExplainVMReques
 	if req.GetSpec() != nil {
 		spec := proto.CloneOf(req.GetSpec())
 		if err := s.complete(ctx, spec); err != nil {
-			return nil, err
+			return nil, problem.Under("spec", err)
 		}
 		vm = &blixardv1.VM{Spec: spec, Labels: req.GetLabels()}
 	} else if vm == nil {
@@ -174,7 +174,7 @@ func (s nodeService) Simulate(ctx context.Context, req *blixardv1.SimulateReques
 	for i, one := range req.GetVms() {
 		spec := proto.CloneOf(one.GetSpec())
 		if err := s.complete(ctx, spec); err != nil {
-			return nil, err
+			return nil, problem.Under(fmt.Sprintf("vms[%d].spec", i), err)
 		}
 		// An id of its own, since VMs with labels are counted by it.
 		vm := &blixardv1.VM{Id: fmt.Sprintf("simulated-%d", i), Name: one.GetName(), Spec: spec, Labels: one.GetLabels()}
@@ -198,17 +198,14 @@ func checkScheduling(view *state.View, sched *blixardv1.Scheduling) error {
 	if sched == nil {
 		return nil
 	}
-	constraints := sched.GetConstraints()
-	for _, p := range sched.GetPreferences() {
-		constraints = append(constraints[:len(constraints):len(constraints)], p.GetConstraint())
-	}
-	for _, c := range constraints {
-		if !constraint.Valid(c) {
-			return problem.New(problem.Invalid, "constraint.values", "%s of %q takes another number of values than %d", c.GetOperator(), c.GetKey(), len(c.GetValues())).
-				WithHint("in and not_in take one and more, exists and absent none, all others one")
+	for i, c := range sched.GetConstraints() {
+		if err := checkConstraint(c); err != nil {
+			return problem.Under(fmt.Sprintf("constraints[%d]", i), err)
 		}
-		if err := checkFact(c.GetKey()); err != nil {
-			return err
+	}
+	for i, p := range sched.GetPreferences() {
+		if err := checkConstraint(p.GetConstraint()); err != nil {
+			return problem.Under(fmt.Sprintf("preferences[%d].constraint", i), err)
 		}
 	}
 	if err := contradiction(sched.GetConstraints()); err != nil {
@@ -221,14 +218,14 @@ func checkScheduling(view *state.View, sched *blixardv1.Scheduling) error {
 		return err
 	}
 	for i, a := range sched.GetAffinities() {
-		if err := checkFact(a.GetOver()); err != nil {
-			return err
+		if err := checkFact(a.GetOver(), "over"); err != nil {
+			return problem.Under(fmt.Sprintf("affinities[%d]", i), err)
 		}
 		for _, b := range sched.GetAffinities()[:i] {
 			if a.GetKey() == b.GetKey() && a.GetValue() == b.GetValue() && a.GetOver() == b.GetOver() && a.GetApart() != b.GetApart() &&
 				a.GetWeight() == 0 && b.GetWeight() == 0 {
 				return problem.New(problem.Invalid, "affinity.contradiction", "the VM must be both near VMs with %s=%s and apart from them", a.GetKey(), a.GetValue()).
-					WithHint("leave one of both out, or give it a weight")
+					WithHint("leave one of both out, or give it a weight").WithField("affinities[%d]", i)
 			}
 		}
 	}
@@ -242,20 +239,29 @@ func checkTolerations(all []*blixardv1.Toleration) error {
 		for _, b := range all[:i] {
 			if a.GetKey() == b.GetKey() && a.GetEffect() == b.GetEffect() && (a.GetValue() == b.GetValue() || a.GetValue() == "" || b.GetValue() == "") {
 				return problem.New(problem.Invalid, "toleration.twice", "one of the tolerations %s and %s is needless", constraint.TolerationText(b), constraint.TolerationText(a)).
-					WithHint("leave one of both out: a toleration without a value is of any")
+					WithHint("leave one of both out: a toleration without a value is of any").WithField("tolerations[%d]", i)
 			}
 		}
 	}
 	return nil
 }
 
-// checkFact refuses keys that look like facts and are none.
-func checkFact(key string) error {
+// checkConstraint refuses one that no node could be asked about.
+func checkConstraint(c *blixardv1.Constraint) error {
+	if !constraint.Valid(c) {
+		return problem.New(problem.Invalid, "constraint.values", "%s of %q takes another number of values than %d", c.GetOperator(), c.GetKey(), len(c.GetValues())).
+			WithHint("in and not_in take one and more, exists and absent none, all others one").WithField("values")
+	}
+	return checkFact(c.GetKey(), "key")
+}
+
+// checkFact refuses keys that look like facts and are none; field has the key.
+func checkFact(key, field string) error {
 	facts := scheduler.Facts()
 	if slices.Contains(facts, key) || !strings.HasPrefix(key, constraint.FactPrefix) {
 		return nil
 	}
-	p := problem.New(problem.Invalid, "constraint.fact", "nodes have no fact %q", key)
+	p := problem.New(problem.Invalid, "constraint.fact", "nodes have no fact %q", key).WithField("%s", field)
 	if near := nearest.Of(key, facts); near != "" {
 		return p.WithHint("did you mean %s?", near)
 	}
@@ -268,7 +274,7 @@ func contradiction(all []*blixardv1.Constraint) error {
 		for _, b := range all[:i] {
 			if a.GetKey() == b.GetKey() && constraint.Contradict(a, b) {
 				return problem.New(problem.Invalid, "constraint.contradiction", "no node can meet both %s and %s", constraint.Text(b), constraint.Text(a)).
-					WithHint("leave one of both out; for one value or another write '%s in a,b'", a.GetKey())
+					WithHint("leave one of both out; for one value or another write '%s in a,b'", a.GetKey()).WithField("constraints[%d]", i)
 			}
 		}
 	}

@@ -32,7 +32,7 @@ func noTask(name string) *problem.Error {
 func (s taskService) SubmitTask(ctx context.Context, req *blixardv1.SubmitTaskRequest) (*blixardv1.SubmitTaskResponse, error) {
 	spec := proto.CloneOf(req.GetSpec())
 	if err := s.completeTask(ctx, spec); err != nil {
-		return nil, err
+		return nil, problem.Under("spec", err)
 	}
 	name, project, err := nameOf(req.GetProject(), cmp.Or(req.GetName(), randomName(spec.GetVm().GetImage())))
 	if err != nil {
@@ -51,7 +51,7 @@ func (s taskService) SubmitTask(ctx context.Context, req *blixardv1.SubmitTaskRe
 	return &blixardv1.SubmitTaskResponse{Task: r.Tasks[0], Count: max(1, req.GetCount())}, nil
 }
 
-// completeTask checks and completes what is run.
+// completeTask checks and completes what is run; its problems name fields of the spec.
 func (s *Server) completeTask(ctx context.Context, spec *blixardv1.TaskSpec) error {
 	if err := checkTask(spec); err != nil {
 		return err
@@ -63,7 +63,7 @@ func (s *Server) completeTask(ctx context.Context, spec *blixardv1.TaskSpec) err
 		spec.Keep = durationpb.New(state.TaskKeep(spec))
 	}
 	spec.Vm.Restart = nil
-	return s.complete(ctx, spec.GetVm())
+	return problem.Under("vm", s.complete(ctx, spec.GetVm()))
 }
 
 // checkTask refuses what contradicts itself.
@@ -72,15 +72,22 @@ func checkTask(spec *blixardv1.TaskSpec) error {
 	switch {
 	case spec.GetDelivery() == blixardv1.Delivery_at_most_once && spec.GetRetries() > 0:
 		return problem.New(problem.Invalid, "task.once_and_again", "a task that runs at most once can't have %d retries", spec.GetRetries()).
-			WithHint("leave --retries out, or let it run at least once")
+			WithHint("leave --retries out, or let it run at least once").WithField("retries")
 	case spec.GetDelivery() == blixardv1.Delivery_at_most_once && vm.GetOnNodeLoss() != blixardv1.NodeLossPolicy_unspecified && vm.GetOnNodeLoss() != blixardv1.NodeLossPolicy_keep:
 		return problem.New(problem.Invalid, "task.once_and_again", "a task that runs at most once is kept on its node, and can't be to %s when that is lost", vm.GetOnNodeLoss()).
-			WithHint("leave --on-node-loss out, or let it run at least once")
+			WithHint("leave --on-node-loss out, or let it run at least once").WithField("vm.on_node_loss")
 	case len(vm.GetPorts()) > 0:
 		return problem.New(problem.Invalid, "task.ports", "a task publishes no ports").
-			WithHint("leave -p out; a VM of its own can publish ports: see `blixard run --help`")
-	case vm.GetRemoveOnExit() || vm.GetHoldOutput() || vm.GetPaused():
-		return problem.New(problem.Invalid, "task.of_a_vm", "remove_on_exit, hold_output and paused are of VMs, not of tasks")
+			WithHint("leave -p out; a VM of its own can publish ports: see `blixard run --help`").WithField("vm.ports")
+	}
+	for _, one := range []struct {
+		field string
+		set   bool
+	}{{"remove_on_exit", vm.GetRemoveOnExit()}, {"hold_output", vm.GetHoldOutput()}, {"paused", vm.GetPaused()}} {
+		if one.set {
+			return problem.New(problem.Invalid, "task.of_a_vm", "remove_on_exit, hold_output and paused are of VMs, not of tasks").
+				WithField("vm.%s", one.field)
+		}
 	}
 	return nil
 }

@@ -78,7 +78,7 @@ func (s *Server) propose(ctx context.Context, key string, cmd *blixardv1.Command
 func (s vmService) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest) (*blixardv1.CreateVMResponse, error) {
 	spec := proto.CloneOf(req.GetSpec())
 	if err := s.complete(ctx, spec); err != nil {
-		return nil, err
+		return nil, problem.Under("spec", err)
 	}
 	name, project, err := nameOf(req.GetProject(), cmp.Or(req.GetName(), randomName(spec.GetImage())))
 	if err != nil {
@@ -93,7 +93,8 @@ func (s vmService) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest)
 	return &blixardv1.CreateVMResponse{Vm: r.VM}, nil
 }
 
-// complete makes a spec the one that is stored, and refuses what can't be.
+// complete makes a spec the one that is stored, and refuses what can't be. Its problems
+// name fields of the spec, which callers put below where the request has it.
 func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 	fillDefaults(spec)
 	view := s.cfg.Replica.View()
@@ -107,11 +108,11 @@ func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 	if !slices.Contains(bundle, spec.GetImage()) {
 		if near := nearest.Of(spec.GetImage(), bundle); near != "" && !strings.ContainsAny(spec.GetImage(), "/:@") {
 			return problem.New(problem.NotFound, "image.unknown", "no node has an image %q of its own", spec.GetImage()).
-				WithHint("did you mean %s? An image of a registry with that name is %s:latest", near, spec.GetImage())
+				WithHint("did you mean %s? An image of a registry with that name is %s:latest", near, spec.GetImage()).WithField("image")
 		}
 		name, err := imageref.Normalize(spec.GetImage())
 		if err != nil {
-			return err
+			return problem.From(err).WithField("image")
 		}
 		spec.Image = name
 	}
@@ -119,7 +120,7 @@ func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 		return err
 	}
 	if err := checkScheduling(view, spec.GetScheduling()); err != nil {
-		return err
+		return problem.Under("scheduling", err)
 	}
 	return s.defaultNetwork(ctx, spec)
 }
@@ -127,7 +128,7 @@ func (s *Server) complete(ctx context.Context, spec *blixardv1.VMSpec) error {
 func (s vmService) UpdateVM(ctx context.Context, req *blixardv1.UpdateVMRequest) (*blixardv1.UpdateVMResponse, error) {
 	spec := proto.CloneOf(req.GetSpec())
 	if err := s.complete(ctx, spec); err != nil {
-		return nil, err
+		return nil, problem.Under("spec", err)
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_UpdateVm{UpdateVm: &blixardv1.UpdateVMCommand{
 		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), Spec: spec,
@@ -146,7 +147,7 @@ func (s vmService) RenameVM(ctx context.Context, req *blixardv1.RenameVMRequest)
 	}
 	name, _, err := nameOf(project, req.GetNewName())
 	if err != nil {
-		return nil, err
+		return nil, problem.From(err).WithField("new_name")
 	}
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_RenameVm{RenameVm: &blixardv1.RenameVMCommand{
 		Name: req.GetName(), ExpectedIndex: req.GetExpectedIndex(), NewName: name,
@@ -247,6 +248,9 @@ func knownOf(view *state.View) *known {
 	return k
 }
 
+// fieldOf a spec that says how much of what state.Fits names is wanted.
+var fieldOf = map[string]string{"vcpus": "vcpus", "memory": "memory_mib", "disk": "disk_bytes"}
+
 // checkPossible refuses what no known node could ever run, so that a typing
 // mistake is an error at once and not a VM that waits. With no node known yet
 // nothing can be said.
@@ -268,10 +272,13 @@ func checkPossible(k *known, view *state.View, spec *blixardv1.VMSpec) error {
 	}
 	if kernel := spec.GetKernel(); kernel != "" && !slices.Contains(k.kernels, kernel) {
 		return problem.New(problem.NotFound, "kernel.unknown", "no node has a kernel %q", kernel).
-			WithHint("kernels there are: %s; leave it out for the node's preferred one", strings.Join(k.kernels, ", "))
+			WithHint("kernels there are: %s; leave it out for the node's preferred one", strings.Join(k.kernels, ", ")).WithField("kernel")
 	}
 	if !fits {
 		p := problem.New(problem.NoCapacity, "vm.too_large", "no node is large enough for the VM: %s is short", short)
+		if field := fieldOf[short]; field != "" {
+			p = p.WithField("%s", field)
+		}
 		if short == "memory" {
 			return p.WithHint("the largest node can give %d MiB to VMs, and this one needs %d MiB with its hypervisor", most, more.GetMemoryMib())
 		}

@@ -41,7 +41,8 @@ func (s volumeService) CreateVolume(ctx context.Context, req *blixardv1.CreateVo
 	if req.GetNode() != "" {
 		n := s.cfg.Replica.View().Node(req.GetNode())
 		if n == nil {
-			return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", req.GetNode()).WithHint("`blixard node list` shows the nodes")
+			return nil, problem.New(problem.NotFound, "node.not_found", "there is no node %q", req.GetNode()).
+				WithHint("`blixard node list` shows the nodes").WithField("node")
 		}
 		c.NodeId = n.GetId()
 	}
@@ -126,7 +127,9 @@ func (s volumeService) ResizeVolume(ctx context.Context, req *blixardv1.ResizeVo
 	} else if err != nil {
 		return nil, err
 	}
-	if v, err = own.Resize(ctx, v, req.GetSizeBytes()); err != nil {
+	if v, err = own.Resize(ctx, v, req.GetSizeBytes()); problem.Is(err, problem.Invalid) {
+		return nil, problem.From(err).WithField("size_bytes")
+	} else if err != nil {
 		return nil, err
 	}
 	return &blixardv1.ResizeVolumeResponse{Volume: v}, nil
