@@ -65,8 +65,12 @@ type Object struct {
 	Group    *blixardv1.CreateGroupRequest
 	Schedule *blixardv1.CreateScheduleRequest
 	Task     *blixardv1.SubmitTaskRequest
-	// Where it stands, as FILE:LINE.
+	// Where it stands, as FILE:LINE; FieldWhere says it of its fields.
 	Where string
+
+	// source and node are what it was read from; nil when it was not.
+	source *reader
+	node   *yaml.Node
 }
 
 // Read gives the objects of one file, whose name says its form: .json, .toml, and YAML
@@ -251,7 +255,7 @@ func (r *reader) object(n *yaml.Node) (*Object, error) {
 	if err := protojson.Unmarshal(raw.Bytes(), m); err != nil {
 		return nil, r.decodeProblem(err, m)
 	}
-	o := &Object{Kind: kind, Where: r.where(n.Line)}
+	o := &Object{Kind: kind, Where: r.where(n.Line), source: r, node: n}
 	var req proto.Message
 	switch m := m.(type) {
 	case *blixardv1.VM:
@@ -318,7 +322,7 @@ func (r *reader) kind(n *yaml.Node) (string, error) {
 		}
 		return "", p.WithHint("it can be %s", strings.Join(Kinds(), ", "))
 	}
-	if field(n, "spec") != nil {
+	if _, spec := field(n, "spec"); spec != nil {
 		return KindVM, nil
 	}
 	return "", r.problem(n.Line, "manifest.kind", "an object without a kind").WithHint("add kind: %s", strings.Join(Kinds(), ", "))
@@ -444,47 +448,9 @@ func (r *reader) check(n *yaml.Node, req proto.Message) error {
 	}
 	var all []error
 	for _, one := range v.Violations[:min(len(v.Violations), errorsMax)] {
-		path := one.Proto.GetField()
-		at := n
-		for _, e := range path.GetElements() {
-			next := step(at, e.GetFieldName(), int(e.GetIndex()), e.HasIndex(), e.GetStringKey())
-			if next == nil {
-				break
-			}
-			at = next
-		}
-		all = append(all, r.problem(at.Line, "manifest.field", "%s: %s", protovalidate.FieldPathString(path), one.Proto.GetMessage()).
+		path := protovalidate.FieldPathString(one.Proto.GetField())
+		all = append(all, r.problem(lineOf(n, fieldPath(path)), "manifest.field", "%s: %s", path, one.Proto.GetMessage()).
 			WithHint("mend the value"))
 	}
 	return errors.Join(all...)
-}
-
-// step goes down one element of a path; nil when the file does not have it.
-func step(n *yaml.Node, name string, index int, indexed bool, key string) *yaml.Node {
-	next := field(n, name)
-	switch {
-	case next == nil:
-		return nil
-	case indexed && next.Kind == yaml.SequenceNode && index < len(next.Content):
-		return next.Content[index]
-	case key != "":
-		if one := field(next, key); one != nil {
-			return one
-		}
-	}
-	return next
-}
-
-// field of a mapping by the name of the API in either spelling; nil when there is none.
-func field(n *yaml.Node, name string) *yaml.Node {
-	if n.Kind != yaml.MappingNode {
-		return nil
-	}
-	plain := func(s string) string { return strings.ToLower(strings.ReplaceAll(s, "_", "")) }
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		if k := n.Content[i].Value; k == name || plain(k) == plain(name) {
-			return n.Content[i+1]
-		}
-	}
-	return nil
 }
