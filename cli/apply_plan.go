@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -82,11 +83,40 @@ func planApply(ctx context.Context, c *client.Client, objects []*manifest.Object
 	return steps, errors.Join(all...)
 }
 
-// about says which object a problem is about.
+// about says which object a problem is about, and which of its lines: one problem for each
+// field that the cluster names.
 func about(o *manifest.Object, err error) error {
 	p := *problem.From(err)
-	p.Message = o.Where + ": " + p.Message
-	return &p
+	if len(p.Violations) == 0 {
+		p.Message = o.Where + ": " + p.Message
+		return &p
+	}
+	var all []error
+	for _, v := range p.Violations {
+		all = append(all, problem.New(p.Kind, p.Code, "%s: %s: %s", o.FieldWhere(v.Field), v.Field, cmp.Or(v.Message, p.Error())).WithHint("%s", p.Hint))
+	}
+	return errors.Join(all...)
+}
+
+// aboutVMs is about for a request with several VMs, in their order.
+func aboutVMs(vms []*manifest.Object, err error) error {
+	var all []error
+	for i, o := range vms {
+		p := problem.From(err)
+		var fields []problem.Violation
+		for _, v := range p.Violations {
+			if field, ok := strings.CutPrefix(v.Field, fmt.Sprintf("vms[%d].", i)); ok {
+				fields = append(fields, problem.Violation{Field: field, Message: v.Message})
+			}
+		}
+		if len(fields) > 0 {
+			all = append(all, about(o, p.WithViolations(fields)))
+		}
+	}
+	if len(all) == 0 {
+		return err
+	}
+	return errors.Join(all...)
 }
 
 func (s *step) planVM(ctx context.Context, c *client.Client) error {
@@ -131,11 +161,11 @@ func (s *step) planVolume(ctx context.Context, c *client.Client) error {
 		}
 		if after.Node != before.Node {
 			return problem.New(problem.Conflict, "manifest.fixed", "volume %q is on node %q, not on %q", s.Name, before.Node, after.Node).
-				WithHint("move it: blixard volume move %s %s", s.Name, after.Node)
+				WithHint("move it: blixard volume move %s %s", s.Name, after.Node).WithField("node")
 		}
 		if !maps.Equal(before.Labels, after.Labels) {
 			return problem.New(problem.Conflict, "manifest.fixed", "labels of a volume can't change: volume %q has %q", s.Name, labelsText(before.Labels)).
-				WithHint("write the same labels, or make another volume")
+				WithHint("write the same labels, or make another volume").WithField("labels")
 		}
 	case !problem.Is(err, problem.NotFound):
 		return err
@@ -173,7 +203,7 @@ func (s *step) planNetwork(ctx context.Context, c *client.Client) error {
 				return err
 			}
 			return problem.New(problem.Conflict, "manifest.fixed", "of network %q only the rules can change, and %s differs", s.Name, changes[0].path).
-				WithHint("write it as `blixard network show %s` shows it, or make another network", s.Name)
+				WithHint("write it as `blixard network show %s` shows it, or make another network", s.Name).WithField("%s", changes[0].path)
 		}
 		if before.Rules == nil {
 			before.Rules = &blixardv1.NetworkRules{}
@@ -198,7 +228,7 @@ func (s *step) sameProject(want, has interface{ GetProject() string }) error {
 		kind = strings.ToLower(kind)
 	}
 	return problem.New(problem.Conflict, "manifest.fixed", "the project of a %s can't change: %s %q is of project %q", kind, kind, s.Name, projectOf(has)).
-		WithHint("write project: %s, or make another %s", projectOf(has), kind)
+		WithHint("write project: %s, or make another %s", projectOf(has), kind).WithField("project")
 }
 
 func (s *step) planGroup(ctx context.Context, c *client.Client) error {

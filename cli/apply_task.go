@@ -46,7 +46,7 @@ func (s *step) planTask(ctx context.Context, c *client.Client) error {
 		way = "blixard task cancel " + s.Name + ", then " + way
 	}
 	return problem.New(problem.Conflict, "manifest.fixed", "a task can't change: task %q was submitted with another %s", s.Name, s.changes[0].path).
-		WithHint("give it another name, or remove the one that is there: %s", way)
+		WithHint("give it another name, or remove the one that is there: %s", way).WithField("%s", s.changes[0].path)
 }
 
 // comparableAfter gives what a task comes after and shall come after in one form: the

@@ -13,6 +13,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
 	"github.com/blixard/blixard/internal/constraint"
+	"github.com/blixard/blixard/internal/manifest"
 )
 
 // The highest priority, and that of VMs which name none.
@@ -372,6 +373,7 @@ func (a *app) simulateCommand() *cobra.Command {
   blixard scheduler simulate --without n1 --without n2 -f site.yaml -o json | jq '.vms[] | select(.to == "")'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			req := &blixardv1.SimulateRequest{WithoutNodes: without}
+			var vms []*manifest.Object
 			if len(files) > 0 {
 				objects, err := a.readManifests(files)
 				if err != nil {
@@ -379,7 +381,7 @@ func (a *app) simulateCommand() *cobra.Command {
 				}
 				for _, o := range objects {
 					if o.VM != nil {
-						req.Vms = append(req.Vms, o.VM)
+						vms, req.Vms = append(vms, o), append(req.Vms, o.VM)
 					}
 				}
 			}
@@ -389,7 +391,7 @@ func (a *app) simulateCommand() *cobra.Command {
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				resp, err := c.Nodes().Simulate(ctx, req)
 				if err != nil {
-					return err
+					return aboutVMs(vms, err)
 				}
 				return a.print(resp, func() error { return a.plannedTable(resp.GetVms()) })
 			})
