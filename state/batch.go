@@ -269,6 +269,6 @@ func copyNode(n *blixardv1.Node) *blixardv1.Node {
 		Id: n.Id, Name: n.Name, State: n.State, Fingerprint: n.Fingerprint, Incarnation: n.Incarnation,
 		Allocated: n.Allocated, Allocatable: n.Allocatable, CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
 		Draining: n.Draining, LongLease: n.LongLease, Labels: n.Labels, Cordoned: n.Cordoned,
-		Downs: n.Downs, Damped: n.Damped, Taints: n.Taints, Drain: n.Drain,
+		Downs: n.Downs, Damped: n.Damped, Taints: n.Taints, Drain: n.Drain, Busy: n.Busy,
 	}
 }

@@ -29,7 +29,8 @@ import (
 //	16 names of projects
 //	17 plans that are checked for what nodes take of tasks, and tasks that begin again with
 //	   their host
-const FeatureLevel = 17
+//	18 nodes that are busy
+const FeatureLevel = 18
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -45,6 +46,7 @@ var levels = map[protoreflect.Name]uint32{
 	"create_group": 13, "update_group": 13, "change_group": 13, "step_groups": 13, "delete_group": 13,
 	"create_schedule": 14, "update_schedule": 14, "change_schedule": 14, "step_schedules": 14,
 	"advance_drain": 15, "set_settings": 15, "prune_events": 15,
+	"set_busy": 18,
 }
 
 // levelOfSpec is that of the newest field that a spec uses.

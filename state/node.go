@@ -194,6 +194,32 @@ func (b *batch) setNodeState(c *blixardv1.SetNodeStateCommand) Result {
 	return Result{Index: b.index, Node: n}
 }
 
+// setBusy takes in which nodes have a high load and which no longer do. The leader saw a
+// moment ago how they were: what is otherwise by now needs no answer.
+func (b *batch) setBusy(c *blixardv1.SetBusyCommand) Result {
+	for _, one := range c.GetNodes() {
+		old := b.node(one.GetNodeId())
+		if old == nil || old.GetState() == blixardv1.NodeState_left || old.GetBusy() == one.GetBusy() {
+			continue
+		}
+		n := copyNode(old)
+		n.Busy = one.GetBusy()
+		b.putNode(n)
+		load := "its load is not looked at"
+		if one.LoadPercent != nil {
+			load = fmt.Sprintf("its load is %d %%", one.GetLoadPercent())
+		}
+		kind, message := "node.calm", load+": VMs are placed on it as on others"
+		if n.Busy {
+			kind, message = "node.busy", load+": VMs are placed elsewhere where they can be"
+		}
+		b.event(&blixardv1.Event{
+			Kind: kind, ObjectKind: "node", ObjectId: n.GetId(), ObjectName: n.GetName(), Node: n.GetName(), Reason: "load", Message: message,
+		})
+	}
+	return Result{Index: b.index}
+}
+
 // unheard makes an allocation unknown, unless its life had ended before.
 func (b *batch) unheard(a *blixardv1.Allocation, n *blixardv1.Node) {
 	st := a.GetStatus()

@@ -82,3 +82,25 @@ func TestUpdateNode(t *testing.T) {
 		t.Errorf("%v, %v", r.Node, r.Problem)
 	}
 }
+
+// TestBusyNodes: events tell the load that made a node busy or calm, and older members are
+// not told of either.
+func TestBusyNodes(t *testing.T) {
+	st := newStory()
+	st.must(t, registerN1)
+	for _, tc := range []struct{ change, kind, message string }{
+		{`busy: true load_percent: 93`, "node.busy", "its load is 93 %: VMs are placed elsewhere where they can be"},
+		{`busy: false load_percent: 12`, "node.calm", "its load is 12 %: VMs are placed on it as on others"},
+		{`busy: true load_percent: 100`, "node.busy", "its load is 100 %: VMs are placed elsewhere where they can be"},
+		{`busy: false`, "node.calm", "its load is not looked at: VMs are placed on it as on others"},
+	} {
+		cmd := command(t, `set_busy {nodes {node_id: "n1" `+tc.change+`}}`)
+		if got := Level(cmd); got != 18 {
+			t.Errorf("it is of level %d", got)
+		}
+		st.do(cmd)
+		if e := st.s.View().Events(nil, 1)[0]; e.GetKind() != tc.kind || e.GetMessage() != tc.message || e.GetObjectName() != "one" || e.GetNode() != "one" {
+			t.Errorf("%s: the event is %v", tc.change, e)
+		}
+	}
+}

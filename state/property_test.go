@@ -23,7 +23,7 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 	node := func() string { return pick("node", "n1", "n2") }
 	cmd := &blixardv1.Command{Key: pick("key", "", "", "", "k1", "k2"), Actor: pick("actor", "user:0", "user:1")}
 	states := rapid.Int32Range(0, int32(len(moves)))
-	switch rapid.IntRange(0, 17).Draw(t, "kind") {
+	switch rapid.IntRange(0, 18).Draw(t, "kind") {
 	case 0:
 		name := pick("name", "a", "b", "c")
 		cmd.Change = &blixardv1.Command_CreateVm{CreateVm: &blixardv1.CreateVMCommand{
@@ -132,6 +132,8 @@ func draw(t *rapid.T, v *View) *blixardv1.Command {
 		}}
 	case 16:
 		cmd.Change = &blixardv1.Command_PruneEvents{PruneEvents: &blixardv1.PruneEventsCommand{ThroughIndex: rapid.Uint64Range(0, v.Index()).Draw(t, "through")}}
+	case 17:
+		cmd.Change = &blixardv1.Command_SetBusy{SetBusy: &blixardv1.SetBusyCommand{Nodes: []*blixardv1.NodeBusy{{NodeId: node(), Busy: rapid.Bool().Draw(t, "busy"), LoadPercent: proto.Uint32(70)}}}}
 	default:
 		cmd.Change = &blixardv1.Command_SetVmReason{SetVmReason: &blixardv1.SetVMReasonCommand{VmId: vm(), Reason: pick("reason", "x", "y")}}
 	}

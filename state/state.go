@@ -149,6 +149,8 @@ func (b *batch) run(cmd *blixardv1.Command) Result {
 		return b.preempt(c.Preempt)
 	case *blixardv1.Command_AdvanceDrain:
 		return b.advanceDrain(c.AdvanceDrain)
+	case *blixardv1.Command_SetBusy:
+		return b.setBusy(c.SetBusy)
 	}
 	return b.runGuests(cmd)
 }

@@ -133,9 +133,13 @@ func (st *story) describe() string {
 		b.WriteString("\n")
 	}
 	for _, n := range v.Nodes() {
-		fmt.Fprintf(&b, "node %s id=%s state=%s incarnation=%d allocated=%d/%d/%d of %d/%d/%d\n", n.GetName(), n.GetId(), n.GetState(), n.GetIncarnation(),
+		fmt.Fprintf(&b, "node %s id=%s state=%s incarnation=%d allocated=%d/%d/%d of %d/%d/%d", n.GetName(), n.GetId(), n.GetState(), n.GetIncarnation(),
 			n.GetAllocated().GetVcpus(), n.GetAllocated().GetMemoryMib(), n.GetAllocated().GetDiskBytes(),
 			n.GetAllocatable().GetVcpus(), n.GetAllocatable().GetMemoryMib(), n.GetAllocatable().GetDiskBytes())
+		if n.GetBusy() {
+			b.WriteString(" busy")
+		}
+		b.WriteString("\n")
 	}
 	for _, i := range v.Images() {
 		fmt.Fprintf(&b, "image %s %s nodes=%v\n", i.GetName(), i.GetDigest(), i.GetNodeIds())

@@ -263,6 +263,7 @@ type Command struct {
 	//	*Command_StepSchedules
 	//	*Command_ChangeSchedule
 	//	*Command_UpdateSchedule
+	//	*Command_SetBusy
 	Change        isCommand_Change `protobuf_oneof:"change"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -846,6 +847,15 @@ func (x *Command) GetUpdateSchedule() *UpdateScheduleCommand {
 	return nil
 }
 
+func (x *Command) GetSetBusy() *SetBusyCommand {
+	if x != nil {
+		if x, ok := x.Change.(*Command_SetBusy); ok {
+			return x.SetBusy
+		}
+	}
+	return nil
+}
+
 type isCommand_Change interface {
 	isCommand_Change()
 }
@@ -1078,6 +1088,10 @@ type Command_UpdateSchedule struct {
 	UpdateSchedule *UpdateScheduleCommand `protobuf:"bytes,66,opt,name=update_schedule,json=updateSchedule,proto3,oneof"`
 }
 
+type Command_SetBusy struct {
+	SetBusy *SetBusyCommand `protobuf:"bytes,75,opt,name=set_busy,json=setBusy,proto3,oneof"`
+}
+
 func (*Command_CreateVm) isCommand_Change() {}
 
 func (*Command_SetVmDesired) isCommand_Change() {}
@@ -1191,6 +1205,8 @@ func (*Command_StepSchedules) isCommand_Change() {}
 func (*Command_ChangeSchedule) isCommand_Change() {}
 
 func (*Command_UpdateSchedule) isCommand_Change() {}
+
+func (*Command_SetBusy) isCommand_Change() {}
 
 // CreateVMCommand declares a VM with its final, defaulted spec.
 type CreateVMCommand struct {
@@ -5136,6 +5152,115 @@ func (x *SetNodeStateCommand) GetLongLease() *durationpb.Duration {
 	return nil
 }
 
+// SetBusyCommand tells which nodes became busy and which are no longer, as the leader found
+// out from their load. A node that is not there, or is so already, is left out.
+type SetBusyCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*NodeBusy            `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetBusyCommand) Reset() {
+	*x = SetBusyCommand{}
+	mi := &file_blixard_v1_command_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetBusyCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetBusyCommand) ProtoMessage() {}
+
+func (x *SetBusyCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetBusyCommand.ProtoReflect.Descriptor instead.
+func (*SetBusyCommand) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *SetBusyCommand) GetNodes() []*NodeBusy {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// NodeBusy is what becomes of one node.
+type NodeBusy struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// busy as in Node.
+	Busy bool `protobuf:"varint,2,opt,name=busy,proto3" json:"busy,omitempty"`
+	// load_percent that was heard of last; unset when none is known.
+	LoadPercent   *uint32 `protobuf:"varint,3,opt,name=load_percent,json=loadPercent,proto3,oneof" json:"load_percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeBusy) Reset() {
+	*x = NodeBusy{}
+	mi := &file_blixard_v1_command_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeBusy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeBusy) ProtoMessage() {}
+
+func (x *NodeBusy) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_command_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeBusy.ProtoReflect.Descriptor instead.
+func (*NodeBusy) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *NodeBusy) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *NodeBusy) GetBusy() bool {
+	if x != nil {
+		return x.Busy
+	}
+	return false
+}
+
+func (x *NodeBusy) GetLoadPercent() uint32 {
+	if x != nil && x.LoadPercent != nil {
+		return *x.LoadPercent
+	}
+	return 0
+}
+
 // StateSnapshot is one record of a Raft snapshot's stream: exactly one field is
 // set.
 type StateSnapshot struct {
@@ -5168,7 +5293,7 @@ type StateSnapshot struct {
 
 func (x *StateSnapshot) Reset() {
 	*x = StateSnapshot{}
-	mi := &file_blixard_v1_command_proto_msgTypes[62]
+	mi := &file_blixard_v1_command_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5180,7 +5305,7 @@ func (x *StateSnapshot) String() string {
 func (*StateSnapshot) ProtoMessage() {}
 
 func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[62]
+	mi := &file_blixard_v1_command_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5193,7 +5318,7 @@ func (x *StateSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateSnapshot.ProtoReflect.Descriptor instead.
 func (*StateSnapshot) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{62}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *StateSnapshot) GetRecord() isStateSnapshot_Record {
@@ -5505,7 +5630,7 @@ type StateHeader struct {
 
 func (x *StateHeader) Reset() {
 	*x = StateHeader{}
-	mi := &file_blixard_v1_command_proto_msgTypes[63]
+	mi := &file_blixard_v1_command_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5517,7 +5642,7 @@ func (x *StateHeader) String() string {
 func (*StateHeader) ProtoMessage() {}
 
 func (x *StateHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[63]
+	mi := &file_blixard_v1_command_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5530,7 +5655,7 @@ func (x *StateHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHeader.ProtoReflect.Descriptor instead.
 func (*StateHeader) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{63}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StateHeader) GetFormat() uint32 {
@@ -5560,7 +5685,7 @@ type StateEnd struct {
 
 func (x *StateEnd) Reset() {
 	*x = StateEnd{}
-	mi := &file_blixard_v1_command_proto_msgTypes[64]
+	mi := &file_blixard_v1_command_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5572,7 +5697,7 @@ func (x *StateEnd) String() string {
 func (*StateEnd) ProtoMessage() {}
 
 func (x *StateEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[64]
+	mi := &file_blixard_v1_command_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5585,7 +5710,7 @@ func (x *StateEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateEnd.ProtoReflect.Descriptor instead.
 func (*StateEnd) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{64}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *StateEnd) GetRecords() uint64 {
@@ -5623,7 +5748,7 @@ type IdempotencyRecord struct {
 
 func (x *IdempotencyRecord) Reset() {
 	*x = IdempotencyRecord{}
-	mi := &file_blixard_v1_command_proto_msgTypes[65]
+	mi := &file_blixard_v1_command_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5635,7 +5760,7 @@ func (x *IdempotencyRecord) String() string {
 func (*IdempotencyRecord) ProtoMessage() {}
 
 func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_blixard_v1_command_proto_msgTypes[65]
+	mi := &file_blixard_v1_command_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5648,7 +5773,7 @@ func (x *IdempotencyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdempotencyRecord.ProtoReflect.Descriptor instead.
 func (*IdempotencyRecord) Descriptor() ([]byte, []int) {
-	return file_blixard_v1_command_proto_rawDescGZIP(), []int{65}
+	return file_blixard_v1_command_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *IdempotencyRecord) GetKey() string {
@@ -5719,7 +5844,7 @@ var File_blixard_v1_command_proto protoreflect.FileDescriptor
 const file_blixard_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/command.proto\x12\n" +
-	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/groups.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x1ablixard/v1/schedules.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x1f\n" +
+	"blixard.v1\x1a\x18blixard/v1/cluster.proto\x1a\x17blixard/v1/groups.proto\x1a\x17blixard/v1/images.proto\x1a\x19blixard/v1/networks.proto\x1a\x18blixard/v1/objects.proto\x1a\x17blixard/v1/quotas.proto\x1a\x1ablixard/v1/schedules.proto\x1a\x18blixard/v1/secrets.proto\x1a\x19blixard/v1/services.proto\x1a\x16blixard/v1/tasks.proto\x1a\x18blixard/v1/volumes.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd4\x1f\n" +
 	"\aCommand\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
@@ -5792,7 +5917,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x0fcreate_schedule\x18? \x01(\v2!.blixard.v1.CreateScheduleCommandH\x00R\x0ecreateSchedule\x12I\n" +
 	"\x0estep_schedules\x18@ \x01(\v2 .blixard.v1.StepSchedulesCommandH\x00R\rstepSchedules\x12L\n" +
 	"\x0fchange_schedule\x18A \x01(\v2!.blixard.v1.ChangeScheduleCommandH\x00R\x0echangeSchedule\x12L\n" +
-	"\x0fupdate_schedule\x18B \x01(\v2!.blixard.v1.UpdateScheduleCommandH\x00R\x0eupdateScheduleB\b\n" +
+	"\x0fupdate_schedule\x18B \x01(\v2!.blixard.v1.UpdateScheduleCommandH\x00R\x0eupdateSchedule\x127\n" +
+	"\bset_busy\x18K \x01(\v2\x1a.blixard.v1.SetBusyCommandH\x00R\asetBusyB\b\n" +
 	"\x06changeJ\x04\b\x04\x10\x05\"\xf3\x01\n" +
 	"\x0fCreateVMCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -6133,7 +6259,14 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\x0e2\x1a.blixard.v1.NodeState.EnumR\x05state\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x128\n" +
 	"\n" +
-	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"\x90\a\n" +
+	"long_lease\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tlongLease\"<\n" +
+	"\x0eSetBusyCommand\x12*\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x14.blixard.v1.NodeBusyR\x05nodes\"p\n" +
+	"\bNodeBusy\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
+	"\x04busy\x18\x02 \x01(\bR\x04busy\x12&\n" +
+	"\fload_percent\x18\x03 \x01(\rH\x00R\vloadPercent\x88\x01\x01B\x0f\n" +
+	"\r_load_percent\"\x90\a\n" +
 	"\rStateSnapshot\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.blixard.v1.StateHeaderH\x00R\x06header\x12 \n" +
 	"\x02vm\x18\x02 \x01(\v2\x0e.blixard.v1.VMH\x00R\x02vm\x128\n" +
@@ -6189,7 +6322,7 @@ func file_blixard_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_blixard_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_blixard_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_blixard_v1_command_proto_goTypes = []any{
 	(TaskStep_Kind)(0),                // 0: blixard.v1.TaskStep.Kind
 	(ChangeTasksCommand_Change)(0),    // 1: blixard.v1.ChangeTasksCommand.Change
@@ -6256,57 +6389,59 @@ var file_blixard_v1_command_proto_goTypes = []any{
 	(*PruneEventsCommand)(nil),        // 62: blixard.v1.PruneEventsCommand
 	(*UpdateNodeCommand)(nil),         // 63: blixard.v1.UpdateNodeCommand
 	(*SetNodeStateCommand)(nil),       // 64: blixard.v1.SetNodeStateCommand
-	(*StateSnapshot)(nil),             // 65: blixard.v1.StateSnapshot
-	(*StateHeader)(nil),               // 66: blixard.v1.StateHeader
-	(*StateEnd)(nil),                  // 67: blixard.v1.StateEnd
-	(*IdempotencyRecord)(nil),         // 68: blixard.v1.IdempotencyRecord
-	nil,                               // 69: blixard.v1.CreateVMCommand.LabelsEntry
-	nil,                               // 70: blixard.v1.SubmitTaskCommand.LabelsEntry
-	nil,                               // 71: blixard.v1.CreateScheduleCommand.LabelsEntry
-	nil,                               // 72: blixard.v1.UpdateScheduleCommand.LabelsEntry
-	nil,                               // 73: blixard.v1.CreateVolumeCommand.LabelsEntry
-	nil,                               // 74: blixard.v1.LabelVMCommand.LabelsEntry
-	nil,                               // 75: blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 76: google.protobuf.Timestamp
-	(*VMSpec)(nil),                    // 77: blixard.v1.VMSpec
-	(*TaskSpec)(nil),                  // 78: blixard.v1.TaskSpec
-	(*ScheduleSpec)(nil),              // 79: blixard.v1.ScheduleSpec
-	(*GroupSpec)(nil),                 // 80: blixard.v1.GroupSpec
-	(GroupChange_Enum)(0),             // 81: blixard.v1.GroupChange.Enum
-	(*Replica)(nil),                   // 82: blixard.v1.Replica
-	(*GroupStatus)(nil),               // 83: blixard.v1.GroupStatus
-	(RolloutState_Enum)(0),            // 84: blixard.v1.RolloutState.Enum
-	(*Image)(nil),                     // 85: blixard.v1.Image
-	(*VolumeSnapshot)(nil),            // 86: blixard.v1.VolumeSnapshot
-	(*Network)(nil),                   // 87: blixard.v1.Network
-	(*NetworkRules)(nil),              // 88: blixard.v1.NetworkRules
-	(*QuotaLimits)(nil),               // 89: blixard.v1.QuotaLimits
-	(DesiredState_Enum)(0),            // 90: blixard.v1.DesiredState.Enum
-	(*AllocationReport)(nil),          // 91: blixard.v1.AllocationReport
-	(*NodeFingerprint)(nil),           // 92: blixard.v1.NodeFingerprint
-	(*Member)(nil),                    // 93: blixard.v1.Member
-	(MemberRole_Enum)(0),              // 94: blixard.v1.MemberRole.Enum
-	(*durationpb.Duration)(nil),       // 95: google.protobuf.Duration
-	(DrainState_Enum)(0),              // 96: blixard.v1.DrainState.Enum
-	(*Taint)(nil),                     // 97: blixard.v1.Taint
-	(NodeState_Enum)(0),               // 98: blixard.v1.NodeState.Enum
-	(*VM)(nil),                        // 99: blixard.v1.VM
-	(*Allocation)(nil),                // 100: blixard.v1.Allocation
-	(*Node)(nil),                      // 101: blixard.v1.Node
-	(*Event)(nil),                     // 102: blixard.v1.Event
-	(*Cluster)(nil),                   // 103: blixard.v1.Cluster
-	(*Token)(nil),                     // 104: blixard.v1.Token
-	(*Volume)(nil),                    // 105: blixard.v1.Volume
-	(*Secret)(nil),                    // 106: blixard.v1.Secret
-	(*Task)(nil),                      // 107: blixard.v1.Task
-	(*Quota)(nil),                     // 108: blixard.v1.Quota
-	(*Group)(nil),                     // 109: blixard.v1.Group
-	(*Settings)(nil),                  // 110: blixard.v1.Settings
-	(*Schedule)(nil),                  // 111: blixard.v1.Schedule
-	(*Problem)(nil),                   // 112: blixard.v1.Problem
+	(*SetBusyCommand)(nil),            // 65: blixard.v1.SetBusyCommand
+	(*NodeBusy)(nil),                  // 66: blixard.v1.NodeBusy
+	(*StateSnapshot)(nil),             // 67: blixard.v1.StateSnapshot
+	(*StateHeader)(nil),               // 68: blixard.v1.StateHeader
+	(*StateEnd)(nil),                  // 69: blixard.v1.StateEnd
+	(*IdempotencyRecord)(nil),         // 70: blixard.v1.IdempotencyRecord
+	nil,                               // 71: blixard.v1.CreateVMCommand.LabelsEntry
+	nil,                               // 72: blixard.v1.SubmitTaskCommand.LabelsEntry
+	nil,                               // 73: blixard.v1.CreateScheduleCommand.LabelsEntry
+	nil,                               // 74: blixard.v1.UpdateScheduleCommand.LabelsEntry
+	nil,                               // 75: blixard.v1.CreateVolumeCommand.LabelsEntry
+	nil,                               // 76: blixard.v1.LabelVMCommand.LabelsEntry
+	nil,                               // 77: blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 78: google.protobuf.Timestamp
+	(*VMSpec)(nil),                    // 79: blixard.v1.VMSpec
+	(*TaskSpec)(nil),                  // 80: blixard.v1.TaskSpec
+	(*ScheduleSpec)(nil),              // 81: blixard.v1.ScheduleSpec
+	(*GroupSpec)(nil),                 // 82: blixard.v1.GroupSpec
+	(GroupChange_Enum)(0),             // 83: blixard.v1.GroupChange.Enum
+	(*Replica)(nil),                   // 84: blixard.v1.Replica
+	(*GroupStatus)(nil),               // 85: blixard.v1.GroupStatus
+	(RolloutState_Enum)(0),            // 86: blixard.v1.RolloutState.Enum
+	(*Image)(nil),                     // 87: blixard.v1.Image
+	(*VolumeSnapshot)(nil),            // 88: blixard.v1.VolumeSnapshot
+	(*Network)(nil),                   // 89: blixard.v1.Network
+	(*NetworkRules)(nil),              // 90: blixard.v1.NetworkRules
+	(*QuotaLimits)(nil),               // 91: blixard.v1.QuotaLimits
+	(DesiredState_Enum)(0),            // 92: blixard.v1.DesiredState.Enum
+	(*AllocationReport)(nil),          // 93: blixard.v1.AllocationReport
+	(*NodeFingerprint)(nil),           // 94: blixard.v1.NodeFingerprint
+	(*Member)(nil),                    // 95: blixard.v1.Member
+	(MemberRole_Enum)(0),              // 96: blixard.v1.MemberRole.Enum
+	(*durationpb.Duration)(nil),       // 97: google.protobuf.Duration
+	(DrainState_Enum)(0),              // 98: blixard.v1.DrainState.Enum
+	(*Taint)(nil),                     // 99: blixard.v1.Taint
+	(NodeState_Enum)(0),               // 100: blixard.v1.NodeState.Enum
+	(*VM)(nil),                        // 101: blixard.v1.VM
+	(*Allocation)(nil),                // 102: blixard.v1.Allocation
+	(*Node)(nil),                      // 103: blixard.v1.Node
+	(*Event)(nil),                     // 104: blixard.v1.Event
+	(*Cluster)(nil),                   // 105: blixard.v1.Cluster
+	(*Token)(nil),                     // 106: blixard.v1.Token
+	(*Volume)(nil),                    // 107: blixard.v1.Volume
+	(*Secret)(nil),                    // 108: blixard.v1.Secret
+	(*Task)(nil),                      // 109: blixard.v1.Task
+	(*Quota)(nil),                     // 110: blixard.v1.Quota
+	(*Group)(nil),                     // 111: blixard.v1.Group
+	(*Settings)(nil),                  // 112: blixard.v1.Settings
+	(*Schedule)(nil),                  // 113: blixard.v1.Schedule
+	(*Problem)(nil),                   // 114: blixard.v1.Problem
 }
 var file_blixard_v1_command_proto_depIdxs = []int32{
-	76,  // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
+	78,  // 0: blixard.v1.Command.time:type_name -> google.protobuf.Timestamp
 	4,   // 1: blixard.v1.Command.create_vm:type_name -> blixard.v1.CreateVMCommand
 	39,  // 2: blixard.v1.Command.set_vm_desired:type_name -> blixard.v1.SetVMDesiredCommand
 	40,  // 3: blixard.v1.Command.delete_vm:type_name -> blixard.v1.DeleteVMCommand
@@ -6364,78 +6499,80 @@ var file_blixard_v1_command_proto_depIdxs = []int32{
 	13,  // 55: blixard.v1.Command.step_schedules:type_name -> blixard.v1.StepSchedulesCommand
 	15,  // 56: blixard.v1.Command.change_schedule:type_name -> blixard.v1.ChangeScheduleCommand
 	16,  // 57: blixard.v1.Command.update_schedule:type_name -> blixard.v1.UpdateScheduleCommand
-	77,  // 58: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	69,  // 59: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
-	77,  // 60: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
-	78,  // 61: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
-	70,  // 62: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
-	10,  // 63: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
-	0,   // 64: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
-	1,   // 65: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
-	79,  // 66: blixard.v1.CreateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
-	71,  // 67: blixard.v1.CreateScheduleCommand.labels:type_name -> blixard.v1.CreateScheduleCommand.LabelsEntry
-	14,  // 68: blixard.v1.StepSchedulesCommand.steps:type_name -> blixard.v1.ScheduleStep
-	76,  // 69: blixard.v1.ScheduleStep.at:type_name -> google.protobuf.Timestamp
-	2,   // 70: blixard.v1.ChangeScheduleCommand.change:type_name -> blixard.v1.ChangeScheduleCommand.Change
-	79,  // 71: blixard.v1.UpdateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
-	72,  // 72: blixard.v1.UpdateScheduleCommand.labels:type_name -> blixard.v1.UpdateScheduleCommand.LabelsEntry
-	80,  // 73: blixard.v1.CreateGroupCommand.spec:type_name -> blixard.v1.GroupSpec
-	80,  // 74: blixard.v1.UpdateGroupCommand.spec:type_name -> blixard.v1.GroupSpec
-	81,  // 75: blixard.v1.ChangeGroupCommand.change:type_name -> blixard.v1.GroupChange.Enum
-	22,  // 76: blixard.v1.StepGroupsCommand.steps:type_name -> blixard.v1.GroupStep
-	82,  // 77: blixard.v1.GroupStep.create:type_name -> blixard.v1.Replica
-	83,  // 78: blixard.v1.GroupStep.status:type_name -> blixard.v1.GroupStatus
-	84,  // 79: blixard.v1.GroupStep.end:type_name -> blixard.v1.RolloutState.Enum
-	85,  // 80: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
-	73,  // 81: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
-	86,  // 82: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
-	87,  // 83: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
-	88,  // 84: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
-	89,  // 85: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
-	90,  // 86: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
-	74,  // 87: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
-	42,  // 88: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
-	91,  // 89: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
-	92,  // 90: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
-	93,  // 91: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
-	94,  // 92: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	76,  // 93: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
-	93,  // 94: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
-	94,  // 95: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
-	95,  // 96: blixard.v1.DrainNodeCommand.deadline:type_name -> google.protobuf.Duration
-	96,  // 97: blixard.v1.AdvanceDrainCommand.state:type_name -> blixard.v1.DrainState.Enum
-	95,  // 98: blixard.v1.AdvanceDrainCommand.left:type_name -> google.protobuf.Duration
-	95,  // 99: blixard.v1.SetSettingsCommand.events_keep:type_name -> google.protobuf.Duration
-	75,  // 100: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
-	97,  // 101: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
-	98,  // 102: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
-	95,  // 103: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
-	66,  // 104: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
-	99,  // 105: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
-	100, // 106: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
-	101, // 107: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
-	102, // 108: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
-	68,  // 109: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
-	67,  // 110: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
-	103, // 111: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
-	93,  // 112: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
-	104, // 113: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
-	85,  // 114: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
-	105, // 115: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
-	87,  // 116: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
-	106, // 117: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
-	107, // 118: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
-	108, // 119: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
-	109, // 120: blixard.v1.StateSnapshot.group:type_name -> blixard.v1.Group
-	110, // 121: blixard.v1.StateSnapshot.settings:type_name -> blixard.v1.Settings
-	111, // 122: blixard.v1.StateSnapshot.schedule:type_name -> blixard.v1.Schedule
-	76,  // 123: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
-	112, // 124: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
-	125, // [125:125] is the sub-list for method output_type
-	125, // [125:125] is the sub-list for method input_type
-	125, // [125:125] is the sub-list for extension type_name
-	125, // [125:125] is the sub-list for extension extendee
-	0,   // [0:125] is the sub-list for field type_name
+	65,  // 58: blixard.v1.Command.set_busy:type_name -> blixard.v1.SetBusyCommand
+	79,  // 59: blixard.v1.CreateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	71,  // 60: blixard.v1.CreateVMCommand.labels:type_name -> blixard.v1.CreateVMCommand.LabelsEntry
+	79,  // 61: blixard.v1.UpdateVMCommand.spec:type_name -> blixard.v1.VMSpec
+	80,  // 62: blixard.v1.SubmitTaskCommand.spec:type_name -> blixard.v1.TaskSpec
+	72,  // 63: blixard.v1.SubmitTaskCommand.labels:type_name -> blixard.v1.SubmitTaskCommand.LabelsEntry
+	10,  // 64: blixard.v1.StepTasksCommand.steps:type_name -> blixard.v1.TaskStep
+	0,   // 65: blixard.v1.TaskStep.kind:type_name -> blixard.v1.TaskStep.Kind
+	1,   // 66: blixard.v1.ChangeTasksCommand.change:type_name -> blixard.v1.ChangeTasksCommand.Change
+	81,  // 67: blixard.v1.CreateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
+	73,  // 68: blixard.v1.CreateScheduleCommand.labels:type_name -> blixard.v1.CreateScheduleCommand.LabelsEntry
+	14,  // 69: blixard.v1.StepSchedulesCommand.steps:type_name -> blixard.v1.ScheduleStep
+	78,  // 70: blixard.v1.ScheduleStep.at:type_name -> google.protobuf.Timestamp
+	2,   // 71: blixard.v1.ChangeScheduleCommand.change:type_name -> blixard.v1.ChangeScheduleCommand.Change
+	81,  // 72: blixard.v1.UpdateScheduleCommand.spec:type_name -> blixard.v1.ScheduleSpec
+	74,  // 73: blixard.v1.UpdateScheduleCommand.labels:type_name -> blixard.v1.UpdateScheduleCommand.LabelsEntry
+	82,  // 74: blixard.v1.CreateGroupCommand.spec:type_name -> blixard.v1.GroupSpec
+	82,  // 75: blixard.v1.UpdateGroupCommand.spec:type_name -> blixard.v1.GroupSpec
+	83,  // 76: blixard.v1.ChangeGroupCommand.change:type_name -> blixard.v1.GroupChange.Enum
+	22,  // 77: blixard.v1.StepGroupsCommand.steps:type_name -> blixard.v1.GroupStep
+	84,  // 78: blixard.v1.GroupStep.create:type_name -> blixard.v1.Replica
+	85,  // 79: blixard.v1.GroupStep.status:type_name -> blixard.v1.GroupStatus
+	86,  // 80: blixard.v1.GroupStep.end:type_name -> blixard.v1.RolloutState.Enum
+	87,  // 81: blixard.v1.PutImageCommand.image:type_name -> blixard.v1.Image
+	75,  // 82: blixard.v1.CreateVolumeCommand.labels:type_name -> blixard.v1.CreateVolumeCommand.LabelsEntry
+	88,  // 83: blixard.v1.SnapshotVolumeCommand.snapshot:type_name -> blixard.v1.VolumeSnapshot
+	89,  // 84: blixard.v1.CreateNetworkCommand.network:type_name -> blixard.v1.Network
+	90,  // 85: blixard.v1.UpdateNetworkCommand.rules:type_name -> blixard.v1.NetworkRules
+	91,  // 86: blixard.v1.SetQuotaCommand.limits:type_name -> blixard.v1.QuotaLimits
+	92,  // 87: blixard.v1.SetVMDesiredCommand.desired:type_name -> blixard.v1.DesiredState.Enum
+	76,  // 88: blixard.v1.LabelVMCommand.labels:type_name -> blixard.v1.LabelVMCommand.LabelsEntry
+	42,  // 89: blixard.v1.PlaceCommand.placements:type_name -> blixard.v1.Placement
+	93,  // 90: blixard.v1.ReportCommand.reports:type_name -> blixard.v1.AllocationReport
+	94,  // 91: blixard.v1.RegisterNodeCommand.fingerprint:type_name -> blixard.v1.NodeFingerprint
+	95,  // 92: blixard.v1.FormClusterCommand.member:type_name -> blixard.v1.Member
+	96,  // 93: blixard.v1.CreateTokenCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	78,  // 94: blixard.v1.CreateTokenCommand.expires_at:type_name -> google.protobuf.Timestamp
+	95,  // 95: blixard.v1.EnrollMemberCommand.member:type_name -> blixard.v1.Member
+	96,  // 96: blixard.v1.ChangeMemberCommand.role:type_name -> blixard.v1.MemberRole.Enum
+	97,  // 97: blixard.v1.DrainNodeCommand.deadline:type_name -> google.protobuf.Duration
+	98,  // 98: blixard.v1.AdvanceDrainCommand.state:type_name -> blixard.v1.DrainState.Enum
+	97,  // 99: blixard.v1.AdvanceDrainCommand.left:type_name -> google.protobuf.Duration
+	97,  // 100: blixard.v1.SetSettingsCommand.events_keep:type_name -> google.protobuf.Duration
+	77,  // 101: blixard.v1.UpdateNodeCommand.set_labels:type_name -> blixard.v1.UpdateNodeCommand.SetLabelsEntry
+	99,  // 102: blixard.v1.UpdateNodeCommand.set_taints:type_name -> blixard.v1.Taint
+	100, // 103: blixard.v1.SetNodeStateCommand.state:type_name -> blixard.v1.NodeState.Enum
+	97,  // 104: blixard.v1.SetNodeStateCommand.long_lease:type_name -> google.protobuf.Duration
+	66,  // 105: blixard.v1.SetBusyCommand.nodes:type_name -> blixard.v1.NodeBusy
+	68,  // 106: blixard.v1.StateSnapshot.header:type_name -> blixard.v1.StateHeader
+	101, // 107: blixard.v1.StateSnapshot.vm:type_name -> blixard.v1.VM
+	102, // 108: blixard.v1.StateSnapshot.allocation:type_name -> blixard.v1.Allocation
+	103, // 109: blixard.v1.StateSnapshot.node:type_name -> blixard.v1.Node
+	104, // 110: blixard.v1.StateSnapshot.event:type_name -> blixard.v1.Event
+	70,  // 111: blixard.v1.StateSnapshot.idempotency:type_name -> blixard.v1.IdempotencyRecord
+	69,  // 112: blixard.v1.StateSnapshot.end:type_name -> blixard.v1.StateEnd
+	105, // 113: blixard.v1.StateSnapshot.cluster:type_name -> blixard.v1.Cluster
+	95,  // 114: blixard.v1.StateSnapshot.member:type_name -> blixard.v1.Member
+	106, // 115: blixard.v1.StateSnapshot.token:type_name -> blixard.v1.Token
+	87,  // 116: blixard.v1.StateSnapshot.image:type_name -> blixard.v1.Image
+	107, // 117: blixard.v1.StateSnapshot.volume:type_name -> blixard.v1.Volume
+	89,  // 118: blixard.v1.StateSnapshot.network:type_name -> blixard.v1.Network
+	108, // 119: blixard.v1.StateSnapshot.secret:type_name -> blixard.v1.Secret
+	109, // 120: blixard.v1.StateSnapshot.task:type_name -> blixard.v1.Task
+	110, // 121: blixard.v1.StateSnapshot.quota:type_name -> blixard.v1.Quota
+	111, // 122: blixard.v1.StateSnapshot.group:type_name -> blixard.v1.Group
+	112, // 123: blixard.v1.StateSnapshot.settings:type_name -> blixard.v1.Settings
+	113, // 124: blixard.v1.StateSnapshot.schedule:type_name -> blixard.v1.Schedule
+	78,  // 125: blixard.v1.IdempotencyRecord.time:type_name -> google.protobuf.Timestamp
+	114, // 126: blixard.v1.IdempotencyRecord.problem:type_name -> blixard.v1.Problem
+	127, // [127:127] is the sub-list for method output_type
+	127, // [127:127] is the sub-list for method input_type
+	127, // [127:127] is the sub-list for extension type_name
+	127, // [127:127] is the sub-list for extension extendee
+	0,   // [0:127] is the sub-list for field type_name
 }
 
 func init() { file_blixard_v1_command_proto_init() }
@@ -6512,10 +6649,12 @@ func file_blixard_v1_command_proto_init() {
 		(*Command_StepSchedules)(nil),
 		(*Command_ChangeSchedule)(nil),
 		(*Command_UpdateSchedule)(nil),
+		(*Command_SetBusy)(nil),
 	}
 	file_blixard_v1_command_proto_msgTypes[58].OneofWrappers = []any{}
 	file_blixard_v1_command_proto_msgTypes[60].OneofWrappers = []any{}
-	file_blixard_v1_command_proto_msgTypes[62].OneofWrappers = []any{
+	file_blixard_v1_command_proto_msgTypes[63].OneofWrappers = []any{}
+	file_blixard_v1_command_proto_msgTypes[64].OneofWrappers = []any{
 		(*StateSnapshot_Header)(nil),
 		(*StateSnapshot_Vm)(nil),
 		(*StateSnapshot_Allocation)(nil),
@@ -6542,7 +6681,7 @@ func file_blixard_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_command_proto_rawDesc), len(file_blixard_v1_command_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   73,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

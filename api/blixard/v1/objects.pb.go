@@ -3718,7 +3718,9 @@ type Node struct {
 	Taints []*Taint `protobuf:"bytes,16,rep,name=taints,proto3" json:"taints,omitempty"`
 	// drain that empties it step by step; unset without one, and of a drain that takes all
 	// VMs off at once.
-	Drain         *NodeDrain `protobuf:"bytes,17,opt,name=drain,proto3" json:"drain,omitempty"`
+	Drain *NodeDrain `protobuf:"bytes,17,opt,name=drain,proto3" json:"drain,omitempty"`
+	// busy: its load was high for some time, so VMs are placed elsewhere where they can be.
+	Busy          bool `protobuf:"varint,18,opt,name=busy,proto3" json:"busy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3870,6 +3872,13 @@ func (x *Node) GetDrain() *NodeDrain {
 		return x.Drain
 	}
 	return nil
+}
+
+func (x *Node) GetBusy() bool {
+	if x != nil {
+		return x.Busy
+	}
+	return false
 }
 
 // DrainState says how far a drain is.
@@ -4760,7 +4769,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05ready\x10\x02\x12\v\n" +
 	"\asuspect\x10\x03\x12\b\n" +
 	"\x04down\x10\x04\x12\b\n" +
-	"\x04left\x10\x05\"\xf6\x05\n" +
+	"\x04left\x10\x05\"\x8a\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
@@ -4780,7 +4789,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05downs\x18\x0e \x03(\v2\x1a.google.protobuf.TimestampR\x05downs\x12\x16\n" +
 	"\x06damped\x18\x0f \x01(\bR\x06damped\x12)\n" +
 	"\x06taints\x18\x10 \x03(\v2\x11.blixard.v1.TaintR\x06taints\x12+\n" +
-	"\x05drain\x18\x11 \x01(\v2\x15.blixard.v1.NodeDrainR\x05drain\x1a9\n" +
+	"\x05drain\x18\x11 \x01(\v2\x15.blixard.v1.NodeDrainR\x05drain\x12\x12\n" +
+	"\x04busy\x18\x12 \x01(\bR\x04busy\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +

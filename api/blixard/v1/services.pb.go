@@ -4341,7 +4341,9 @@ type GetStatusResponse struct {
 	// vms placed on this node by observed state.
 	VmsByState map[string]uint32 `protobuf:"bytes,12,rep,name=vms_by_state,json=vmsByState,proto3" json:"vms_by_state,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// notices are things a person should know, such as a full disk.
-	Notices       []string `protobuf:"bytes,13,rep,name=notices,proto3" json:"notices,omitempty"`
+	Notices []string `protobuf:"bytes,13,rep,name=notices,proto3" json:"notices,omitempty"`
+	// load_percent as in RenewLeaseRequest, of now; unset when the host does not tell.
+	LoadPercent   *uint32 `protobuf:"varint,14,opt,name=load_percent,json=loadPercent,proto3,oneof" json:"load_percent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4465,6 +4467,13 @@ func (x *GetStatusResponse) GetNotices() []string {
 		return x.Notices
 	}
 	return nil
+}
+
+func (x *GetStatusResponse) GetLoadPercent() uint32 {
+	if x != nil && x.LoadPercent != nil {
+		return *x.LoadPercent
+	}
+	return 0
 }
 
 type SupervisorStatus struct {
@@ -4963,7 +4972,10 @@ type RenewLeaseRequest struct {
 	// allocation_id that is about to start an exclusive VM; empty means none. The lease
 	// is refused when the cluster has given it up, which the node may not have heard of
 	// yet.
-	AllocationId  string `protobuf:"bytes,4,opt,name=allocation_id,json=allocationId,proto3" json:"allocation_id,omitempty"`
+	AllocationId string `protobuf:"bytes,4,opt,name=allocation_id,json=allocationId,proto3" json:"allocation_id,omitempty"`
+	// load_percent of the node's host: how much of the last ten seconds something that could
+	// run had to wait for a processor; unset when the host does not tell.
+	LoadPercent   *uint32 `protobuf:"varint,5,opt,name=load_percent,json=loadPercent,proto3,oneof" json:"load_percent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5024,6 +5036,13 @@ func (x *RenewLeaseRequest) GetAllocationId() string {
 		return x.AllocationId
 	}
 	return ""
+}
+
+func (x *RenewLeaseRequest) GetLoadPercent() uint32 {
+	if x != nil && x.LoadPercent != nil {
+		return *x.LoadPercent
+	}
+	return 0
 }
 
 type RenewLeaseResponse struct {
@@ -5938,7 +5957,7 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"NodePoints\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x16\n" +
 	"\x06points\x18\x02 \x01(\x01R\x06points\"\x12\n" +
-	"\x10GetStatusRequest\"\xb1\x04\n" +
+	"\x10GetStatusRequest\"\xea\x04\n" +
 	"\x11GetStatusResponse\x12$\n" +
 	"\x04node\x18\x01 \x01(\v2\x10.blixard.v1.NodeR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x19\n" +
@@ -5955,10 +5974,12 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\vsupervisors\x18\v \x03(\v2\x1c.blixard.v1.SupervisorStatusR\vsupervisors\x12O\n" +
 	"\fvms_by_state\x18\f \x03(\v2-.blixard.v1.GetStatusResponse.VmsByStateEntryR\n" +
 	"vmsByState\x12\x18\n" +
-	"\anotices\x18\r \x03(\tR\anotices\x1a=\n" +
+	"\anotices\x18\r \x03(\tR\anotices\x12&\n" +
+	"\fload_percent\x18\x0e \x01(\rH\x00R\vloadPercent\x88\x01\x01\x1a=\n" +
 	"\x0fVmsByStateEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xcb\x01\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01B\x0f\n" +
+	"\r_load_percent\"\xcb\x01\n" +
 	"\x10SupervisorStatus\x12\x12\n" +
 	"\x04lane\x18\x01 \x01(\tR\x04lane\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1c\n" +
@@ -5994,12 +6015,14 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12 \n" +
 	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\"&\n" +
 	"\x0eReportResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\xb4\x01\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\xf6\x01\n" +
 	"\x11RenewLeaseRequest\x12\"\n" +
 	"\anode_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06nodeId\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x12,\n" +
-	"\rallocation_id\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\fallocationId\"A\n" +
+	"\rallocation_id\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\fallocationId\x12/\n" +
+	"\fload_percent\x18\x05 \x01(\rB\a\xbaH\x04*\x02\x18dH\x00R\vloadPercent\x88\x01\x01B\x0f\n" +
+	"\r_load_percent\"A\n" +
 	"\x12RenewLeaseResponse\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"j\n" +
 	"\x14RevealSecretsRequest\x12\"\n" +
@@ -6406,6 +6429,8 @@ func file_blixard_v1_services_proto_init() {
 		(*ForwardResponse_End)(nil),
 	}
 	file_blixard_v1_services_proto_msgTypes[48].OneofWrappers = []any{}
+	file_blixard_v1_services_proto_msgTypes[64].OneofWrappers = []any{}
+	file_blixard_v1_services_proto_msgTypes[73].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
