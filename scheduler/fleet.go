@@ -216,8 +216,11 @@ func (f *Fleet) putNode(view View, n *blixardv1.Node) {
 		f.reserve(s, n.GetAllocated())
 		return
 	}
-	f.relabeled()
-	s.labels = constraint.Labels(n)
+	// Nodes become busy and calm often, and what is counted of VMs by labels lasts on.
+	if old == nil || !sameValues(old, n) {
+		f.relabeled()
+		s.labels = constraint.Labels(n)
+	}
 	f.place(view, s)
 	f.resized(old.GetAllocatable().GetMemoryMib(), n.GetAllocatable().GetMemoryMib())
 }
@@ -233,10 +236,15 @@ func (f *Fleet) resized(before, after uint64) {
 	}
 }
 
+// sameValues reports whether the labels and facts of a node are the same.
+func sameValues(a, b *blixardv1.Node) bool {
+	return a.GetFingerprint() == b.GetFingerprint() && a.GetName() == b.GetName() && maps.Equal(a.GetLabels(), b.GetLabels())
+}
+
 // sameFacts reports whether what was reserved is all that may differ.
 func sameFacts(a, b *blixardv1.Node) bool {
-	return a.GetFingerprint() == b.GetFingerprint() && a.GetState() == b.GetState() && a.GetDraining() == b.GetDraining() &&
-		a.GetCordoned() == b.GetCordoned() && a.GetDamped() == b.GetDamped() && a.GetName() == b.GetName() && maps.Equal(a.GetLabels(), b.GetLabels()) &&
+	return sameValues(a, b) && a.GetState() == b.GetState() && a.GetDraining() == b.GetDraining() &&
+		a.GetCordoned() == b.GetCordoned() && a.GetDamped() == b.GetDamped() && a.GetBusy() == b.GetBusy() &&
 		constraint.SameTaints(a.GetTaints(), b.GetTaints()) &&
 		a.GetAllocatable().GetMemoryMib() == b.GetAllocatable().GetMemoryMib()
 }
@@ -397,6 +405,9 @@ func classKey(s *slot, keys []string) string {
 	}
 	if s.node.GetDamped() {
 		put("damped")
+	}
+	if s.node.GetBusy() {
+		put("busy")
 	}
 	for _, t := range s.node.GetTaints() {
 		put(t.GetKey(), t.GetValue(), t.GetEffect().String())

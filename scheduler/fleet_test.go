@@ -269,6 +269,11 @@ func TestFleetFollows(t *testing.T) {
 				}
 				h.apply(&blixardv1.Command{Change: &blixardv1.Command_UpdateNode{UpdateNode: c}})
 			},
+			"load": func(*rapid.T) {
+				h.apply(&blixardv1.Command{Change: &blixardv1.Command_SetBusy{SetBusy: &blixardv1.SetBusyCommand{Nodes: []*blixardv1.NodeBusy{{
+					NodeId: "node-" + rapid.SampledFrom(names).Draw(t, "node"), Busy: rapid.Bool().Draw(t, "busy"),
+				}}}}})
+			},
 			"place": func(*rapid.T) {
 				n++
 				h.create(fmt.Sprint("vm-", n), "app="+rapid.SampledFrom(apps).Draw(t, "app"), scheds())

@@ -17,6 +17,11 @@ const (
 	pointsFailed = -10_000
 	// pointsDamped of a node that was lost again and again, for the same reason.
 	pointsDamped = -5_000
+	// pointsBusy of a node whose load is high: more than what the strategy and the image make
+	// together (100 and 10), so that it comes after all others for a VM that wishes nothing,
+	// and less than a turn of a spread that must be kept or than three strong wishes (100
+	// each), so that these are worth a wait for a processor.
+	pointsBusy = -200
 	// pointsImage of a node that has the image: it need not be brought there.
 	pointsImage = 10
 	// weightDefault of a preference.
@@ -293,6 +298,12 @@ func sharedWishes(q *question, s *slot, tell func(string, float64)) int {
 		total += pointsDamped
 		if tell != nil {
 			tell("it was lost again and again", pointsDamped)
+		}
+	}
+	if s.node.GetBusy() {
+		total += pointsBusy
+		if tell != nil {
+			tell("its load is high", pointsBusy)
 		}
 	}
 	for _, p := range q.spec.GetScheduling().GetPreferences() {

@@ -30,12 +30,15 @@ func web(k int, wish *blixardv1.Spread) *blixardv1.VM {
 }
 
 // After every VM each zone is less than one VM away from its share while there is room,
-// whether the shares must or should be kept.
+// whether the shares must or should be kept; where they must, whatever the load of nodes.
 func TestSpreadKeepsShares(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		zones := rapid.IntRange(1, 6).Draw(t, "zones")
 		v := zoned(zones, rapid.IntRange(1, 3).Draw(t, "nodes of each"), 1<<30)
 		wish := &blixardv1.Spread{Key: "app", Value: "web", Over: "zone", Weight: rapid.SampledFrom([]uint32{0, 0, 100}).Draw(t, "weight")}
+		for _, n := range v.nodes {
+			n.Busy = wish.GetWeight() == 0 && rapid.Bool().Draw(t, "busy")
+		}
 		left, named := uint32(100), rapid.IntRange(0, zones).Draw(t, "named")
 		for k := range named {
 			p := rapid.Uint32Range(0, left).Draw(t, "percent")
