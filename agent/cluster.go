@@ -144,7 +144,7 @@ func (l *Lease) RenewAfter() time.Duration {
 // exclusive VM which is about to start; the problem is of kind Fenced when the cluster
 // gave it up.
 func (a *Agent) renewLease(ctx context.Context, ttl time.Duration, allocID string) error {
-	req := &blixardv1.RenewLeaseRequest{NodeId: a.cfg.NodeID, Incarnation: a.cfg.Incarnation, AllocationId: allocID}
+	req := &blixardv1.RenewLeaseRequest{NodeId: a.cfg.NodeID, Incarnation: a.cfg.Incarnation, AllocationId: allocID, LoadPercent: a.Load()}
 	if ttl > 0 {
 		req.Ttl = durationpb.New(ttl)
 	}
@@ -178,6 +178,14 @@ func (a *Agent) LeaseLeft() time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return max(a.lease.Deadline().Sub(boottime.Now()), 0)
+}
+
+// Load of the host in percent; nil when it is not known.
+func (a *Agent) Load() *uint32 {
+	if a.cfg.Load == nil {
+		return nil
+	}
+	return a.cfg.Load()
 }
 
 // keepLease renews until ctx ends. A failure needs no action here: the

@@ -68,7 +68,7 @@ type Leases interface {
 	Renew(ctx context.Context, deadline boottime.Instant) error
 }
 
-// Config of an agent. All fields but the limits are needed.
+// Config of an agent. All fields but the limits and the load are needed.
 type Config struct {
 	NodeID string
 	// Dir holds one directory an allocation, and OutputDir the logs of those that are gone.
@@ -91,6 +91,9 @@ type Config struct {
 	Incarnation uint64
 	Logger      *slog.Logger
 	Limits      Limits
+	// Load of the host in percent, which goes with each renewal of the lease, as
+	// [HostLoad]; nil tells none.
+	Load func() *uint32
 	// TSCKHz is the rate of the host's time stamp counter, told to emulated guests.
 	TSCKHz      uint32
 	LogBytesMax uint64
