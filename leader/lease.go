@@ -47,6 +47,8 @@ type Table struct {
 	// condemned nodes were said to be down at that time, and the state may not show
 	// it yet.
 	condemned map[string]time.Time
+	// loads of nodes that have a lease.
+	loads map[string]load
 }
 
 // grant is what this leader granted to a node.
@@ -63,7 +65,7 @@ func (t *Table) Begin(term uint64, now time.Time) {
 	if term != 0 && t.term == term {
 		return
 	}
-	t.term, t.began, t.grants, t.condemned = term, now, map[string]grant{}, map[string]time.Time{}
+	t.term, t.began, t.grants, t.condemned, t.loads = term, now, map[string]grant{}, map[string]time.Time{}, map[string]load{}
 	if planted.Is(planted.NewLeaderDoesNotWait) {
 		t.began = now.Add(-time.Hour)
 	}

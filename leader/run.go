@@ -42,6 +42,8 @@ type Config struct {
 	Strategy blixardv1.Strategy_Enum
 	// Preemption as in [Core].
 	Preemption bool
+	// Load says whether the load of nodes is looked at.
+	Load bool
 	// Voters the cluster wants, 3 or 5, and how long one may be silent before a
 	// stand-by takes its place.
 	Voters       int
@@ -154,6 +156,7 @@ func (r *runner) round(ctx context.Context, now time.Time) error {
 	view := r.cfg.Replica.View()
 	cmds := append(r.cfg.Leases.due(view.Nodes(), now), r.core.Reschedule(view, now)...)
 	cmds = append(cmds, Dampen(view, wallclock.Now())...)
+	cmds = append(cmds, r.cfg.Leases.busy(view, r.cfg.Load)...)
 	cmds = append(cmds, r.core.TasksDue(view, wallclock.Now())...)
 	cmds = append(cmds, r.core.Drains(view, now)...)
 	cmds = append(cmds, PruneEvents(view, wallclock.Now())...)

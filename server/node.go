@@ -62,6 +62,9 @@ func (s nodeService) GetStatus(ctx context.Context, _ *blixardv1.GetStatusReques
 	if kept, err := s.kept(); err == nil && kept.Notices != nil {
 		resp.Notices = append(resp.Notices, kept.Notices(ctx)...)
 	}
+	if local, err := s.agent(); err == nil {
+		resp.LoadPercent = local.Load()
+	}
 	for _, lane := range []driver.Lane{driver.LaneShared, driver.LaneExclusive} {
 		info, err := s.cfg.Consoles.Info(ctx, lane)
 		if err != nil {

@@ -55,6 +55,8 @@ type Leases interface {
 	// Grant gives the time granted to that start of the node's agent, after a quorum
 	// round that began after the call.
 	Grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration, allocationID string) (time.Duration, error)
+	// Loaded takes the load that a node told with a lease that it got; nil when it told none.
+	Loaded(nodeID string, percent *uint32)
 }
 
 // Local is the node's own agent, for input and output of its VMs.
@@ -67,6 +69,8 @@ type Local interface {
 	Artifacts(allocID string) (archive *os.File, notes []string, err error)
 	Drained(allocID string)
 	LeaseLeft() time.Duration
+	// Load as in [agent.Agent.Load].
+	Load() *uint32
 }
 
 // Guests is what the node keeps for its VMs.

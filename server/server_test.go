@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -15,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/auth"
@@ -50,6 +53,27 @@ type world struct {
 	config  replica.Config
 	// end stops all of it; the test's cleanup does, too.
 	end func()
+
+	// mu guards loads.
+	mu    sync.Mutex
+	loads []string
+}
+
+// heardLoads keeps what the leases are told of loads.
+type heardLoads struct {
+	*leader.Leases
+	w *world
+}
+
+func (h heardLoads) Loaded(nodeID string, percent *uint32) {
+	load := "unknown"
+	if percent != nil {
+		load = fmt.Sprint(*percent)
+	}
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	h.w.loads = append(h.w.loads, nodeID+" "+load)
+	h.Leases.Loaded(nodeID, percent)
 }
 
 func newWorld(t testing.TB) *world {
@@ -71,7 +95,7 @@ func newWorldOf(t testing.TB, ttl time.Duration) *world {
 	leases := leader.NewLeases(r, ttl, time.Second)
 	w.server, err = server.New(server.Config{
 		NodeID: "node-a", Version: "test", DataDir: dir, Socket: w.socket, Replica: r,
-		Leases:   leases,
+		Leases:   heardLoads{leases, w},
 		Consoles: noConsoles{}, Policy: auth.NewPolicy("blixard"), Logger: log, Trust: &auth.Trust{},
 	})
 	if err != nil {
@@ -497,9 +521,23 @@ func TestStatusAndLease(t *testing.T) {
 	if err != nil || len(nodes.GetNodes()) != 1 {
 		t.Fatalf("%v, %v", nodes, err)
 	}
-	lease, err := w.client.Agents().RenewLease(t.Context(), &blixardv1.RenewLeaseRequest{NodeId: "node-a"})
-	if err != nil || lease.GetTtl().AsDuration() != 10*time.Second {
-		t.Fatalf("%v, %v", lease, err)
+	// The load comes with a lease, and from none that is refused.
+	for _, req := range []*blixardv1.RenewLeaseRequest{
+		{NodeId: "node-a"},
+		{NodeId: "node-a", LoadPercent: proto.Uint32(93)},
+		{NodeId: "node-a", LoadPercent: proto.Uint32(101)},
+		{NodeId: "node-a", LoadPercent: proto.Uint32(92), Incarnation: 9},
+		{NodeId: "node-a", LoadPercent: proto.Uint32(0)},
+	} {
+		lease, err := w.client.Agents().RenewLease(t.Context(), req)
+		if bad := req.GetLoadPercent() > 100 || req.GetIncarnation() == 9; (err != nil) != bad || !bad && lease.GetTtl().AsDuration() != 10*time.Second {
+			t.Errorf("%v: %v, %v", req, lease, err)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if got := strings.Join(w.loads, ", "); got != "node-a unknown, node-a 93, node-a 0" {
+		t.Errorf("the loads are %s", got)
 	}
 	// What needs the agent says that it is not up.
 	w.create("x")

@@ -274,5 +274,6 @@ func (s agentService) RenewLease(ctx context.Context, req *blixardv1.RenewLeaseR
 	if ttl <= 0 {
 		return nil, problem.New(problem.Fenced, "lease.refused", "node %s gets no lease", req.GetNodeId())
 	}
+	s.cfg.Leases.Loaded(req.GetNodeId(), req.LoadPercent)
 	return &blixardv1.RenewLeaseResponse{Ttl: durationpb.New(ttl)}, nil
 }
