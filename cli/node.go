@@ -85,6 +85,9 @@ func nodeStateWords(n *blixardv1.Node) string {
 	if n.GetDamped() {
 		words += ", unsteady"
 	}
+	if n.GetBusy() {
+		words += ", busy"
+	}
 	return words
 }
 
@@ -154,6 +157,7 @@ func nodeFacts(st *blixardv1.GetStatusResponse) [][2]string {
 		{"VMs", strings.Join(vms, ", ")},
 		{"CPUs", fmt.Sprintf("%d of %d given", n.GetAllocated().GetVcpus(), n.GetAllocatable().GetVcpus())},
 		{"Memory", fmt.Sprintf("%s of %s given", mib(n.GetAllocated().GetMemoryMib()), mib(n.GetAllocatable().GetMemoryMib()))},
+		{"Load", loadFact(st)},
 		{"Log", fmt.Sprintf("%s, term %d, committed %d, applied %d", role, st.GetTerm(), st.GetCommitIndex(), st.GetAppliedIndex())},
 	}
 	for _, s := range st.GetSupervisors() {
@@ -167,6 +171,14 @@ func nodeFacts(st *blixardv1.GetStatusResponse) [][2]string {
 		rows = append(rows, [2]string{"Notice", notice})
 	}
 	return rows
+}
+
+// loadFact is empty when the host does not tell.
+func loadFact(st *blixardv1.GetStatusResponse) string {
+	if st.LoadPercent == nil {
+		return ""
+	}
+	return fmt.Sprintf("%d %%", st.GetLoadPercent())
 }
 
 func (a *app) nodeStopCommand() *cobra.Command {

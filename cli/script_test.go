@@ -71,6 +71,8 @@ func setUpScript(env *testscript.Env) error {
 	env.Setenv("BLIXARD_NODE_BIND", "127.0.0.1:0")
 	// Scripts about networks give each node a host of its own and set this anew.
 	env.Setenv("BLIXARD_NETWORK_DEFAULT", "none")
+	// What else the host has to do shall not change where VMs go.
+	env.Setenv("BLIXARD_SCHEDULER_LOAD", "off")
 	env.Vars = append(env.Vars, coverEnv()...)
 	env.Defer(func() { endProcesses(env.T(), env.WorkDir) })
 	return nil

@@ -202,7 +202,7 @@ func (n *node) serve(ctx context.Context, drv driver.Driver, info driver.Info, b
 		return leader.Run(life, leader.Config{
 			Name: n.cfg.Node.Name, Replica: n.replica, Leases: leases, Logger: n.log,
 			StormPercent: int(n.cfg.Lease.StormPercent), Voters: int(n.cfg.Cluster.Voters), ReplaceAfter: n.cfg.Cluster.ReplaceAfter,
-			Strategy: n.strategy(), Preemption: n.preemption(),
+			Strategy: n.strategy(), Preemption: n.preemption(), Load: n.cfg.Scheduler.Load == "on",
 		})
 	})
 	n.client, err = client.Dial(ctx, client.Config{Addr: "unix:" + n.cfg.Socket})
@@ -316,7 +316,7 @@ func (n *node) startAgent(ctx context.Context, drv driver.Driver, info driver.In
 		Confine: true, Cluster: n.client.Agents(), Fingerprint: fp, Logger: n.log,
 		Limits:      agent.Limits{ReadyTimeout: n.cfg.Boot.ReadyTimeout, BootTries: n.cfg.Boot.Tries, Boots: parallelBoots(n.cfg.Boot.Parallel)},
 		TSCKHz:      kernel.HostTSCKHz(),
-		LogBytesMax: uint64(n.cfg.Console.LogSize), LogFilesMax: n.cfg.Console.LogFiles,
+		LogBytesMax: uint64(n.cfg.Console.LogSize), LogFilesMax: n.cfg.Console.LogFiles, Load: agent.HostLoad,
 	})
 	if err != nil {
 		return err

@@ -110,7 +110,8 @@ func (n *node) command(args ...string) *exec.Cmd {
 	if n.host != "" {
 		cmd = exec.Command("nsenter", append([]string{"--net=/run/netns/" + n.host, p}, args...)...)
 	}
-	cmd.Env = append(append(os.Environ(), "BLIXARD_ADDR=unix:"+n.socket, "BLIXARD_NODE_BIND=127.0.0.1:0", "BLIXARD_NETWORK_DEFAULT=none"), n.env...)
+	cmd.Env = append(append(os.Environ(), "BLIXARD_ADDR=unix:"+n.socket, "BLIXARD_NODE_BIND=127.0.0.1:0", "BLIXARD_NETWORK_DEFAULT=none",
+		"BLIXARD_SCHEDULER_LOAD=off"), n.env...)
 	if coverDir != "" {
 		cmd.Env = append(cmd.Env, "GOCOVERDIR="+coverDir)
 	}

@@ -132,6 +132,8 @@ type Scheduler struct {
 	Strategy string
 	// Preemption is off or on.
 	Preemption string
+	// Load is on or off: whether that of nodes is looked at.
+	Load string
 }
 
 // Tasks is what the node takes of tasks.

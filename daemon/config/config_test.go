@@ -41,7 +41,7 @@ func TestDefaults(t *testing.T) {
 		Cluster:         Cluster{Voters: 3, ReplaceAfter: 5 * time.Minute, SnapshotEntries: 100_000, SnapshotMiB: 64, SnapshotInterval: 24 * time.Hour, TrailingEntries: 1000},
 		Log:             Log{Level: "info", Format: "auto"},
 		Lease:           Lease{TTL: 10 * time.Second, Margin: time.Second, Restart: 2 * time.Minute, StormPercent: 50},
-		Scheduler:       Scheduler{Strategy: "spread", Preemption: "off"},
+		Scheduler:       Scheduler{Strategy: "spread", Preemption: "off", Load: "on"},
 		Tasks:           Tasks{Accept: "on"},
 		Console:         Console{LogSize: 4 * units.MiB, LogFiles: 3},
 		Boot:            Boot{ReadyTimeout: time.Minute, Tries: 3},

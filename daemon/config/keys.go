@@ -237,6 +237,12 @@ var keys = []Key{
 		Default: fixed("off"),
 	},
 	{
+		Name: "scheduler.load", field: func(c *Config) any { return &c.Scheduler.Load },
+		check:   oneOf(func(c *Config) string { return c.Scheduler.Load }, "on", "off"),
+		Doc:     "Whether VMs are placed rather on nodes whose load is not high: on or off. It counts on the node that leads.",
+		Default: fixed("on"),
+	},
+	{
 		Name: "tasks.accept", field: func(c *Config) any { return &c.Tasks.Accept },
 		check:   oneOf(func(c *Config) string { return c.Tasks.Accept }, "on", "off"),
 		Doc:     "Whether the node takes tasks: on or off. What it runs already stays.",
