@@ -39,6 +39,8 @@ func longest(d time.Duration) time.Duration { return d * (100 + driftPercent) / 
 type Table struct {
 	// TTL is the cluster's lease and Margin what is waited beyond its end.
 	TTL, Margin time.Duration
+	// Steady is how long a load must last to count.
+	Steady time.Duration
 	// term that this table is of, and when it began: a lease that an earlier leader
 	// granted was granted before.
 	term   uint64
@@ -245,7 +247,7 @@ type Leases struct {
 
 // NewLeases makes the leases of a cluster with that ttl and margin.
 func NewLeases(q Quorum, ttl, margin time.Duration) *Leases {
-	l := &Leases{quorum: q, table: Table{TTL: ttl, Margin: margin}}
+	l := &Leases{quorum: q, table: Table{TTL: ttl, Margin: margin, Steady: loadSteady}}
 	l.table.Begin(0, time.Now())
 	return l
 }

@@ -64,7 +64,7 @@ func (t *Table) Busy(view View, look bool) []*blixardv1.Command {
 	set := &blixardv1.SetBusyCommand{}
 	for _, n := range view.Nodes() {
 		l := t.loads[n.GetId()]
-		busy := look && l.busy(n.GetBusy())
+		busy := look && l.busy(n.GetBusy(), t.Steady)
 		if busy == n.GetBusy() || n.GetState() == blixardv1.NodeState_left || len(set.Nodes) == busyBatchMax {
 			continue
 		}
@@ -82,9 +82,9 @@ func (t *Table) Busy(view View, look bool) []*blixardv1.Command {
 }
 
 // busy reports whether a node shall be busy that is so or not now.
-func (l load) busy(now bool) bool {
+func (l load) busy(now bool, steady time.Duration) bool {
 	switch {
-	case l.last.Sub(l.first) < loadSteady:
+	case l.last.Sub(l.first) < steady:
 		return now
 	case l.level == loadHigh:
 		return true

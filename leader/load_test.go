@@ -51,7 +51,7 @@ func TestLoadHasHysteresis(t *testing.T) {
 				c.apply(&blixardv1.Command{Change: &blixardv1.Command_SetBusy{SetBusy: &blixardv1.SetBusyCommand{Nodes: []*blixardv1.NodeBusy{{NodeId: "node-a", Busy: true}}}}})
 			}
 			begin := time.Unix(1000, 0)
-			table := Table{TTL: 10 * time.Second, Margin: time.Second}
+			table := Table{TTL: 10 * time.Second, Margin: time.Second, Steady: loadSteady}
 			table.Begin(1, begin)
 			for k, word := range strings.Fields(tc.loads) {
 				if word != "." {
@@ -93,7 +93,7 @@ func percentOf(t *testing.T, word string) *uint32 {
 func TestBusyIsTold(t *testing.T) {
 	c := newCluster(t)
 	begin := time.Unix(1000, 0)
-	table := Table{TTL: 10 * time.Second}
+	table := Table{TTL: 10 * time.Second, Steady: loadSteady}
 	table.Begin(1, begin)
 	for k := range busyBatchMax + 1 {
 		name := fmt.Sprintf("n%03d", k)

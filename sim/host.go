@@ -42,6 +42,7 @@ type host struct {
 	rateSince, shown time.Duration
 	offset           time.Duration
 	machine          *machine
+	loads            loads
 
 	steps *replica.Steps
 	up    bool
@@ -95,7 +96,7 @@ func (h *host) start() {
 	h.checkState()
 	h.pump()
 	h.tick(h.life)
-	h.table = leader.Table{TTL: h.w.faults.ttl, Margin: h.w.faults.margin}
+	h.table = leader.Table{TTL: h.w.faults.ttl, Margin: h.w.faults.margin, Steady: loadSteady}
 	h.table.Begin(0, h.monotonic())
 	h.every(roundInterval, h.round)
 	h.keep()

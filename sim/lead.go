@@ -75,6 +75,7 @@ func (h *host) round() {
 	l.index, l.since = view.Index(), h.w.now
 	cmds := append(l.core.Decide(view), h.table.Due(view.Nodes(), h.monotonic())...)
 	cmds = append(cmds, leader.Dampen(view, epoch.Add(h.w.now))...)
+	cmds = append(cmds, h.busy(view)...)
 	cmds = append(cmds, l.core.TasksDue(view, h.now())...)
 	cmds = append(cmds, l.core.Drains(view, h.monotonic())...)
 	cmds = append(cmds, leader.PruneEvents(view, h.now())...)

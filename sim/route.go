@@ -115,7 +115,14 @@ func (h *host) propose(timeout time.Duration, cmd *blixardv1.Command, done func(
 
 // renewLease asks the leader for the host's lease, in the steps of leader.Leases.
 func (h *host) renewLease(incarnation uint64, ttl time.Duration, allocationID string, done func(time.Duration, error)) {
-	h.atLeader(leaseTimeout, func(lead *host, answer func(any, error)) {
+	load := h.loads.at(h.w.now)
+	h.atLeader(leaseTimeout, func(lead *host, tell func(any, error)) {
+		answer := func(v any, err error) {
+			if err == nil {
+				lead.table.Loaded(h.nodeID, load, lead.monotonic())
+			}
+			tell(v, err)
+		}
 		lead.grant(h.nodeID, incarnation, ttl, func(v any, err error) {
 			if err != nil || allocationID == "" {
 				h.w.granted(lead, h, err, func() { answer(v, err) })

@@ -127,7 +127,7 @@ func Run(o Options) (result Result) {
 	}
 	for n := range o.Hosts {
 		w.hosts = append(w.hosts, &host{
-			w: w, n: n, raftID: uint64(n + 1), nodeID: fmt.Sprintf("node-%d", n+1), disk: newDisk(cluster), join: n > 0, rate: 1,
+			w: w, n: n, raftID: uint64(n + 1), nodeID: fmt.Sprintf("node-%d", n+1), disk: newDisk(cluster), join: n > 0, rate: 1, loads: newLoads(o.Seed, n),
 		})
 		w.hosts[n].machine = newMachine(w.hosts[n])
 	}
