@@ -93,6 +93,9 @@ func describeVM(vm *blixardv1.VM) string {
 	if vm.GetDeleting() {
 		s += " deleting"
 	}
+	if r := vm.GetReplica(); r != nil {
+		s += fmt.Sprintf(" version=%d", r.GetVersion())
+	}
 	for _, k := range slices.Sorted(mapKeys(vm.GetLabels())) {
 		s += fmt.Sprintf(" %s=%s", k, vm.GetLabels()[k])
 	}
@@ -191,6 +194,9 @@ func (st *story) describe() string {
 		}
 		b.WriteString("\n")
 	}
+	for _, g := range v.Groups("", 0) {
+		b.WriteString(describeGroup(g))
+	}
 	for _, o := range v.Secrets() {
 		fmt.Fprintf(&b, "secret %s %d bytes\n", o.GetName(), o.GetSizeBytes())
 	}
@@ -198,6 +204,38 @@ func (st *story) describe() string {
 		fmt.Fprintf(&b, "quota %s %s\n", o.GetProject(), limitsText(o.GetLimits()))
 	}
 	return b.String()
+}
+
+// describeGroup tells of a group and of the versions that it remembers.
+func describeGroup(g *blixardv1.Group) string {
+	st := g.GetStatus()
+	s := fmt.Sprintf("group %s id=%s gen=%d index=%d replicas=%d seen=%d/%d/%d/%d/%d version=%d good=%d failures=%d", g.GetName(), g.GetId(), g.GetGeneration(), g.GetModifyIndex(),
+		g.GetSpec().GetReplicas(), st.GetReplicas(), st.GetReady(), st.GetAvailable(), st.GetUpdated(), st.GetUpdatedAvailable(), st.GetVersion(), st.GetGoodVersion(), st.GetFailures())
+	if g.GetSpec().GetPaused() {
+		s += " paused"
+	}
+	if g.GetDeleting() {
+		s += " deleting"
+	}
+	if st.GetReason() != "" {
+		s += " reason=" + st.GetReason()
+	}
+	s += "\n"
+	for _, v := range g.GetVersions() {
+		s += fmt.Sprintf("  version %d template=%d image=%s %s", v.GetNumber(), v.GetTemplate(), v.GetVm().GetImage(), v.GetState())
+		if v.GetPromoted() {
+			s += " promoted"
+		}
+		if v.GetRollback() {
+			s += " rollback"
+		}
+		s += fmt.Sprintf(" (%s)", v.GetCause())
+		if v.GetMessage() != "" {
+			s += " " + v.GetMessage()
+		}
+		s += "\n"
+	}
+	return s
 }
 
 func limitsText(l *blixardv1.QuotaLimits) string {
@@ -241,7 +279,7 @@ func (st *story) outcome(r Result, before uint64) string {
 		fmt.Fprintf(&b, "gives %s\n", describeVM(r.VM))
 	}
 	for _, f := range r.Refused {
-		fmt.Fprintf(&b, "part %s%s%s refused: %s\n", f.AllocationID, f.TaskID, f.ScheduleID, f.Problem.Code)
+		fmt.Fprintf(&b, "part %s%s%s%s refused: %s\n", f.AllocationID, f.TaskID, f.ScheduleID, f.GroupID, f.Problem.Code)
 	}
 	changes, err := st.s.View().ChangesAfter(before)
 	if err != nil {
