@@ -168,8 +168,13 @@ func (t *Table) granted(nodeID string, incarnation uint64, ttl time.Duration, no
 // End gives when the newest lease of n ends, and when every one that it may hold is
 // certainly over: the node counts from before the grant, and its clock may be slow.
 func (t *Table) End(n *blixardv1.Node) (lease, certain time.Time) {
-	g, ok := t.grants[n.GetId()]
-	if !ok {
+	g, granted := t.grants[n.GetId()]
+	return t.end(n, g, granted)
+}
+
+// end is End of a node whose grant was looked up: all nodes are, several times a second.
+func (t *Table) end(n *blixardv1.Node, g grant, granted bool) (lease, certain time.Time) {
+	if !granted {
 		g.ends = t.began.Add(t.TTL)
 	}
 	// What earlier leaders granted.
@@ -196,8 +201,8 @@ func (t *Table) Due(nodes []*blixardv1.Node, now time.Time) []*blixardv1.Command
 }
 
 func (t *Table) due(n *blixardv1.Node, now time.Time) *blixardv1.SetNodeStateCommand {
-	lease, certain := t.End(n)
 	g, granted := t.grants[n.GetId()]
+	lease, certain := t.end(n, g, granted)
 	set := &blixardv1.SetNodeStateCommand{State: n.GetState()}
 	switch {
 	case n.GetState() == blixardv1.NodeState_left:
