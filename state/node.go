@@ -213,9 +213,7 @@ func (b *batch) setBusy(c *blixardv1.SetBusyCommand) Result {
 		if n.Busy {
 			kind, message = "node.busy", load+": VMs are placed elsewhere where they can be"
 		}
-		b.event(&blixardv1.Event{
-			Kind: kind, ObjectKind: "node", ObjectId: n.GetId(), ObjectName: n.GetName(), Node: n.GetName(), Reason: "load", Message: message,
-		})
+		b.nodeEvent(n, kind, "load", message)
 	}
 	return Result{Index: b.index}
 }
