@@ -165,7 +165,7 @@ func (b *batch) stepFits(g *blixardv1.Group, s *blixardv1.GroupStep) *problem.Er
 	}
 	for _, r := range s.GetCreate() {
 		if r.GetGroupId() != g.GetId() || ofTemplate(g, r.GetVersion()) == nil || r.GetOrdinal() > 0 && r.GetOrdinal() >= spec.GetReplicas() {
-			return unfit("%v is no replica to make", r)
+			return unfit("number %d of version %d is no replica to make", r.GetOrdinal(), r.GetVersion())
 		}
 	}
 	newest := NewestVersion(g)
