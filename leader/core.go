@@ -49,7 +49,7 @@ type Core struct {
 	open    queue
 	blocked map[string]*blocked
 	// ranks say in which order VMs that need a place get one.
-	ranks map[string]rank
+	ranks shrinking[rank]
 	// promises are the VMs for which room is made, by their ids.
 	promises map[string]*promise
 	// stirred: a node changed, so that VMs may now find others that make room. tries are
@@ -107,7 +107,7 @@ func NewCore(newID func() string, stormPercent int, strategy blixardv1.Strategy_
 		newID: newID, stormPercent: stormPercent, fleet: scheduler.NewFleet(strategy), open: newQueue(), blocked: map[string]*blocked{}, social: map[string]bool{},
 		draining: map[string]bool{}, stranded: map[string]bool{}, waiting: map[string]bool{},
 		failing: map[string]time.Time{}, stuck: map[string]bool{}, tasks: newTasks(), schedules: newSchedules(), groups: newGroups(),
-		ranks: map[string]rank{}, promises: map[string]*promise{}, tainted: map[string]bool{}, drains: map[string]*drainWatch{}, tries: preemptTries,
+		promises: map[string]*promise{}, tainted: map[string]bool{}, drains: map[string]*drainWatch{}, tries: preemptTries,
 	}
 }
 
@@ -121,7 +121,7 @@ func (c *Core) Reset(view View) {
 	clear(c.waiting)
 	clear(c.failing)
 	clear(c.stuck)
-	clear(c.ranks)
+	c.ranks.clear()
 	clear(c.promises)
 	clear(c.tainted)
 	clear(c.drains)
@@ -190,7 +190,7 @@ func (c *Core) Changed(ch state.Change) {
 			delete(c.waiting, ch.VM.GetId())
 			delete(c.failing, ch.VM.GetId())
 			delete(c.stuck, ch.VM.GetId())
-			delete(c.ranks, ch.VM.GetId())
+			c.ranks.remove(ch.VM.GetId())
 			c.breakPromise(ch.VM.GetId())
 		} else {
 			c.look(ch.VM, ch.Index)
@@ -227,7 +227,7 @@ func (c *Core) wake(which func(*blocked) bool) {
 
 func (c *Core) wakeOne(id string) {
 	if c.blocked[id] != nil {
-		c.open.put(id, c.ranks[id])
+		c.open.put(id, c.ranks.of[id])
 		delete(c.blocked, id)
 	}
 }
@@ -238,14 +238,14 @@ func (c *Core) wakeOne(id string) {
 func (c *Core) look(vm *blixardv1.VM, index uint64) {
 	id := vm.GetId()
 	if needsPlace(vm) {
-		r := c.ranks[id]
+		r := c.ranks.of[id]
 		if r.since == 0 {
 			r.since = index
 		}
 		r.priority = state.Priority(vm.GetSpec())
-		c.ranks[id] = r
+		c.ranks.put(id, r)
 	} else {
-		delete(c.ranks, id)
+		c.ranks.remove(id)
 	}
 	if p := c.promises[id]; p != nil && (!needsPlace(vm) || p.generation != vm.GetGeneration() || p.moveTo != vm.GetMoveTo()) {
 		c.breakPromise(id)
@@ -268,7 +268,7 @@ func (c *Core) look(vm *blixardv1.VM, index uint64) {
 		delete(c.waiting, id)
 	}
 	if (needsPlace(vm) && c.blocked[id] == nil) || shallGo(vm) {
-		c.open.put(id, c.ranks[id])
+		c.open.put(id, c.ranks.of[id])
 	}
 }
 
@@ -350,7 +350,7 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 			d = scheduler.Decision{} // what it waits for was said
 		case !c.mayPreempt(view, vm):
 		case c.tries == 0:
-			c.open.put(vm.GetId(), c.ranks[vm.GetId()])
+			c.open.put(vm.GetId(), c.ranks.of[vm.GetId()])
 			return nil
 		default:
 			out = c.preempt(view, vm, &d)
@@ -387,7 +387,7 @@ func (c *Core) Refused(parts []state.Refusal) {
 			continue
 		}
 		c.breakPromise(f.VMID)
-		c.open.put(f.VMID, c.ranks[f.VMID])
+		c.open.put(f.VMID, c.ranks.of[f.VMID])
 	}
 }
 

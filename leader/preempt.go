@@ -55,7 +55,7 @@ func (c *Core) preempt(view View, vm *blixardv1.VM, d *scheduler.Decision) []*bl
 		return nil
 	}
 	made := &promise{
-		node: p.Node.GetId(), need: view.Limits().Reservation(vm.GetSpec()), rank: c.ranks[vm.GetId()], awaits: map[string]bool{},
+		node: p.Node.GetId(), need: view.Limits().Reservation(vm.GetSpec()), rank: c.ranks.of[vm.GetId()], awaits: map[string]bool{},
 		generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(),
 	}
 	cmd := &blixardv1.PreemptCommand{VmId: vm.GetId()}
@@ -155,7 +155,7 @@ func (c *Core) keepPromises(view View) {
 	c.tries = preemptTries
 	if c.stirred && c.Preemption {
 		for id := range c.blocked {
-			if c.promises[id] == nil && c.fleet.AnyBelow(c.ranks[id].priority) {
+			if c.promises[id] == nil && c.fleet.AnyBelow(c.ranks.of[id].priority) {
 				c.wakeOne(id)
 			}
 		}
@@ -184,7 +184,7 @@ func (c *Core) newClaims() *claims {
 // holdBefore keeps the room of promises to VMs of at least the priority of the one that
 // is placed next, but for its own.
 func (l *claims) holdBefore(id string) {
-	priority := l.core.ranks[id].priority
+	priority := l.core.ranks.of[id].priority
 	for ; l.next < len(l.ids); l.next++ {
 		p := l.core.promises[l.ids[l.next]]
 		if p != nil && p.rank.priority < priority {

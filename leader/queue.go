@@ -14,7 +14,7 @@ const branching = 32
 // queue is the VMs that are looked at next, in the order in which they get a place: those
 // of higher priority first, and of equal ones those that wait longer.
 type queue struct {
-	turns map[string]turn
+	turns shrinking[turn]
 	order *btree.BTreeG[turn]
 }
 
@@ -25,25 +25,25 @@ type turn struct {
 }
 
 func newQueue() queue {
-	return queue{turns: map[string]turn{}, order: btree.NewG(branching, func(a, b turn) bool {
+	return queue{order: btree.NewG(branching, func(a, b turn) bool {
 		return cmp.Or(cmp.Compare(b.priority, a.priority), cmp.Compare(a.since, b.since), cmp.Compare(a.id, b.id)) < 0
 	})}
 }
 
 // put queues a VM, or gives one that is queued another rank.
 func (q *queue) put(id string, r rank) {
-	if t, ok := q.turns[id]; ok && t.rank == r {
+	if t, ok := q.turns.of[id]; ok && t.rank == r {
 		return
 	}
 	q.remove(id)
-	q.turns[id] = turn{r, id}
+	q.turns.put(id, turn{r, id})
 	q.order.ReplaceOrInsert(turn{r, id})
 }
 
 func (q *queue) remove(id string) {
-	if t, ok := q.turns[id]; ok {
+	if t, ok := q.turns.of[id]; ok {
 		q.order.Delete(t)
-		delete(q.turns, id)
+		q.turns.remove(id)
 	}
 }
 
@@ -54,9 +54,9 @@ func (q *queue) each(f func(id string) bool) {
 }
 
 func (q *queue) clear() {
-	clear(q.turns)
+	q.turns.clear()
 	q.order.Clear(false)
 }
 
 // ids of what is queued, sorted.
-func (q *queue) ids() []string { return slices.Sorted(maps.Keys(q.turns)) }
+func (q *queue) ids() []string { return slices.Sorted(maps.Keys(q.turns.of)) }

@@ -11,6 +11,38 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 )
 
+// A map holds what one that is built in does, and none of the room once it is empty.
+func TestShrinking(t *testing.T) {
+	var m shrinking[int]
+	for round := range 2 {
+		for n := range roomKept + 1 {
+			m.put(fmt.Sprint(n), n+round)
+		}
+		m.put("7", 70)
+		if len(m.of) != roomKept+1 || m.of["7"] != 70 || m.of["8"] != 8+round {
+			t.Fatalf("%d are held", len(m.of))
+		}
+		for n := range roomKept + 1 {
+			if m.of == nil {
+				t.Fatalf("it is empty before the %dth is out", n)
+			}
+			m.remove(fmt.Sprint(n))
+			m.remove("none")
+		}
+		if m.of != nil || m.most != 0 {
+			t.Errorf("room for %d is kept", m.most)
+		}
+	}
+	m.put("a", 1)
+	m.remove("a")
+	if m.of == nil {
+		t.Error("little room is given back")
+	}
+	if m.clear(); m.of != nil {
+		t.Error("it is not cleared")
+	}
+}
+
 // A queue gives what it holds by priority, then by how long it waits, and is not confused
 // by what is put again or taken out while it is read.
 func TestQueue(t *testing.T) {
@@ -87,8 +119,8 @@ func BenchmarkDecide(b *testing.B) {
 			view := c.state.View()
 			for b.Loop() {
 				b.StopTimer()
-				for id, r := range c.core.ranks {
-					if len(c.core.open.turns) >= waiting {
+				for id, r := range c.core.ranks.of {
+					if len(c.core.open.turns.of) >= waiting {
 						break
 					}
 					c.core.open.put(id, r)
