@@ -186,7 +186,11 @@ func (s *Server) ready(ctx context.Context, node string) (*grpc.ClientConn, erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
-	conn.ResetConnectBackoff() // the node may be back by now
+	// The node may be back by now. Before a first try there is nothing to forget, and gRPC
+	// 1.85 makes what ResetConnectBackoff looks at meanwhile, without a lock for both.
+	if conn.GetState() == connectivity.TransientFailure {
+		conn.ResetConnectBackoff()
+	}
 	for first := true; ; first = false {
 		st := conn.GetState()
 		if st == connectivity.Ready {
