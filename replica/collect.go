@@ -20,7 +20,7 @@ const restoreGCPercent = 400
 const (
 	garbageMax   = 512 << 20
 	gcPercentMax = 100
-	gcPercentMin = 16
+	gcPercentMin = 25
 	// collectEvery so long what is kept is looked at.
 	collectEvery = 10 * time.Second
 )

@@ -76,7 +76,7 @@ type Config struct {
 	SnapshotEntries uint64
 	// SnapshotBytes of commands, applied since the last snapshot, that are as good a
 	// reason for the next; 0 means 64 MiB. Before they are four times the size of a
-	// snapshot, or 128 MiB where that is less, they are none.
+	// snapshot, or 256 MiB where that is less, they are none.
 	SnapshotBytes int64
 	// SnapshotInterval after which a snapshot is written if anything was applied; 0
 	// means never for that reason.

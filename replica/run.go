@@ -32,7 +32,7 @@ const (
 	// before the next, so that writing snapshots stays a small part of all writing.
 	snapshotGrowth = 4
 	// growthBytesMax: but no further, since the log is in memory too.
-	growthBytesMax = 128 << 20
+	growthBytesMax = 256 << 20
 )
 
 // loop owns the core.

@@ -170,13 +170,13 @@ var keys = []Key{
 	{
 		Name: "cluster.snapshot_entries", field: func(c *Config) any { return &c.Cluster.SnapshotEntries },
 		check:   countRange("cluster.snapshot_entries", func(c *Config) uint32 { return c.Cluster.SnapshotEntries }, snapshotEntriesMax),
-		Doc:     "How many changes this node applies before it writes a snapshot and drops the log before it; it also waits until the log is four times as large as a snapshot, or has 128 MiB.",
+		Doc:     "How many changes this node applies before it writes a snapshot and drops the log before it; it also waits until the log is four times as large as a snapshot, or has 256 MiB.",
 		Default: fixed("100000"),
 	},
 	{
 		Name: "cluster.snapshot_mib", field: func(c *Config) any { return &c.Cluster.SnapshotMiB },
 		check:   countRange("cluster.snapshot_mib", func(c *Config) uint32 { return c.Cluster.SnapshotMiB }, snapshotMiBMax),
-		Doc:     "How many MiB of changes are as good a reason for a snapshot, if they are four times as large as one or more than 128.",
+		Doc:     "How many MiB of changes are as good a reason for a snapshot, if they are four times as large as one or more than 256.",
 		Default: fixed("64"),
 	},
 	{
