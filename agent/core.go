@@ -155,6 +155,10 @@ type Core struct {
 	wake       time.Time
 	// booting VMs, counted anew by each poll.
 	booting int
+	// uids that were found taken or given in this poll, nil before the first is asked for;
+	// none below uidNext is free.
+	uids    map[uint32]bool
+	uidNext uint32
 }
 
 // NewCore makes a core with nothing known. newChannel draws 16 random bytes.
@@ -474,7 +478,7 @@ func (c *Core) actionFailed(i *instance, d Done, now time.Time) {
 // Poll gives the actions that are due at now. The executor must persist each
 // action's Record before it begins.
 func (c *Core) Poll(now time.Time) []Action {
-	c.wake = time.Time{}
+	c.wake, c.uids = time.Time{}, nil
 	ids := make([]string, 0, len(c.instances))
 	c.booting = 0
 	for id, i := range c.instances {

@@ -151,14 +151,18 @@ const (
 )
 
 // freeUID gives the least user that no VM of this node has. 0 when there is none,
-// which no start takes.
+// which no start takes. Who has which is looked up once a poll, since thousands of VMs may
+// begin in one.
 func (c *Core) freeUID() uint32 {
-	taken := map[uint32]bool{}
-	for _, i := range c.instances {
-		taken[i.rec.GetUid()] = true
+	if c.uids == nil {
+		c.uids, c.uidNext = make(map[uint32]bool, len(c.instances)), uidFirst
+		for _, i := range c.instances {
+			c.uids[i.rec.GetUid()] = true
+		}
 	}
-	for uid := uint32(uidFirst); uid < uidFirst+uidMax; uid++ {
-		if !taken[uid] {
+	for ; c.uidNext < uidFirst+uidMax; c.uidNext++ {
+		if uid := c.uidNext; !c.uids[uid] {
+			c.uids[uid] = true
 			return uid
 		}
 	}

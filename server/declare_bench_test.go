@@ -16,7 +16,7 @@ import (
 // product but hypervisors, on one disk.
 func BenchmarkDeclare(b *testing.B) {
 	const callers, conns = 256, 4
-	for _, nodes := range []int{100, 1000} {
+	for _, nodes := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprint("nodes=", nodes), func(b *testing.B) {
 			for range b.N {
 				w := newWorld(b)
