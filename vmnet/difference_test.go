@@ -84,6 +84,9 @@ func TestRulesByDifference(t *testing.T) {
 			if n%2 == 1 && len(want.Networks) > 0 {
 				run(t, "nft", "add", "rule", "inet", f.planner.table(), "leave", "counter")
 				run(t, "nft", "flush", "set", "bridge", f.planner.table(), "macs")
+				// Also into a chain that has no rules of ours.
+				egress := "egress" + f.plan.networks[0].suffix()
+				run(t, "nft", "add", "rule", "inet", f.planner.table(), egress, "drop")
 				if _, err := f.Mend(t.Context()); err != nil {
 					t.Fatal(err)
 				}

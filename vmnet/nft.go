@@ -68,13 +68,14 @@ func (ts tables) script(had map[string]listing, made map[string]source) string {
 
 // remove writes what goes, or is not known to be what it shall be.
 func (t table) remove(b *strings.Builder, id string, old listing, made source) {
-	var chains []string
+	var gone []string
 	for _, name := range old.chains {
 		i := slices.IndexFunc(t.chains, func(want chain) bool { return want.name == name })
 		if i < 0 {
-			chains = append(chains, name)
+			gone = append(gone, name)
 		}
-		if i < 0 || !slices.Equal(made["chain "+name], t.chains[i].rules) {
+		// One that shall be empty may have what somebody else added.
+		if was, known := made["chain "+name]; i < 0 || !known || !slices.Equal(was, t.chains[i].rules) {
 			fmt.Fprintf(b, "flush chain %s %s\n", id, name)
 		}
 	}
@@ -91,7 +92,7 @@ func (t table) remove(b *strings.Builder, id string, old listing, made source) {
 			writeElements(b, "delete", id, s.name, without(was, t.sets[i].sorted()))
 		}
 	}
-	for _, name := range chains {
+	for _, name := range gone {
 		fmt.Fprintf(b, "delete chain %s %s\n", id, name)
 	}
 }
@@ -185,15 +186,11 @@ type listing struct {
 	chains []string
 }
 
-// block gives a chain, set or map of the listing by its word and name; "" where it is not
-// there.
-func (l listing) block(name string) string {
-	_, rest, there := strings.Cut(l.text, "\n\t"+name+" {\n")
-	if !there {
-		return ""
-	}
-	text, _, _ := strings.Cut(rest, "\n\t}\n")
-	return text
+// block gives a chain, set or map of the listing by its word and name.
+func (l listing) block(name string) (text string, there bool) {
+	_, rest, there := strings.Cut(l.text, "\n\t"+name+" {")
+	text, _, _ = strings.Cut(rest, "\n\t}\n")
+	return text, there
 }
 
 var listed = regexp.MustCompile(`(?m)^\t(chain|set|map) (\S+) \{$`)

@@ -86,7 +86,8 @@ func (r record) made(had map[string]listing) map[string]source {
 		same[id] = source{}
 		was := listing{text: r.Listings[id]}
 		for name, of := range r.Made[id] {
-			if text := l.block(name); text != "" && text == was.block(name) {
+			is, there := l.block(name)
+			if made, _ := was.block(name); there && is == made {
 				same[id][name] = of
 			}
 		}
