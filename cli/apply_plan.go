@@ -101,8 +101,8 @@ func about(o *manifest.Object, err error) error {
 // aboutVMs is about for a request with several VMs, in their order.
 func aboutVMs(vms []*manifest.Object, err error) error {
 	var all []error
+	p := problem.From(err)
 	for i, o := range vms {
-		p := problem.From(err)
 		var fields []problem.Violation
 		for _, v := range p.Violations {
 			if field, ok := strings.CutPrefix(v.Field, fmt.Sprintf("vms[%d].", i)); ok {
