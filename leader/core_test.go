@@ -1,8 +1,6 @@
 package leader
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -12,7 +10,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
-	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/state"
 )
 
@@ -217,45 +214,6 @@ func TestResetFindsWhatIsOpen(t *testing.T) {
 	}
 	if !slices.Contains([]string{"a", "b"}, c.state.View().VM("vm-000").GetStatus().GetNode()) {
 		t.Fatal("not on a or b")
-	}
-}
-
-type rounds struct {
-	n   int
-	err error
-}
-
-func (r *rounds) LeadTerm() uint64 { return 1 }
-
-func (r *rounds) Read(context.Context) (*state.View, error) {
-	r.n++
-	return state.New(state.DefaultLimits()).View(), r.err
-}
-
-func (r *rounds) ProposeInTerm(context.Context, uint64, *blixardv1.Command) (state.Result, error) {
-	return state.Result{}, errors.New("nothing is proposed for a node that is not known")
-}
-
-func TestLeaseNeedsAQuorumRound(t *testing.T) {
-	r := &rounds{}
-	l := NewLeases(r, 10*time.Second, time.Second)
-	for _, tc := range []struct {
-		asked, want time.Duration
-	}{{0, 10 * time.Second}, {2 * time.Second, 2 * time.Second}, {5 * time.Minute, 5 * time.Minute}} {
-		before := r.n
-		got, err := l.Grant(t.Context(), "node-a", 1, tc.asked, "")
-		if err != nil || got != tc.want || r.n != before+1 {
-			t.Errorf("Grant(%v) = %v, %v after %d rounds", tc.asked, got, err, r.n-before)
-		}
-	}
-	for _, bad := range []time.Duration{time.Second, time.Hour, -1} {
-		if _, err := l.Grant(t.Context(), "node-a", 1, bad, ""); !problem.HasCode(err, "lease.ttl") {
-			t.Errorf("Grant(%v): %v", bad, err)
-		}
-	}
-	r.err = errors.New("no quorum")
-	if _, err := l.Grant(t.Context(), "node-a", 1, 0, ""); !errors.Is(err, r.err) {
-		t.Errorf("without a quorum: %v", err)
 	}
 }
 

@@ -33,9 +33,10 @@ func longest(d time.Duration) time.Duration { return d * (100 + driftPercent) / 
 // Table knows until when each node's lease lasts, as far as this leader can know.
 // It is plain: time goes in, commands come out. It is not safe for concurrent use.
 //
-// A lease is granted in steps: Ask, then a quorum round that begins after it, then
-// Confirm with the node of a view that the round led to, then, when that gave one, a
-// command that must be applied, and Done. Only after that the node is told.
+// A lease is granted in steps: Ask, then a quorum round that begins after it. Renew may
+// say that this is enough. Else Confirm follows, with the node of a view that holds what
+// the round led to, then, when that gave one, a command that must be applied, and Done.
+// Only after that the node is told.
 type Table struct {
 	// TTL is the cluster's lease and Margin what is waited beyond its end.
 	TTL, Margin time.Duration
@@ -46,6 +47,8 @@ type Table struct {
 	term   uint64
 	began  time.Time
 	grants map[string]grant
+	// asked counts the requests of this term.
+	asked uint64
 	// condemned nodes were said to be down at that time, and the state may not show
 	// it yet.
 	condemned map[string]time.Time
@@ -59,6 +62,10 @@ type grant struct {
 	// and long when those are that are longer than the cluster's.
 	ends, certain, long time.Time
 	incarnation         uint64
+	// renewable until it is certainly over, since nothing said since then that the node
+	// is down, has left or started anew. It becomes so when request number pending is Done.
+	renewable bool
+	pending   uint64
 }
 
 // Begin forgets everything: a new leader knows of no grant, and waits for every
@@ -67,7 +74,8 @@ func (t *Table) Begin(term uint64, now time.Time) {
 	if term != 0 && t.term == term {
 		return
 	}
-	t.term, t.began, t.grants, t.condemned, t.loads = term, now, map[string]grant{}, map[string]time.Time{}, map[string]load{}
+	t.term, t.began, t.asked = term, now, 0
+	t.grants, t.condemned, t.loads = map[string]grant{}, map[string]time.Time{}, map[string]load{}
 	if planted.Is(planted.NewLeaderDoesNotWait) {
 		t.began = now.Add(-time.Hour)
 	}
@@ -80,6 +88,8 @@ type Request struct {
 	TTL         time.Duration
 	// Term in which this replica led when it was asked.
 	Term uint64
+	// number among the requests of the table's term.
+	number uint64
 	// condemned is when the node was said to be down.
 	condemned time.Time
 }
@@ -99,12 +109,36 @@ func (t *Table) Ask(term uint64, nodeID string, incarnation uint64, asked time.D
 	if term == 0 {
 		return r, errNotLeader
 	}
+	t.asked++
+	r.number = t.asked
 	return r, nil
 }
 
 var errNotLeader = problem.New(problem.NotLeader, "replica.not_leader", "another replica leads, and knows which leases there are")
 
-// Confirm notes the lease of a request whose quorum round is over; term is that in
+// Renew notes the lease of a request whose quorum round is over, and reports whether the
+// node may be told of it. It may without a look at the state when a lease that this leader
+// granted in this term to the same start of the agent is not yet over for certain: then
+// neither this leader nor, as the view showed at that grant, one before it has said that
+// the node is down. So a node is not lost because the state has much to apply. Where Renew
+// reports false nothing is changed, and Confirm follows.
+func (t *Table) Renew(r Request, term uint64, now time.Time) bool {
+	if r.Term != t.term || r.Term != term && !planted.Is(planted.LeaseOfDeposed) {
+		return false
+	}
+	g := t.grants[r.NodeID]
+	if r.Incarnation == 0 || g.incarnation != r.Incarnation || r.TTL > t.TTL {
+		return false
+	}
+	if !(g.renewable && now.Before(g.certain)) && !planted.Is(planted.RenewedWhileDown) {
+		return false
+	}
+	t.granted(r.NodeID, r.Incarnation, r.TTL, now)
+	return true
+}
+
+// Confirm notes the lease of a request whose quorum round is over; n is of a view that was
+// taken after that, and not before the last call of Due. term is that in
 // which this replica leads now. The lease is noted from now on, since the node counts
 // from before it asked, even if it is told later. When Confirm gives a command, that
 // must be applied in the request's term first: a later leader must wait as long, and
@@ -122,6 +156,9 @@ func (t *Table) Confirm(r *Request, term uint64, n *blixardv1.Node, now time.Tim
 	if n == nil {
 		return nil, nil
 	}
+	g := t.grants[r.NodeID]
+	defer func() { t.grants[r.NodeID] = g }()
+	g.renewable, g.pending = false, r.number
 	set := &blixardv1.SetNodeStateCommand{NodeId: r.NodeID, Incarnation: n.GetIncarnation(), State: n.GetState()}
 	var condemned bool
 	if r.condemned, condemned = t.condemned[r.NodeID]; condemned || n.GetState() == blixardv1.NodeState_down {
@@ -131,6 +168,7 @@ func (t *Table) Confirm(r *Request, term uint64, n *blixardv1.Node, now time.Tim
 		set.LongLease = durationpb.New(r.TTL)
 	}
 	if !condemned && set.State == n.GetState() && set.LongLease == nil || planted.Is(planted.LeaseWhileDown) && set.LongLease == nil {
+		g.renewable, g.pending = true, 0
 		return nil, nil
 	}
 	return &blixardv1.Command{Change: &blixardv1.Command_SetNodeState{SetNodeState: set}}, nil
@@ -143,6 +181,19 @@ const reasonRenewed = "it renewed its lease"
 func (t *Table) Done(r Request) {
 	if at, ok := t.condemned[r.NodeID]; ok && at.Equal(r.condemned) {
 		delete(t.condemned, r.NodeID)
+	}
+	// Who was said to be down since Confirm has none pending, or that of a later request.
+	if g := t.grants[r.NodeID]; t.term == r.Term && g.pending == r.number {
+		g.renewable, g.pending = true, 0
+		t.grants[r.NodeID] = g
+	}
+}
+
+// ended notes that what was granted to a node can't be renewed without a look at the state.
+func (t *Table) ended(nodeID string, g grant) {
+	if g.renewable || g.pending != 0 {
+		g.renewable, g.pending = false, 0
+		t.grants[nodeID] = g
 	}
 }
 
@@ -204,6 +255,9 @@ func (t *Table) due(n *blixardv1.Node, now time.Time) *blixardv1.SetNodeStateCom
 	g, granted := t.grants[n.GetId()]
 	lease, certain := t.end(n, g, granted)
 	set := &blixardv1.SetNodeStateCommand{State: n.GetState()}
+	if n.GetState() == blixardv1.NodeState_left || g.incarnation != n.GetIncarnation() {
+		t.ended(n.GetId(), g)
+	}
 	switch {
 	case n.GetState() == blixardv1.NodeState_left:
 	case !now.Before(certain):
@@ -218,6 +272,7 @@ func (t *Table) due(n *blixardv1.Node, now time.Time) *blixardv1.SetNodeStateCom
 	if set.State != n.GetState() {
 		if set.State == blixardv1.NodeState_down {
 			t.condemned[n.GetId()] = now
+			t.ended(n.GetId(), g)
 		}
 		return set
 	}
@@ -238,7 +293,9 @@ func (t *Table) due(n *blixardv1.Node, now time.Time) *blixardv1.SetNodeStateCom
 // *[replica.Replica] says what each method promises.
 type Quorum interface {
 	LeadTerm() uint64
-	Read(ctx context.Context) (*state.View, error)
+	ReadIndex(ctx context.Context) (uint64, error)
+	WaitApplied(ctx context.Context, index uint64) error
+	View() *state.View
 	ProposeInTerm(ctx context.Context, term uint64, cmd *blixardv1.Command) (state.Result, error)
 }
 
@@ -270,11 +327,14 @@ func (l *Leases) Grant(ctx context.Context, nodeID string, incarnation uint64, a
 	}
 	// A view of after the grant: from then on nothing of this node is given up before
 	// the lease is over.
-	view, err := l.quorum.Read(ctx)
+	index, err := l.quorum.ReadIndex(ctx)
 	if err != nil {
 		return 0, err
 	}
-	return ttl, MayStart(view.Allocation(allocationID), nodeID)
+	if err := l.quorum.WaitApplied(ctx, index); err != nil {
+		return 0, err
+	}
+	return ttl, MayStart(l.quorum.View().Allocation(allocationID), nodeID)
 }
 
 func (l *Leases) grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration) (time.Duration, error) {
@@ -284,12 +344,23 @@ func (l *Leases) grant(ctx context.Context, nodeID string, incarnation uint64, a
 	if err != nil {
 		return 0, err
 	}
-	view, err := l.quorum.Read(ctx)
+	index, err := l.quorum.ReadIndex(ctx)
 	if err != nil {
 		return 0, err
 	}
 	l.mu.Lock()
-	cmd, err := l.table.Confirm(&r, l.quorum.LeadTerm(), view.Node(nodeID), time.Now())
+	renewed := l.table.Renew(r, l.quorum.LeadTerm(), time.Now())
+	l.mu.Unlock()
+	if renewed {
+		return r.TTL, nil
+	}
+	if err := l.quorum.WaitApplied(ctx, index); err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	// The view is taken within the lock: Due may forget that it said a node is down as
+	// soon as a view shows it.
+	cmd, err := l.table.Confirm(&r, l.quorum.LeadTerm(), l.quorum.View().Node(nodeID), time.Now())
 	l.mu.Unlock()
 	if err != nil {
 		return 0, err

@@ -304,17 +304,23 @@ func (h *host) snapshot() {
 // read calls do with the state once it holds everything that was acknowledged
 // before.
 func (h *host) read(do func(err error)) {
-	life := h.life
 	h.steps.ReadIndexAsync(func(index uint64, err error) {
-		switch {
-		case err != nil:
+		if err != nil {
 			do(err)
-		case h.steps.View().Index() >= index:
-			do(nil)
-		default:
-			h.reads = append(h.reads, waitingRead{index, func() { h.actIn(life, func() { do(nil) }) }})
+			return
 		}
+		h.whenApplied(index, func() { do(nil) })
 	})
+}
+
+// whenApplied does something as soon as the state here has come to index.
+func (h *host) whenApplied(index uint64, do func()) {
+	if h.steps.View().Index() >= index {
+		do()
+		return
+	}
+	life := h.life
+	h.reads = append(h.reads, waitingRead{index, func() { h.actIn(life, do) }})
 }
 
 // sawApplied is told of entries that were applied.

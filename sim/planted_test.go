@@ -65,6 +65,7 @@ var found = []struct {
 	{planted.RatioNotChecked, 100, 0},
 	{planted.NewLeaderDoesNotWait, 200, 0},
 	{planted.LeaseWhileDown, 200, 0},
+	{planted.RenewedWhileDown, 600, 0},
 	{planted.LongLeaseForgotten, 500, 0},
 	{planted.FenceNotMoved, 200, 0},
 	{planted.FenceNotArmed, 200, 0},

@@ -148,33 +148,43 @@ func (h *host) grant(nodeID string, incarnation uint64, asked time.Duration, ans
 		answer(nil, err)
 		return
 	}
-	round := h.read
+	round := h.steps.ReadIndexAsync
 	if planted.Is(planted.LeaseWithoutRound) {
-		round = func(done func(error)) { done(nil) }
+		round = func(done func(uint64, error)) { done(0, nil) }
 	}
-	round(func(err error) {
-		if err != nil {
+	round(func(index uint64, err error) {
+		switch {
+		case err != nil:
 			answer(nil, err)
-			return
+		case h.table.Renew(r, h.steps.LeadTerm(), h.monotonic()):
+			h.w.count("leases renewed by a round alone")
+			h.w.note("host %d: lease of %s for %v is renewed", h.n, nodeID, r.TTL)
+			answer(r.TTL, nil)
+		default:
+			h.whenApplied(index, func() { h.confirm(r, answer) })
 		}
-		view := h.steps.View()
-		cmd, err := h.table.Confirm(&r, h.steps.LeadTerm(), view.Node(nodeID), h.monotonic())
-		h.w.note("host %d: lease of %s for %v from index %d, %t that it needs a change: %v", h.n, nodeID, r.TTL, view.Index(), cmd != nil, err)
-		if err != nil || cmd == nil {
-			answer(r.TTL, err)
-			return
+	})
+}
+
+// confirm is the rest of Leases.grant.
+func (h *host) confirm(r leader.Request, answer func(any, error)) {
+	view := h.steps.View()
+	cmd, err := h.table.Confirm(&r, h.steps.LeadTerm(), view.Node(r.NodeID), h.monotonic())
+	h.w.note("host %d: lease of %s for %v from index %d, %t that it needs a change: %v", h.n, r.NodeID, r.TTL, view.Index(), cmd != nil, err)
+	if err != nil || cmd == nil {
+		answer(r.TTL, err)
+		return
+	}
+	h.w.count("leases that needed a change")
+	cmd.Actor = "node:" + r.NodeID
+	h.steps.ProposeInTermAsync(r.Term, cmd, func(res state.Result, err error) {
+		if err == nil && res.Problem != nil {
+			err = res.Problem
 		}
-		h.w.count("leases that needed a change")
-		cmd.Actor = "node:" + nodeID
-		h.steps.ProposeInTermAsync(r.Term, cmd, func(res state.Result, err error) {
-			if err == nil && res.Problem != nil {
-				err = res.Problem
-			}
-			if err == nil {
-				h.table.Done(r)
-			}
-			answer(r.TTL, err)
-		})
+		if err == nil {
+			h.table.Done(r)
+		}
+		answer(r.TTL, err)
 	})
 }
 

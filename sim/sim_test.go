@@ -107,7 +107,7 @@ var needed = []string{
 	"starved hosts", "starved hosts that got a lease",
 	"clogged paths", "lost", "twice", "cut", "full disks", "sync found no space", "failed syncs", "slow disks", "transfers",
 	"VMs started", "adoptions", "fences", "hypervisors that died", "hypervisors that hung", "guests that ended", "actions that failed",
-	"leases", "leases refused", "leases that needed a change", "nodes down", "nodes busy", "nodes calm", "placements given up", "placements of exclusive VMs given up", "VMs tried elsewhere", "VMs preempted", "taints", "planned restarts", "crashes of machines", "reports",
+	"leases", "leases refused", "leases that needed a change", "leases renewed by a round alone", "nodes down", "nodes busy", "nodes calm", "placements given up", "placements of exclusive VMs given up", "VMs tried elsewhere", "VMs preempted", "taints", "planned restarts", "crashes of machines", "reports",
 	"damaged disks", "replaced hosts", "flips in snapshots",
 	"snapshots written", "snapshots sent", "changes of members", "terms", "hosts that stayed down",
 	"refused by a quota",

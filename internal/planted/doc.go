@@ -60,6 +60,7 @@ const (
 	// Leases.
 	NewLeaderDoesNotWait Bug = "a new leader does not wait for the leases of the last one"
 	LeaseWhileDown       Bug = "a lease is granted while the node is said to be down"
+	RenewedWhileDown     Bug = "a lease is renewed as if nothing had said that the node is down"
 	LongLeaseForgotten   Bug = "a short lease of an agent's next start takes the place of a long one"
 	FenceNotMoved        Bug = "a renewed lease does not move the fence"
 	FenceNotArmed        Bug = "exclusive VMs run without an armed fence"
