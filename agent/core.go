@@ -111,6 +111,7 @@ const (
 
 // instance is one allocation on this node.
 type instance struct {
+	id string
 	// alloc is the newest the cluster said; nil once the cluster has none.
 	alloc *blixardv1.Allocation
 	// rec is the journal; nil while nothing of it is on this node.
@@ -137,6 +138,15 @@ type instance struct {
 	hung bool
 	// unhealthy is why the VM shall be restarted: what its check said.
 	unhealthy string
+
+	// touched instances are looked at by the next poll, looked ones by this.
+	touched, looked bool
+	// counted is whether it is one of the core's booting.
+	counted bool
+	// wake is when it is to be looked at by the clock alone; zero for never.
+	wake time.Time
+	// timed and queued are its places in the core's heaps, 0 for none.
+	timed, queued int
 }
 
 // Core decides what the node does. It is not safe for concurrent use.
@@ -152,12 +162,15 @@ type Core struct {
 	newChannel func() []byte
 	reports    []*blixardv1.AllocationReport
 	dirty      map[string]bool
-	wake       time.Time
-	// booting VMs, counted anew by each poll.
-	booting int
-	// uids that were found taken or given in this poll, nil before the first is asked for;
-	// none below uidNext is free.
-	uids    map[uint32]bool
+	// touched are those of which something changed since they were looked at, timers those
+	// that wait for a time and queue those that wait until fewer boot. Nothing is to be done
+	// for the others: a node may have thousands.
+	touched       []*instance
+	timers, queue ordered
+	// booting VMs; room for more is what is left of them for this poll.
+	booting, room int
+	// uids counts who has which user; none below uidNext is free.
+	uids    map[uint32]int
 	uidNext uint32
 }
 
@@ -175,6 +188,9 @@ func NewCore(limits Limits, accelerator string, newChannel func() []byte) *Core 
 	return &Core{
 		limits: limits, instances: map[string]*instance{}, accelerator: accelerator,
 		newChannel: newChannel, dirty: map[string]bool{},
+		timers: ordered{less: wakesBefore, place: func(i *instance) *int { return &i.timed }},
+		queue:  ordered{less: (*instance).before, place: func(i *instance) *int { return &i.queued }},
+		uids:   map[uint32]int{}, uidNext: uidFirst,
 	}
 }
 
@@ -194,7 +210,7 @@ func LaneOf(spec *blixardv1.VMSpec) driver.Lane {
 func (c *Core) get(id string) *instance {
 	i := c.instances[id]
 	if i == nil {
-		i = &instance{}
+		i = &instance{id: id}
 		c.instances[id] = i
 	}
 	return i
@@ -204,7 +220,9 @@ func (c *Core) get(id string) *instance {
 // journal, and the process of its newest boot if the supervisor knows one.
 func (c *Core) Recover(rec *blixardv1.AllocationRecord, p *blixardv1.SupervisedProcess) {
 	i := c.get(rec.GetAllocation().GetId())
+	c.touch(i)
 	i.rec = rec
+	c.uids[rec.GetUid()]++
 	i.process = processNone
 	if p == nil || planted.Is(planted.StartsInsteadAdopt) {
 		return
@@ -228,6 +246,7 @@ func (c *Core) SetAllocation(a *blixardv1.Allocation) {
 		return // a late message
 	}
 	i.alloc = a
+	c.touch(i)
 	// The cluster had given the node up and has heard of it again.
 	if a.GetStatus().GetState() == blixardv1.AllocationState_unknown && i.rec != nil {
 		c.report(i.rec)
@@ -238,14 +257,20 @@ func (c *Core) SetAllocation(a *blixardv1.Allocation) {
 func (c *Core) DropAllocation(id string) {
 	if i := c.instances[id]; i != nil {
 		i.alloc = nil
+		c.touch(i)
 		if i.rec == nil && i.busy == "" {
-			delete(c.instances, id)
+			c.leave(i)
 		}
 	}
 }
 
 // Synced tells that every allocation of the cluster was named by SetAllocation.
-func (c *Core) Synced() { c.synced = true }
+func (c *Core) Synced() {
+	c.synced = true
+	for _, i := range c.instances {
+		c.touch(i)
+	}
+}
 
 // Resync ends a listing: allocations that it did not name are gone. ids are those
 // named. Where the cluster says something else than the record it is told again: a
@@ -255,17 +280,21 @@ func (c *Core) Resync(ids map[string]bool) {
 		i := c.instances[id]
 		if !ids[id] {
 			i.alloc = nil
+			c.touch(i)
 		} else if i.rec != nil && !tells(i.alloc, i.rec) && !planted.Is(planted.KeptIsNotTold) {
 			c.report(i.rec)
 		}
 	}
-	c.synced = true
+	c.Synced()
 }
 
 // tells whether the cluster's status of an allocation is that of the record; the name
 // of the node is the cluster's own.
 func tells(a *blixardv1.Allocation, r *blixardv1.AllocationRecord) bool {
-	known := proto.Clone(a.GetStatus()).(*blixardv1.VMStatus)
+	if a.GetStatus() == nil {
+		return false
+	}
+	known := proto.CloneOf(a.GetStatus())
 	known.Node = r.GetStatus().GetNode()
 	return proto.Equal(known, r.GetStatus())
 }
@@ -306,6 +335,7 @@ func (c *Core) GuestExited(id string, boots uint64, exit *blixardv1.GuestExit, n
 	if i == nil || i.rec.GetBoots() != boots || i.process == processNone {
 		return
 	}
+	c.touch(i)
 	if i.goodbyeAt.IsZero() {
 		i.goodbyeAt = now
 	}
@@ -333,6 +363,7 @@ func (c *Core) Health(id string, boots uint64, health blixardv1.Health_Enum, tex
 	}
 	c.update(i, func(r *blixardv1.AllocationRecord) { r.Status.Health, r.Status.HealthMessage = health, text })
 	if health == blixardv1.Health_unhealthy && !i.rec.GetAllocation().GetSpec().GetHealth().GetKeep() {
+		c.touch(i)
 		i.unhealthy = text
 		if i.unhealthy == "" {
 			i.unhealthy = "its check failed"
@@ -344,6 +375,7 @@ func (c *Core) Health(id string, boots uint64, health blixardv1.Health_Enum, tex
 func (c *Core) Hung(id string, boots uint64) {
 	if i := c.instances[id]; i != nil && i.rec.GetBoots() == boots && i.process == processRunning {
 		i.hung = true
+		c.touch(i)
 	}
 }
 
@@ -354,6 +386,7 @@ func (c *Core) ProcessEnded(id string, boots uint64, exit driver.Exit, known boo
 	if i == nil || i.rec.GetBoots() != boots || i.process != processRunning {
 		return
 	}
+	c.touch(i)
 	i.adopted = false
 	if !known {
 		i.process = processNone
@@ -386,6 +419,7 @@ func (c *Core) ActionDone(d Done, now time.Time) {
 	if i == nil {
 		return
 	}
+	c.touch(i)
 	i.busy, i.busyForce = "", false
 	i.retryAt = time.Time{}
 	if d.Err != nil {
@@ -421,7 +455,7 @@ func (c *Core) ActionDone(d Done, now time.Time) {
 	case ActionForget:
 		i.process = processNone
 	case ActionRemove:
-		c.removed(id, i)
+		c.removed(i)
 	}
 }
 
@@ -448,11 +482,11 @@ func (c *Core) stopped(i *instance, d Done) {
 	i.rung = d.Rung
 }
 
-func (c *Core) removed(id string, i *instance) {
+func (c *Core) removed(i *instance) {
 	if a := i.alloc; a != nil {
-		c.reports = append(c.reports, &blixardv1.AllocationReport{AllocationId: id, Epoch: a.GetEpoch(), Removed: true})
+		c.reports = append(c.reports, &blixardv1.AllocationReport{AllocationId: i.id, Epoch: a.GetEpoch(), Removed: true})
 	}
-	delete(c.instances, id)
+	c.leave(i)
 }
 
 // actionFailed puts a failed step into the status: a host's problem is told to
@@ -478,27 +512,24 @@ func (c *Core) actionFailed(i *instance, d Done, now time.Time) {
 // Poll gives the actions that are due at now. The executor must persist each
 // action's Record before it begins.
 func (c *Core) Poll(now time.Time) []Action {
-	c.wake, c.uids = time.Time{}, nil
-	ids := make([]string, 0, len(c.instances))
-	c.booting = 0
-	for id, i := range c.instances {
-		ids = append(ids, id)
-		if i.boots() {
-			c.booting++
-		}
-	}
-	slices.SortFunc(ids, func(a, b string) int { return c.instances[a].before(c.instances[b], a, b) })
+	due := c.due(now)
 	var out []Action
-	for _, id := range ids {
-		i := c.instances[id]
-		if a, ok := c.decide(id, i, now); ok {
-			if a.Kind == ActionCancel {
-				i.canceled = true
-			} else {
-				i.busy, i.busyForce = a.Kind, a.Force
-			}
-			out = append(out, a)
+	for _, i := range due {
+		a, ok := c.decide(i, now)
+		if !ok {
+			continue
 		}
+		if a.Kind == ActionCancel {
+			i.canceled = true
+		} else {
+			i.busy, i.busyForce = a.Kind, a.Force
+		}
+		c.touch(i)
+		out = append(out, a)
+	}
+	for _, i := range due {
+		i.looked = false
+		c.count(i)
 	}
 	return out
 }
@@ -522,12 +553,11 @@ func (c *Core) Turn(now time.Time) Turn {
 }
 
 // NextWake is when Poll has something to do by the clock alone; zero for never.
-func (c *Core) NextWake() time.Time { return c.wake }
-
-func (c *Core) wakeAt(t time.Time) {
-	if c.wake.IsZero() || t.Before(c.wake) {
-		c.wake = t
+func (c *Core) NextWake() time.Time {
+	if i := c.timers.first(); i != nil {
+		return i.wake
 	}
+	return time.Time{}
 }
 
 // TakeReports gives the statuses to tell the cluster, in order, and forgets them.
@@ -568,7 +598,8 @@ func (c *Core) update(i *instance, change func(*blixardv1.AllocationRecord)) {
 		c.report(r)
 	}
 	i.rec = r
-	c.dirty[r.GetAllocation().GetId()] = true
+	c.dirty[i.id] = true
+	c.touch(i)
 }
 
 func (c *Core) report(r *blixardv1.AllocationRecord) {

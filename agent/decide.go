@@ -25,17 +25,17 @@ func (c *Core) desiredOf(i *instance) blixardv1.DesiredAllocation_Enum {
 }
 
 // decide gives the next step of one instance, if one is due.
-func (c *Core) decide(id string, i *instance, now time.Time) (Action, bool) {
+func (c *Core) decide(i *instance, now time.Time) (Action, bool) {
 	want := c.desiredOf(i)
 	if i.busy != "" {
 		return c.decideBusy(i, want)
 	}
 	if i.retryAt.After(now) {
-		c.wakeAt(i.retryAt)
+		c.wakeAt(i, i.retryAt)
 		return Action{}, false
 	}
 	if i.rec == nil {
-		return c.decideAbsent(id, i, want)
+		return c.decideAbsent(i, want)
 	}
 	if i.alloc != nil {
 		c.takeSpec(i)
@@ -66,10 +66,10 @@ func (c *Core) decideBusy(i *instance, want blixardv1.DesiredAllocation_Enum) (A
 }
 
 // decideAbsent handles an allocation of which nothing is on this node.
-func (c *Core) decideAbsent(id string, i *instance, want blixardv1.DesiredAllocation_Enum) (Action, bool) {
+func (c *Core) decideAbsent(i *instance, want blixardv1.DesiredAllocation_Enum) (Action, bool) {
 	switch {
 	case want == blixardv1.DesiredAllocation_remove:
-		c.removed(id, i)
+		c.removed(i)
 		return Action{}, false
 	case i.alloc == nil || want == blixardv1.DesiredAllocation_unspecified:
 		return Action{}, false
@@ -151,18 +151,11 @@ const (
 )
 
 // freeUID gives the least user that no VM of this node has. 0 when there is none,
-// which no start takes. Who has which is looked up once a poll, since thousands of VMs may
-// begin in one.
+// which no start takes.
 func (c *Core) freeUID() uint32 {
-	if c.uids == nil {
-		c.uids, c.uidNext = make(map[uint32]bool, len(c.instances)), uidFirst
-		for _, i := range c.instances {
-			c.uids[i.rec.GetUid()] = true
-		}
-	}
 	for ; c.uidNext < uidFirst+uidMax; c.uidNext++ {
-		if uid := c.uidNext; !c.uids[uid] {
-			c.uids[uid] = true
+		if uid := c.uidNext; c.uids[uid] == 0 {
+			c.uids[uid]++
 			return uid
 		}
 	}
@@ -201,7 +194,7 @@ func (c *Core) decideRunning(i *instance, want blixardv1.DesiredAllocation_Enum,
 		return Action{}, false
 	}
 	if now.Before(deadline) {
-		c.wakeAt(deadline)
+		c.wakeAt(i, deadline)
 		return Action{}, false
 	}
 	c.update(i, func(r *blixardv1.AllocationRecord) {
@@ -285,7 +278,7 @@ func (c *Core) decideIdle(i *instance, want blixardv1.DesiredAllocation_Enum, no
 		return c.start(i, asked, now)
 	case st.GetNextStartAt() != nil:
 		if at := st.GetNextStartAt().AsTime(); at.After(now) {
-			c.wakeAt(at)
+			c.wakeAt(i, at)
 			return Action{}, false
 		}
 		return c.start(i, false, now)
@@ -304,15 +297,16 @@ const reasonQueued = "boot_queue"
 // start announces a new boot in the record; asked is a person's wish, which
 // clears the history of failures.
 func (c *Core) start(i *instance, asked bool, now time.Time) (Action, bool) {
-	if c.booting >= c.limits.Boots {
+	if c.room <= 0 {
 		if st := i.rec.GetStatus(); st.GetState() == blixardv1.AllocationState_preparing && st.GetReason() != reasonQueued {
 			c.update(i, func(r *blixardv1.AllocationRecord) {
 				r.Status.Reason, r.Status.Message = reasonQueued, "it boots when fewer VMs of the node do"
 			})
 		}
+		c.queue.put(i)
 		return Action{}, false // the next to be ready, or to fail, makes room
 	}
-	c.booting++
+	c.room--
 	i.goodbyeAt, i.rung = time.Time{}, ""
 	c.update(i, func(r *blixardv1.AllocationRecord) {
 		r.Boots++
