@@ -211,12 +211,15 @@ func (s agentService) WatchAllocations(req *blixardv1.WatchAllocationsRequest, s
 	if err != nil {
 		return err
 	}
+	// Only the index is kept: a view keeps what was replaced since, and an agent watches for
+	// months.
+	index := view.Index()
 	for _, a := range view.AllocationsOfNode(req.GetNodeId()) {
-		if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: view.Index(), Allocation: a}); err != nil {
+		if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: index, Allocation: a}); err != nil {
 			return err
 		}
 	}
-	if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: view.Index(), Synced: true}); err != nil {
+	if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: index, Synced: true}); err != nil {
 		return err
 	}
 	for {
@@ -225,7 +228,7 @@ func (s agentService) WatchAllocations(req *blixardv1.WatchAllocationsRequest, s
 			return err
 		}
 		for _, c := range list {
-			if c.Index <= view.Index() {
+			if c.Index <= index {
 				continue
 			}
 			if err := stream.Send(&blixardv1.WatchAllocationsResponse{Index: c.Index, Allocation: c.Allocation, Removed: c.Deleted}); err != nil {
