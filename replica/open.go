@@ -94,7 +94,7 @@ func build(config Config, log Storage) *Replica {
 	return &Replica{
 		config: config, logger: config.Logger, log: log, storage: raft.NewMemoryStorage(), state: state.New(config.Limits),
 		proposals: newMailbox[*proposal](), reads: newMailbox[read](), messages: newMailbox[*raftpb.Message](),
-		appends: newMailbox[*raftpb.Message](), applies: newMailbox[applyTask](), snapshots: make(chan snapshotRequest, 1),
+		appends: newMailbox[*raftpb.Message](), applies: newMailbox[applyTask](), snapshots: make(chan *snapshotRequest, 1),
 		calls: newMailbox[func(*core)](), received: map[uint64]*state.State{},
 		stopping: make(chan struct{}), done: make(chan struct{}),
 	}

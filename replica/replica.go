@@ -122,7 +122,7 @@ type Replica struct {
 	appends   *mailbox[*raftpb.Message]
 	applies   *mailbox[applyTask]
 	// snapshots has room for one; snapshotting is set from its request to its end.
-	snapshots    chan snapshotRequest
+	snapshots    chan *snapshotRequest
 	snapshotting atomic.Bool
 	// noSpace is set when the newest one found none; sinceNoSpace, of the loop, counts
 	// the time since.

@@ -418,13 +418,13 @@ func (r *Replica) maybeSnapshot() {
 	if !enough && !r.confMoved && !r.due {
 		return
 	}
-	if r.request(snapshotRequest{r.state.View(), r.appliedTerm, r.conf, nil}) {
+	if r.request(&snapshotRequest{r.state.View(), r.appliedTerm, r.conf, nil}) {
 		r.sinceSnapshot, r.bytesSinceSnapshot, r.confMoved, r.due = 0, 0, false, false
 	}
 }
 
 // request gives the snapshotter something to do, unless it is busy.
-func (r *Replica) request(req snapshotRequest) bool {
+func (r *Replica) request(req *snapshotRequest) bool {
 	if !r.snapshotting.CompareAndSwap(false, true) {
 		return false
 	}
@@ -439,7 +439,7 @@ func (r *Replica) compact(done chan error) {
 		done <- nil
 		return
 	}
-	if r.request(snapshotRequest{view, r.appliedTerm, r.conf, done}) {
+	if r.request(&snapshotRequest{view, r.appliedTerm, r.conf, done}) {
 		r.sinceSnapshot, r.bytesSinceSnapshot = 0, 0
 	} else {
 		done <- problem.New(problem.Unavailable, "snapshot.busy", "a snapshot is being written").WithHint("try again in a moment")
@@ -461,7 +461,11 @@ func (r *Replica) snapshotter() {
 		case <-r.stopping:
 			return
 		case req := <-r.snapshots:
-			if !r.fulfil(req) {
+			ok := r.fulfil(req)
+			// What a select received stays where it was received until the next comes: with
+			// the view, all that was replaced since.
+			*req = snapshotRequest{}
+			if !ok {
 				return
 			}
 		}
@@ -470,7 +474,7 @@ func (r *Replica) snapshotter() {
 
 // fulfil writes the snapshot that was asked for. It gives false when the replica
 // stops.
-func (r *Replica) fulfil(req snapshotRequest) bool {
+func (r *Replica) fulfil(req *snapshotRequest) bool {
 	err := r.snapshot(req)
 	if req.done != nil {
 		req.done <- err
@@ -489,7 +493,7 @@ func (r *Replica) fulfil(req snapshotRequest) bool {
 	return true
 }
 
-func (r *Replica) snapshot(req snapshotRequest) error {
+func (r *Replica) snapshot(req *snapshotRequest) error {
 	index := req.view.Index()
 	meta := &raftpb.SnapshotMetadata{Index: &index, Term: &req.term, ConfState: req.conf}
 	if low := index - 1; planted.Is(planted.SnapshotIndexLow) {
