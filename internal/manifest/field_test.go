@@ -60,6 +60,36 @@ spec:
     b: b}
 `
 
+const fieldsTOML = `# many objects
+[[object]]
+kind = "VM"
+name = "web"
+labels = {app = "x", b = "y"}
+[object.spec]
+image = "busybox"
+memoryMib = 512
+command = [
+  "sh", "-c", "true"]
+[[object.spec.ports]]
+guestPort = 80
+hostPort = 8080
+[[object.spec.ports]]
+guestPort = 81
+"hostPort" = 8081
+[object.spec.restart]
+maxRestarts = 3
+
+[[object]]
+kind = "Volume"
+name = "data"
+sizeBytes = 1_073_741_824
+[[object]]
+kind = "Group"
+name = "crew"
+spec.vm.image = "busybox"
+spec.replicas = 2
+`
+
 // A field that the cluster names is found in the file, or the nearest one around it.
 func TestFieldWhere(t *testing.T) {
 	for _, tc := range []struct {
@@ -81,8 +111,16 @@ func TestFieldWhere(t *testing.T) {
 			"web":  "name 2; spec.image 3; spec.memory_mib 4; spec.ports[0] 5; spec.ports[0].guest_port 6; labels 1",
 			"data": "size_bytes 7",
 		}},
-		// TOML tells no lines.
-		{"a.toml", "[[object]]\nkind = \"VM\"\nname = \"web\"\n[object.spec]\nimage = \"busybox\"\n", map[string]string{"web": "spec.image 0; spec 0; name 0; labels 0"}},
+		{"a.toml", fieldsTOML, map[string]string{
+			"web": `name 4; spec 6; spec.image 7; spec.memory_mib 8; labels["app"] 5; labels["b"] 5; labels 5; spec.command[0] 10; spec.command[2] 10; spec.ports[0].guest_port 12;
+				spec.ports[1] 14; spec.ports[1].host_port 16; spec.restart.max_restarts 18; spec.restart 17; spec.vcpus 6; project 2`,
+			"data": "size_bytes 23; node 20",
+			"crew": "spec.vm.image 27; spec.replicas 28; spec.vm.vcpus 27; spec 27",
+		}},
+		{"one.toml", "name = \"web\"\n[spec]\nimage = \"busybox\"\n", map[string]string{"web": "name 1; spec 2; spec.image 3; labels 1"}},
+		{"inline.toml", "object = [\n {name = \"web\", spec = {image = \"busybox\"}},\n {name = \"db\", spec = {image = \"busybox\"}}]\n", map[string]string{
+			"web": "spec.image 2; labels 2", "db": "name 3; spec.image 3; labels 3",
+		}},
 	} {
 		objects, err := Read(tc.file, []byte(tc.text))
 		if err != nil || len(objects) != len(tc.want) {

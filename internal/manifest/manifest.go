@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"buf.build/go/protovalidate"
-	"github.com/pelletier/go-toml/v2"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -132,12 +131,13 @@ func Sort(objects []*Object) error {
 
 type reader struct {
 	file string
-	// noLines of a form that tells none.
-	noLines bool
+	// mixed: what belongs together does not stand together in the file, so that what is read
+	// as a whole has no lines that the decoder could tell.
+	mixed bool
 }
 
 func (r *reader) where(line int) string {
-	if r.noLines || line == 0 {
+	if line == 0 {
 		return r.file
 	}
 	return r.file + ":" + strconv.Itoa(line)
@@ -186,36 +186,6 @@ func flatten(nodes []*yaml.Node) []*yaml.Node {
 		}
 	}
 	return docs
-}
-
-// toml reads one object, or those of [[object]].
-func (r *reader) toml(data []byte) ([]*yaml.Node, error) {
-	var table map[string]any
-	if err := toml.Unmarshal(data, &table); err != nil {
-		line := 0
-		var at *toml.DecodeError
-		if errors.As(err, &at) {
-			line, _ = at.Position()
-		}
-		return nil, r.problem(line, "manifest.syntax", "%s", strings.TrimPrefix(err.Error(), "toml: ")).WithHint("mend the file")
-	}
-	r.noLines = true
-	var whole any = table
-	if list, some := table["object"]; some && len(table) == 1 {
-		whole = list
-	}
-	raw, err := json.Marshal(whole)
-	if err != nil {
-		return nil, r.problem(0, "manifest.syntax", "%v", err).WithHint("numbers must be finite")
-	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(raw, &doc); err != nil {
-		return nil, r.problem(0, "manifest.syntax", "%v", err).WithHint("mend the file")
-	}
-	if len(table) == 0 {
-		return nil, nil
-	}
-	return flatten(doc.Content), nil
 }
 
 // messages are what a kind is read as: the API's own object, so that what is shown can be
@@ -405,8 +375,9 @@ var (
 func (r *reader) decodeProblem(err error, m proto.Message) error {
 	line, text := 0, err.Error()
 	if at := decodedAt.FindStringSubmatch(text); at != nil {
-		line, _ = strconv.Atoi(at[1])
-		text = at[2]
+		if text = at[2]; !r.mixed {
+			line, _ = strconv.Atoi(at[1])
+		}
 	}
 	p := r.problem(line, "manifest.field", "%s", text)
 	if f := unknownField.FindStringSubmatch(text); f != nil {

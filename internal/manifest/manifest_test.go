@@ -151,7 +151,10 @@ func TestMistakes(t *testing.T) {
 		{"deep", "a.yaml", "kind: VM\nname: " + strings.Repeat("[", 40) + strings.Repeat("]", 40) + "\n", "manifest.too_large", "more than 32 levels", ""},
 		{"JSON", "a.json", "{\"kind\": \"VM\",\n \"name\": \"web\",\n \"spec\": {\"image\": \"busybox\", \"diskBytes\": 1}}", "manifest.field", "a.json:3: spec.disk_bytes", ""},
 		{"TOML syntax", "a.toml", "kind = \"VM\"\nname = web\n", "manifest.syntax", "a.toml:2:", ""},
-		{"TOML field", "a.toml", "kind = \"VM\"\nname = \"web\"\n[spec]\nimag = \"busybox\"\n", "manifest.field", `a.toml: unknown field "imag"`, "did you mean image?"},
+		{"TOML field", "a.toml", "kind = \"VM\"\nname = \"web\"\n[spec]\nimag = \"busybox\"\n", "manifest.field", `a.toml:4: unknown field "imag"`, "did you mean image?"},
+		{"TOML of which parts stand apart", "a.toml", "kind = \"VM\"\n[spec]\nimage = \"busybox\"\n[labels]\na = \"b\"\n[spec.restart]\nmod = 1\n", "manifest.field", `a.toml: unknown field "mod"`, "did you mean mode?"},
+		{"TOML value", "a.toml", "[[object]]\nkind = \"VM\"\nname = \"web\"\n[object.spec]\nimage = \"busybox\"\nvcpus = 1000\n", "manifest.field", "a.toml:6: spec.vcpus", "mend"},
+		{"TOML list of what is no object", "a.toml", "object = [1]\n", "manifest.syntax", "a.toml:1: an object is missing", ""},
 		{"infinite", "a.yaml", "kind: VM\nname: web\nspec: {image: busybox, vcpus: .inf}\n", "manifest.syntax", "a.yaml:3:", ""},
 		{"large", "a.yaml", strings.Repeat("#", BytesMax+1), "manifest.too_large", "a.yaml has", ""},
 	} {
@@ -211,6 +214,7 @@ func TestTasksInOrder(t *testing.T) {
 func FuzzRead(f *testing.F) {
 	f.Add("a.yaml", good)
 	f.Add("a.toml", "[[object]]\nkind = \"VM\"\n")
+	f.Add("a.toml", fieldsTOML)
 	f.Add("a.json", `{"kind": "VM", "name": 1, "spec": {"image": null}}`)
 	f.Add("a.yaml", "? [a, b]\n: {}\n")
 	f.Add("a.yaml", "!!binary |\n  aGk=\n")
