@@ -20,9 +20,14 @@ const (
 	leaseTimeout    = 5 * time.Second
 	// leaseEvery when nothing is known yet of the cluster's ttl.
 	leaseEvery = time.Second
-	// leaseShare: a lease is renewed after this part of its time, so that two
-	// renewals may fail before it ends.
-	leaseShare = 3
+	// A lease is renewed while two thirds of it are left, or leaseRest where that is less,
+	// but at least half of it: what is left bears a leader that is lost meanwhile, and ten
+	// thousand nodes with long leases ask no more often than that needs.
+	leaseRest = 7 * time.Second
+	// leaseRetries: a renewal that failed is tried again after this part of the time
+	// between renewals, and not before leaseRetryLeast.
+	leaseRetries    = 4
+	leaseRetryLeast = 100 * time.Millisecond
 )
 
 // watchCluster registers the node, then follows its allocations for ever.
@@ -131,12 +136,16 @@ func (l *Lease) Granted(sent boottime.Instant, ttl time.Duration) boottime.Insta
 // Deadline is the end of the lease.
 func (l *Lease) Deadline() boottime.Instant { return l.deadline }
 
-// RenewAfter is the time from one renewal to the next.
-func (l *Lease) RenewAfter() time.Duration {
-	if every := l.ttl / leaseShare; every > 0 {
-		return every
+// RenewAfter is the time from a renewal, which may have failed, to the next.
+func (l *Lease) RenewAfter(failed bool) time.Duration {
+	every := leaseEvery
+	if l.ttl > 0 {
+		every = l.ttl - max(l.ttl/2, min(l.ttl*2/3, leaseRest))
 	}
-	return leaseEvery
+	if failed {
+		return max(every/leaseRetries, leaseRetryLeast)
+	}
+	return every
 }
 
 // renewLease asks the cluster for the node's lease and hands the deadline to the
@@ -192,11 +201,12 @@ func (a *Agent) Load() *uint32 {
 // supervisor's kernel timer is the fence.
 func (a *Agent) keepLease(ctx context.Context) {
 	for ctx.Err() == nil {
-		if err := a.renewLease(ctx, 0, ""); err != nil && ctx.Err() == nil {
+		err := a.renewLease(ctx, 0, "")
+		if err != nil && ctx.Err() == nil {
 			a.log.Warn("the node's lease was not renewed", "left", a.LeaseLeft(), "err", err)
 		}
 		a.mu.Lock()
-		every := a.lease.RenewAfter()
+		every := a.lease.RenewAfter(err != nil)
 		a.mu.Unlock()
 		if !pause(ctx, every) {
 			return

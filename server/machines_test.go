@@ -87,11 +87,12 @@ func (m *machines) run(ctx context.Context) error {
 		var lease agent.Lease
 		for ctx.Err() == nil {
 			sent := boottime.Now()
-			if resp, err := m.api.RenewLease(ctx, &blixardv1.RenewLeaseRequest{NodeId: m.id, Incarnation: 1}); err == nil {
+			resp, err := m.api.RenewLease(ctx, &blixardv1.RenewLeaseRequest{NodeId: m.id, Incarnation: 1})
+			if err == nil {
 				lease.Granted(sent, resp.GetTtl().AsDuration())
 			}
 			select {
-			case <-time.After(lease.RenewAfter()):
+			case <-time.After(lease.RenewAfter(err != nil)):
 			case <-ctx.Done():
 			}
 		}

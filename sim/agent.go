@@ -469,5 +469,5 @@ func (k *keeper) renewFence(deadline boottime.Instant) {
 }
 
 func (k *keeper) keepLease() {
-	k.renew(0, "", func(error) { k.after(k.lease.RenewAfter(), k.keepLease) })
+	k.renew(0, "", func(err error) { k.after(k.lease.RenewAfter(err != nil), k.keepLease) })
 }
