@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -46,14 +47,16 @@ type Table struct {
 	// granted was granted before.
 	term   uint64
 	began  time.Time
-	grants map[string]grant
+	grants map[string]*grant
 	// asked counts the requests of this term.
 	asked uint64
 	// condemned nodes were said to be down at that time, and the state may not show
 	// it yet.
 	condemned map[string]time.Time
-	// loads of nodes that have a lease.
-	loads map[string]load
+	// nodes that were looked at last, and their grants: mostly they are the same next time,
+	// and looking ten thousand up takes longer than looking at them.
+	nodes []*blixardv1.Node
+	found []*grant
 }
 
 // grant is what this leader granted to a node.
@@ -66,6 +69,36 @@ type grant struct {
 	// is down, has left or started anew. It becomes so when request number pending is Done.
 	renewable bool
 	pending   uint64
+	// load that the node told.
+	load load
+}
+
+// none is the grant of a node that has none. It is never written.
+var none = &grant{}
+
+// of gives the grant of a node, to be written.
+func (t *Table) of(nodeID string) *grant {
+	g := t.grants[nodeID]
+	if g == nil {
+		g = &grant{}
+		t.grants[nodeID] = g
+	}
+	return g
+}
+
+// each gives all nodes with their grants to f, which only reads them.
+func (t *Table) each(nodes []*blixardv1.Node, f func(*blixardv1.Node, *grant)) {
+	if len(nodes) != len(t.nodes) || len(nodes) > 0 && &nodes[0] != &t.nodes[0] {
+		t.nodes, t.found = nodes, make([]*grant, len(nodes))
+	}
+	for i, n := range nodes {
+		g := t.found[i]
+		if g == nil {
+			g = t.grants[n.GetId()]
+			t.found[i] = g
+		}
+		f(n, cmp.Or(g, none))
+	}
 }
 
 // Begin forgets everything: a new leader knows of no grant, and waits for every
@@ -75,7 +108,7 @@ func (t *Table) Begin(term uint64, now time.Time) {
 		return
 	}
 	t.term, t.began, t.asked = term, now, 0
-	t.grants, t.condemned, t.loads = map[string]grant{}, map[string]time.Time{}, map[string]load{}
+	t.grants, t.condemned, t.nodes, t.found = map[string]*grant{}, map[string]time.Time{}, nil, nil
 	if planted.Is(planted.NewLeaderDoesNotWait) {
 		t.began = now.Add(-time.Hour)
 	}
@@ -126,7 +159,7 @@ func (t *Table) Renew(r Request, term uint64, now time.Time) bool {
 	if r.Term != t.term || r.Term != term && !planted.Is(planted.LeaseOfDeposed) {
 		return false
 	}
-	g := t.grants[r.NodeID]
+	g := cmp.Or(t.grants[r.NodeID], none)
 	if r.Incarnation == 0 || g.incarnation != r.Incarnation || r.TTL > t.TTL {
 		return false
 	}
@@ -156,8 +189,7 @@ func (t *Table) Confirm(r *Request, term uint64, n *blixardv1.Node, now time.Tim
 	if n == nil {
 		return nil, nil
 	}
-	g := t.grants[r.NodeID]
-	defer func() { t.grants[r.NodeID] = g }()
+	g := t.of(r.NodeID)
 	g.renewable, g.pending = false, r.number
 	set := &blixardv1.SetNodeStateCommand{NodeId: r.NodeID, Incarnation: n.GetIncarnation(), State: n.GetState()}
 	var condemned bool
@@ -183,26 +215,24 @@ func (t *Table) Done(r Request) {
 		delete(t.condemned, r.NodeID)
 	}
 	// Who was said to be down since Confirm has none pending, or that of a later request.
-	if g := t.grants[r.NodeID]; t.term == r.Term && g.pending == r.number {
+	if g := t.of(r.NodeID); t.term == r.Term && g.pending == r.number {
 		g.renewable, g.pending = true, 0
-		t.grants[r.NodeID] = g
 	}
 }
 
-// ended notes that what was granted to a node can't be renewed without a look at the state.
-func (t *Table) ended(nodeID string, g grant) {
-	if g.renewable || g.pending != 0 {
+// end notes that what was granted can't be renewed without a look at the state.
+func (g *grant) end() {
+	if g != none {
 		g.renewable, g.pending = false, 0
-		t.grants[nodeID] = g
 	}
 }
 
 // granted notes a lease that begins at the latest now.
 func (t *Table) granted(nodeID string, incarnation uint64, ttl time.Duration, now time.Time) {
-	g := t.grants[nodeID]
+	g := t.of(nodeID)
 	end := now.Add(longest(ttl) + t.Margin)
 	if planted.Is(planted.LongLeaseForgotten) && incarnation != g.incarnation {
-		g = grant{}
+		*g = grant{load: g.load}
 	}
 	g.incarnation, g.ends = incarnation, now.Add(ttl)
 	// A longer one of an earlier start of the node's agent lasts on: its fence is not
@@ -213,20 +243,19 @@ func (t *Table) granted(nodeID string, incarnation uint64, ttl time.Duration, no
 	if ttl > t.TTL && g.long.Before(end) {
 		g.long = end
 	}
-	t.grants[nodeID] = g
 }
 
 // End gives when the newest lease of n ends, and when every one that it may hold is
 // certainly over: the node counts from before the grant, and its clock may be slow.
 func (t *Table) End(n *blixardv1.Node) (lease, certain time.Time) {
-	g, granted := t.grants[n.GetId()]
-	return t.end(n, g, granted)
+	return t.end(n, cmp.Or(t.grants[n.GetId()], none))
 }
 
-// end is End of a node whose grant was looked up: all nodes are, several times a second.
-func (t *Table) end(n *blixardv1.Node, g grant, granted bool) (lease, certain time.Time) {
-	if !granted {
-		g.ends = t.began.Add(t.TTL)
+// end is End of a node whose grant was looked up.
+func (t *Table) end(n *blixardv1.Node, g *grant) (lease, certain time.Time) {
+	lease = g.ends
+	if lease.IsZero() {
+		lease = t.began.Add(t.TTL)
 	}
 	// What earlier leaders granted.
 	certain = t.began.Add(longest(max(t.TTL, n.GetLongLease().AsDuration())) + t.Margin)
@@ -234,57 +263,56 @@ func (t *Table) end(n *blixardv1.Node, g grant, granted bool) (lease, certain ti
 		certain = g.certain
 	}
 	if planted.Is(planted.DownAtOnce) {
-		certain = g.ends
+		certain = lease
 	}
-	return g.ends, certain
+	return lease, certain
 }
 
 // Due gives the commands for nodes whose state is another than their lease tells.
 func (t *Table) Due(nodes []*blixardv1.Node, now time.Time) []*blixardv1.Command {
 	var out []*blixardv1.Command
-	for _, n := range nodes {
-		if set := t.due(n, now); set != nil {
+	t.each(nodes, func(n *blixardv1.Node, g *grant) {
+		if set := t.due(n, g, now); set != nil {
 			set.NodeId, set.Incarnation = n.GetId(), n.GetIncarnation()
 			out = append(out, &blixardv1.Command{Change: &blixardv1.Command_SetNodeState{SetNodeState: set}})
 		}
-	}
+	})
 	return out
 }
 
-func (t *Table) due(n *blixardv1.Node, now time.Time) *blixardv1.SetNodeStateCommand {
-	g, granted := t.grants[n.GetId()]
-	lease, certain := t.end(n, g, granted)
-	set := &blixardv1.SetNodeStateCommand{State: n.GetState()}
+// due is Due of one node. Nearly always it gives nothing, and then it allocates nothing.
+func (t *Table) due(n *blixardv1.Node, g *grant, now time.Time) *blixardv1.SetNodeStateCommand {
+	lease, certain := t.end(n, g)
 	if n.GetState() == blixardv1.NodeState_left || g.incarnation != n.GetIncarnation() {
-		t.ended(n.GetId(), g)
+		g.end()
 	}
+	next, reason := n.GetState(), ""
 	switch {
 	case n.GetState() == blixardv1.NodeState_left:
 	case !now.Before(certain):
-		set.State, set.Reason = blixardv1.NodeState_down, "its lease ended and nothing was heard of it"
+		next, reason = blixardv1.NodeState_down, "its lease ended and nothing was heard of it"
 	case !now.Before(lease):
 		if n.GetState() == blixardv1.NodeState_ready {
-			set.State, set.Reason = blixardv1.NodeState_suspect, "its lease was not renewed"
+			next, reason = blixardv1.NodeState_suspect, "its lease was not renewed"
 		}
-	case granted && g.incarnation == n.GetIncarnation():
-		set.State, set.Reason = blixardv1.NodeState_ready, reasonRenewed
+	case !g.ends.IsZero() && g.incarnation == n.GetIncarnation():
+		next, reason = blixardv1.NodeState_ready, reasonRenewed
 	}
-	if set.State != n.GetState() {
-		if set.State == blixardv1.NodeState_down {
+	if next != n.GetState() {
+		if next == blixardv1.NodeState_down {
 			t.condemned[n.GetId()] = now
-			t.ended(n.GetId(), g)
+			g.end()
 		}
-		return set
+		return &blixardv1.SetNodeStateCommand{State: next, Reason: reason}
 	}
-	if set.State == blixardv1.NodeState_down {
+	if next == blixardv1.NodeState_down {
 		delete(t.condemned, n.GetId()) // the state says so itself now
 	}
 	// A long lease that is over in every case is taken out, so that the next leader
 	// waits no longer than it must.
 	long := n.GetLongLease().AsDuration()
 	if long > 0 && n.GetState() != blixardv1.NodeState_left && !now.Before(g.long) && !now.Before(t.began.Add(longest(long)+t.Margin)) {
-		set.LongLease = durationpb.New(0)
-		return set
+		return &blixardv1.SetNodeStateCommand{State: next, LongLease: durationpb.New(0)}
 	}
 	return nil
 }

@@ -194,16 +194,19 @@ func TestRenewalEnds(t *testing.T) {
 			if tc.ask.Term != 0 {
 				asked.Term = tc.ask.Term
 			}
-			before := table.grants["node-a"]
+			before := table.of("node-a").held()
 			if got := table.Renew(asked, 1, at(tc.at)); got != tc.want {
 				t.Errorf("Renew = %t", got)
 			}
-			if after := table.grants["node-a"]; (after != before) != tc.want {
+			if after := table.of("node-a").held(); (after != before) != tc.want {
 				t.Errorf("the lease went from %+v to %+v", before, after)
 			}
 		})
 	}
 }
+
+// held is what of a lease a renewal changes.
+func (g *grant) held() [3]time.Time { return [3]time.Time{g.ends, g.certain, g.long} }
 
 // While the change that says a node is ready again is under way no other request of the
 // node is renewed by a round alone, and one whose change came before the node was said to

@@ -50,30 +50,28 @@ func levelOfLoad(percent *uint32) loadLevel {
 // Loaded notes the load that a node told with a lease that it got; nil when it told none. A
 // figure counts as long as that lease: one that comes later begins anew.
 func (t *Table) Loaded(nodeID string, percent *uint32, now time.Time) {
-	l, level := t.loads[nodeID], levelOfLoad(percent)
+	l, level := &t.of(nodeID).load, levelOfLoad(percent)
 	if l.level != level || now.Sub(l.last) > t.TTL {
 		l.level, l.first = level, now
 	}
 	l.percent, l.last = percent, now
-	t.loads[nodeID] = l
 }
 
 // Busy gives the command that tells which nodes became busy and which are no longer. Where
 // the load is not to be looked at, none is busy.
 func (t *Table) Busy(view View, look bool) []*blixardv1.Command {
 	set := &blixardv1.SetBusyCommand{}
-	for _, n := range view.Nodes() {
-		l := t.loads[n.GetId()]
-		busy := look && l.busy(n.GetBusy(), t.Steady)
+	t.each(view.Nodes(), func(n *blixardv1.Node, g *grant) {
+		busy := look && g.load.busy(n.GetBusy(), t.Steady)
 		if busy == n.GetBusy() || n.GetState() == blixardv1.NodeState_left || len(set.Nodes) == busyBatchMax {
-			continue
+			return
 		}
 		one := &blixardv1.NodeBusy{NodeId: n.GetId(), Busy: busy}
 		if look {
-			one.LoadPercent = l.percent
+			one.LoadPercent = g.load.percent
 		}
 		set.Nodes = append(set.Nodes, one)
-	}
+	})
 	// The level is asked for only where it counts: that takes a look at all members.
 	if len(set.Nodes) == 0 || view.FeatureLevel() < busyLevel {
 		return nil
@@ -82,7 +80,7 @@ func (t *Table) Busy(view View, look bool) []*blixardv1.Command {
 }
 
 // busy reports whether a node shall be busy that is so or not now.
-func (l load) busy(now bool, steady time.Duration) bool {
+func (l *load) busy(now bool, steady time.Duration) bool {
 	switch {
 	case l.last.Sub(l.first) < steady:
 		return now
