@@ -42,6 +42,8 @@ const (
 	// readBufferBytes of a connection: nearly all requests fit, what is larger is read
 	// into its own place, and ten thousand connections of agents have one each.
 	readBufferBytes = 8 << 10
+	// writeBufferBytes of a connection that is written to: ten thousand may be at once.
+	writeBufferBytes = 8 << 10
 	// connectionTimeout bounds the handshake and the first byte of a connection.
 	connectionTimeout = 10 * time.Second
 	// httpHeaderTimeout and httpIdleTimeout bound idle HTTP clients.
@@ -177,6 +179,7 @@ func New(cfg Config) (*Server, error) {
 		grpc.StaticStreamWindowSize(streamWindowBytes),
 		grpc.StaticConnWindowSize(connWindowBytes),
 		grpc.ReadBufferSize(readBufferBytes),
+		grpc.WriteBufferSize(writeBufferBytes),
 		grpc.ConnectionTimeout(connectionTimeout),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary),
