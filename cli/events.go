@@ -25,9 +25,13 @@ are shown that fit all of the flags.`,
 		Example: `  blixard events web -f
   blixard events --kind allocation.lost --kind vm.rescheduled --since 24h
   blixard events --node n1 --actor user
+  blixard events --project shop
   blixard events -o json | jq -r '.events[].kind'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			filter.Object = strings.Join(args, "")
+			filter.Project = a.project
+			if filter.Object = strings.Join(args, ""); a.project != "" {
+				filter.Object = a.full(filter.Object)
+			}
 			if since > 0 {
 				filter.Since = timestamppb.New(time.Now().Add(-time.Duration(since)))
 			}
@@ -52,6 +56,7 @@ are shown that fit all of the flags.`,
 	cmd.Flags().StringVar(&filter.Node, "node", "", "only events of that node")
 	cmd.Flags().StringVar(&filter.Actor, "actor", "", "only what that one did, such as user:0, or all of a kind: user, agent, leader")
 	cmd.Flags().Var(&since, "since", "only events of that last time, such as 2h")
+	a.projectFlag(cmd)
 	cmd.Flags().Uint32Var(&limit, "limit", 0, "at most so many, the newest (default: 1000)")
 	return cmd
 }

@@ -184,22 +184,23 @@ func (a *app) volumeAttachCommand() *cobra.Command {
 		Example: "  blixard vm stop db && blixard volume attach db data /var/lib/postgresql && blixard vm start db",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			at := &blixardv1.VolumeAttachment{Volume: args[1], Path: filepath.Clean(args[2]), ReadOnly: readOnly}
-			return a.editVM(cmd.Context(), args[0], func(spec *blixardv1.VMSpec) error {
+			return a.editVM(cmd.Context(), a.full(args[0]), func(spec *blixardv1.VMSpec) error {
 				spec.Volumes = append(spec.Volumes, at)
 				return nil
 			}, "has volume "+args[1])
 		},
 	}
 	cmd.Flags().BoolVar(&readOnly, "read-only", false, "the VM only reads it; several may")
+	a.projectFlag(cmd)
 	return cmd
 }
 
 func (a *app) volumeDetachCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "detach VM VOLUME", Short: "Take a volume from a stopped VM", Args: exactly("VM", "VOLUME"), ValidArgsFunction: a.completeVMs(1),
 		Example: "  blixard volume detach db data",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.editVM(cmd.Context(), args[0], func(spec *blixardv1.VMSpec) error {
+			return a.editVM(cmd.Context(), a.full(args[0]), func(spec *blixardv1.VMSpec) error {
 				before := len(spec.GetVolumes())
 				spec.Volumes = slices.DeleteFunc(spec.Volumes, func(v *blixardv1.VolumeAttachment) bool { return v.GetVolume() == args[1] })
 				if len(spec.GetVolumes()) == before {
@@ -209,6 +210,8 @@ func (a *app) volumeDetachCommand() *cobra.Command {
 			}, "gave volume "+args[1]+" back")
 		},
 	}
+	a.projectFlag(cmd)
+	return cmd
 }
 
 func (a *app) volumeSnapshotCommand() *cobra.Command {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/internal/objectname"
 	"github.com/blixard/blixard/internal/problem"
 )
 
@@ -136,12 +137,26 @@ func EventFits(e *blixardv1.Event, filter *blixardv1.EventFilter) bool {
 	if a := filter.GetActor(); a != "" && e.GetActor() != a && !strings.HasPrefix(e.GetActor(), a+":") {
 		return false
 	}
+	if p := filter.GetProject(); p != "" && projectOfEvent(e) != p {
+		return false
+	}
 	if s := filter.GetSince(); s != nil && e.GetTime().AsTime().Before(s.AsTime()) {
 		return false
 	}
 	return len(filter.GetKinds()) == 0 || slices.ContainsFunc(filter.GetKinds(), func(k string) bool {
 		return e.GetKind() == k || strings.HasPrefix(e.GetKind(), k+".")
 	})
+}
+
+// projectOfEvent gives the project of what an event is about; empty when it is of none.
+func projectOfEvent(e *blixardv1.Event) string {
+	switch e.GetObjectKind() {
+	case "vm", "allocation", "task", "group", "schedule":
+		return objectname.Project(e.GetObjectName())
+	case "quota":
+		return e.GetObjectName()
+	}
+	return ""
 }
 
 // Task finds a task by its id or name; nil when there is none.

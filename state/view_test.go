@@ -18,6 +18,14 @@ func TestEventFits(t *testing.T) {
 		{Index: 3, Kind: "allocations", ObjectId: "x", ObjectName: "db", Node: "n2", Actor: "leader:n1", Time: at(30)},
 		{Index: 4, Kind: "allocation.lost", ObjectId: "alloc-1", ObjectName: "web", Node: "n2", Actor: "user:01", Time: at(40)},
 	}}
+	projects := &View{events: []*blixardv1.Event{
+		{Index: 5, Kind: "vm.created", ObjectKind: "vm", ObjectName: "shop/web"},
+		{Index: 6, Kind: "quota.set", ObjectKind: "quota", ObjectName: "shop"},
+		{Index: 7, Kind: "allocation.lost", ObjectKind: "allocation", ObjectName: "shop/web"},
+		{Index: 8, Kind: "group.created", ObjectKind: "group", ObjectName: "crew"},
+		{Index: 9, Kind: "node.down", ObjectKind: "node", ObjectName: "n1"},
+		{Index: 10, Kind: "image.imported", ObjectKind: "image", ObjectName: "shop/image"},
+	}}
 	for name, tc := range map[string]struct {
 		filter *blixardv1.EventFilter
 		limit  int
@@ -35,10 +43,17 @@ func TestEventFits(t *testing.T) {
 		"actors":            {filter: &blixardv1.EventFilter{Actor: "leader"}, want: []uint64{2, 3}},
 		"since":             {filter: &blixardv1.EventFilter{Since: at(30)}, want: []uint64{3, 4}},
 		"several":           {filter: &blixardv1.EventFilter{Object: "web", Kinds: []string{"allocation"}, Node: "n1", Actor: "leader", Since: at(1)}, want: []uint64{2}},
+		"a project":         {filter: &blixardv1.EventFilter{Project: "shop"}, want: []uint64{5, 6, 7}},
+		"the first project": {filter: &blixardv1.EventFilter{Project: "default", Kinds: []string{"vm", "group"}}, want: []uint64{8}},
+		"no such project":   {filter: &blixardv1.EventFilter{Project: "n1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []uint64
-			for _, e := range v.Events(tc.filter, tc.limit) {
+			of := v
+			if tc.filter.GetProject() != "" {
+				of = projects
+			}
+			for _, e := range of.Events(tc.filter, tc.limit) {
 				got = append(got, e.GetIndex())
 			}
 			if !slices.Equal(got, tc.want) {

@@ -5199,7 +5199,9 @@ type EventFilter struct {
 	// actor such as user:0, or its kind: user, agent, leader.
 	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
 	// since is the time of the oldest.
-	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// project that the objects are of; what is of no project, such as a node, does not fit.
+	Project       string `protobuf:"bytes,6,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5267,6 +5269,13 @@ func (x *EventFilter) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *EventFilter) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 type ListEventsRequest struct {
@@ -6032,14 +6041,15 @@ const file_blixard_v1_services_proto_rawDesc = "" +
 	"\x06values\x18\x01 \x03(\v2-.blixard.v1.RevealSecretsResponse.ValuesEntryR\x06values\x1a9\n" +
 	"\vValuesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xc6\x01\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xe9\x01\n" +
 	"\vEventFilter\x12 \n" +
 	"\x06object\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06object\x12&\n" +
 	"\x05kinds\x18\x02 \x03(\tB\x10\xbaH\r\x92\x01\n" +
 	"\x10 \"\x06r\x04\x10\x01\x18@R\x05kinds\x12\x1b\n" +
 	"\x04node\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1e\n" +
 	"\x05actor\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05actor\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x86\x01\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12!\n" +
+	"\aproject\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\"\x86\x01\n" +
 	"\x11ListEventsRequest\x12 \n" +
 	"\x06object\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06object\x12\x1e\n" +
 	"\x05limit\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x05limit\x12/\n" +
