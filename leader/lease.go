@@ -48,7 +48,7 @@ type Table struct {
 	term   uint64
 	began  time.Time
 	grants map[string]*grant
-	// asked counts the requests of this term.
+	// asked counts the requests, over all terms: one may have been asked before Begin.
 	asked uint64
 	// condemned nodes were said to be down at that time, and the state may not show
 	// it yet.
@@ -107,7 +107,7 @@ func (t *Table) Begin(term uint64, now time.Time) {
 	if term != 0 && t.term == term {
 		return
 	}
-	t.term, t.began, t.asked = term, now, 0
+	t.term, t.began = term, now
 	t.grants, t.condemned, t.nodes, t.found = map[string]*grant{}, map[string]time.Time{}, nil, nil
 	if planted.Is(planted.NewLeaderDoesNotWait) {
 		t.began = now.Add(-time.Hour)
@@ -121,7 +121,7 @@ type Request struct {
 	TTL         time.Duration
 	// Term in which this replica led when it was asked.
 	Term uint64
-	// number among the requests of the table's term.
+	// number among all requests.
 	number uint64
 	// condemned is when the node was said to be down.
 	condemned time.Time
