@@ -22,6 +22,8 @@ type batch struct {
 	// had: so many changes were kept when the batch began. Those of the batch itself stay
 	// whole, else nobody could follow it.
 	had int
+	// level is 0 before it is asked for, and once a member changed.
+	level uint32
 
 	// Of the present entry.
 	index  uint64
@@ -269,6 +271,6 @@ func copyNode(n *blixardv1.Node) *blixardv1.Node {
 		Id: n.Id, Name: n.Name, State: n.State, Fingerprint: n.Fingerprint, Incarnation: n.Incarnation,
 		Allocated: n.Allocated, Allocatable: n.Allocatable, CreateIndex: n.CreateIndex, ModifyIndex: n.ModifyIndex,
 		Draining: n.Draining, LongLease: n.LongLease, Labels: n.Labels, Cordoned: n.Cordoned,
-		Downs: n.Downs, Damped: n.Damped, Taints: n.Taints, Drain: n.Drain, Busy: n.Busy,
+		Downs: n.Downs, Damped: n.Damped, Taints: n.Taints, Drain: n.Drain, Busy: n.Busy, VolumeBytes: n.VolumeBytes,
 	}
 }

@@ -40,7 +40,12 @@ func (b *batch) member(ref string) *blixardv1.Member {
 
 func (b *batch) putMember(m *blixardv1.Member) {
 	m.ModifyIndex = b.index
+	old := first[blixardv1.Member](b.db, tableMember, indexID, m.GetNodeId())
 	insert(b.db, tableMember, m)
+	b.level = 0
+	if keepsOld(old) != keepsOld(m) {
+		b.countVolumes()
+	}
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindMember, Member: m})
 }
 

@@ -30,7 +30,8 @@ import (
 //	17 plans that are checked for what nodes take of tasks, and tasks that begin again with
 //	   their host
 //	18 nodes that are busy
-const FeatureLevel = 18
+//	19 volumes that count to the disk of their node
+const FeatureLevel = 19
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -107,7 +108,7 @@ func Level(cmd *blixardv1.Command) uint32 {
 }
 
 // FeatureLevel is the oldest member's; without members it is this binary's.
-func (v *View) FeatureLevel() uint32 { return featureLevel(v.db) }
+func (v *View) FeatureLevel() uint32 { return v.level() }
 
 func featureLevel(db *database) uint32 {
 	level := uint32(FeatureLevel)

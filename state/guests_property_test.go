@@ -29,11 +29,11 @@ func guestsLife(t *rapid.T, st *story) string {
 			s += fmt.Sprintf(" ports {host_port: %d guest_port: 80}", rapid.IntRange(1, 3).Draw(t, "port"))
 		}
 		if rapid.Bool().Draw(t, "volume") {
-			s += fmt.Sprintf(" volumes {volume: %q path: \"/a\" read_only: %v}", pick("which", "d1", "d2"), rapid.Bool().Draw(t, "ro"))
+			s += fmt.Sprintf(" volumes {volume: %q path: \"/a\" read_only: %v}", pick("which", "d1", "d2", "d3"), rapid.Bool().Draw(t, "ro"))
 		}
 		return s
 	}
-	switch rapid.IntRange(0, 9).Draw(t, "op") {
+	switch rapid.IntRange(0, 12).Draw(t, "op") {
 	case 0, 1, 2:
 		return fmt.Sprintf("create_vm {id: %q name: %q project: %q spec {%s}}", fmt.Sprintf("id-%d-%d", n, st.index), vm, pick("project", "", "default", "p"), spec())
 	case 3:
@@ -45,9 +45,8 @@ func guestsLife(t *rapid.T, st *story) string {
 		return fmt.Sprintf("place {placements {vm_id: %q allocation_id: \"al-%d\" node_id: %q vm_modify_index: %d}}", v.GetId(), st.index, pick("node", "n1", "n2"), v.GetModifyIndex())
 	case 6:
 		return fmt.Sprintf("rename_vm {name: %q new_name: %q}", vm, fmt.Sprintf("v%d", rapid.IntRange(1, 6).Draw(t, "new")))
-	case 7:
-		return pick("volume op", `create_volume {id: "vol-1" name: "d1" size_bytes: 5}`, `create_volume {id: "vol-2" name: "d2" size_bytes: 5}`,
-			`delete_volume {name: "d1"}`, `release_volume {volume_id: "vol-1" node_id: "n1"}`, `release_volume {volume_id: "vol-1" node_id: "n2"}`)
+	case 7, 10, 11, 12:
+		return volumesLife(t, st)
 	case 8:
 		return pick("network op", `create_network {network {id: "net-a" name: "na" type: nat ipv4_subnet: "10.64.0.0/29"}}`,
 			`create_network {network {id: "net-b" name: "nb" type: nat ipv4_subnet: "10.65.0.0/29" ipv6_subnet: "fd00:0:0:1::/64"}}`,
@@ -62,6 +61,49 @@ func guestsLife(t *rapid.T, st *story) string {
 		}
 	}
 	return fmt.Sprintf("set_vm_desired {name: %q desired: %s}", vm, pick("desired", "run", "stop"))
+}
+
+// volumesLife draws commands about volumes, some too large for a node beside the others.
+func volumesLife(t *rapid.T, st *story) string {
+	pick := func(name string, of ...string) string { return rapid.SampledFrom(of).Draw(t, name) }
+	n, size := pick("volume", "1", "2", "3"), rapid.SampledFrom([]int{5, 20, 40, 60}).Draw(t, "size")
+	v := st.s.View().Volume("vol-" + n)
+	switch rapid.IntRange(0, 4).Draw(t, "volume op") {
+	case 0:
+		return fmt.Sprintf("create_volume {id: \"vol-%s\" name: \"d%s\" size_bytes: %d node_id: %q}", n, n, size, pick("on", "", "n1", "n2"))
+	case 1:
+		return fmt.Sprintf("resize_volume {name: \"d%s\" size_bytes: %d}", n, size)
+	case 2:
+		return fmt.Sprintf("move_volume {volume_id: \"vol-%s\" from_node_id: %q to_node_id: %q epoch: %d}", n, v.GetNodeId(), pick("to", "n1", "n2"), v.GetEpoch())
+	case 3:
+		return fmt.Sprintf("delete_volume {name: \"d%s\"}", n)
+	}
+	return fmt.Sprintf("release_volume {volume_id: \"vol-%s\" node_id: %q}", n, pick("by", "n1", "n2"))
+}
+
+// checkRoom counts what nodes have of VMs and volumes again, and that it is no more than
+// there is.
+func checkRoom(t *rapid.T, v *View) {
+	volumes := map[string]uint64{}
+	for _, o := range v.Volumes() {
+		volumes[o.GetNodeId()] += o.GetSizeBytes()
+	}
+	disks := map[string]uint64{}
+	for _, a := range v.Allocations() {
+		disks[a.GetNodeId()] += a.GetSpec().GetDiskBytes()
+	}
+	for _, n := range v.Nodes() {
+		if n.GetVolumeBytes() != volumes[n.GetId()] {
+			t.Fatalf("node %s has %d bytes of volumes, the volumes say %d", n.GetId(), n.GetVolumeBytes(), volumes[n.GetId()])
+		}
+		got := Reserved(n).GetDiskBytes()
+		if got != volumes[n.GetId()]+disks[n.GetId()] {
+			t.Fatalf("node %s gives %d bytes, its VMs have %d and its volumes %d", n.GetId(), got, disks[n.GetId()], volumes[n.GetId()])
+		}
+		if got > n.GetAllocatable().GetDiskBytes() {
+			t.Fatalf("node %s gives %d bytes of %d", n.GetId(), got, n.GetAllocatable().GetDiskBytes())
+		}
+	}
 }
 
 func parse(t *rapid.T, text string) *blixardv1.Command {
@@ -176,6 +218,7 @@ func TestNothingIsGivenTwice(t *testing.T) {
 				t.Fatalf("%v, and yet\n%s became\n%s", r.Problem, before, st.describe())
 			}
 			checkGiven(t, st.s.View())
+			checkRoom(t, st.s.View())
 		}
 		var b bytes.Buffer
 		if err := st.s.View().WriteSnapshot(&b); err != nil {
@@ -189,5 +232,6 @@ func TestNothingIsGivenTwice(t *testing.T) {
 			t.Fatal("the snapshot gives another state")
 		}
 		checkGiven(t, next.View())
+		checkRoom(t, next.View())
 	})
 }

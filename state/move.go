@@ -1,6 +1,8 @@
 package state
 
 import (
+	"fmt"
+
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/problem"
 )
@@ -56,13 +58,16 @@ func (b *batch) endMove(old *blixardv1.VM) Result {
 	return Result{Index: b.index, VM: vm}
 }
 
-// volumesMovable refuses a move that a volume would hold up: one that another VM uses.
+// volumesMovable refuses a move that a volume would hold up: one that another VM uses, or
+// for which there is no room.
 func (b *batch) volumesMovable(vm *blixardv1.VM, to *blixardv1.Node) *problem.Error {
+	bytes := uint64(0)
 	for _, at := range vm.GetSpec().GetVolumes() {
 		v := b.volume(at.GetVolume())
 		if v == nil || v.GetNodeId() == "" || v.GetNodeId() == to.GetId() {
 			continue
 		}
+		bytes += v.GetSizeBytes()
 		for _, id := range v.GetVmIds() {
 			other := b.vm(id)
 			if id != vm.GetId() && other != nil && len(b.allocationsOf(other)) > 0 {
@@ -71,5 +76,8 @@ func (b *batch) volumesMovable(vm *blixardv1.VM, to *blixardv1.Node) *problem.Er
 			}
 		}
 	}
-	return nil
+	if bytes == 0 {
+		return nil
+	}
+	return checkDisk(b, fmt.Sprintf("the volumes of VM %q", vm.GetName()), to, bytes)
 }

@@ -42,18 +42,17 @@ func (b *batch) placeOne(p *blixardv1.Placement, workers map[string]int) *proble
 			return why
 		}
 	}
-	more := b.s.limits.Reservation(vm.GetSpec())
-	if short, ok := Fits(node.GetAllocatable(), node.GetAllocated(), more); !ok {
+	if short, ok := Fits(node.GetAllocatable(), Reserved(node), Need(b, vm.GetSpec())); !ok {
 		return problem.New(problem.NoCapacity, "placement.no_room", "node %q has no room for VM %q: %s is short",
 			node.GetName(), vm.GetName(), short).
-			WithHint("stop and delete VMs there, or give the VM less")
+			WithHint("%s", roomHint(short))
 	}
 	volumes, why := b.giveVolumes(vm.GetSpec().GetVolumes(), node)
 	if why != nil {
 		return why
 	}
-	n := copyNode(node)
-	n.Allocated = add(node.GetAllocated(), more)
+	n := copyNode(b.node(node.GetId())) // which has the volumes by now
+	n.Allocated = add(n.GetAllocated(), b.s.limits.Reservation(vm.GetSpec()))
 	b.putNode(n)
 
 	epoch := vm.GetStatus().GetEpoch() + 1
@@ -84,6 +83,14 @@ func (b *batch) placeOne(p *blixardv1.Placement, workers map[string]int) *proble
 	b.putVM(next)
 	b.allocationEvent(a, "allocation.placed", status)
 	return nil
+}
+
+// roomHint is the way out where something is short on a node.
+func roomHint(short string) string {
+	if short == "disk" {
+		return "delete VMs and volumes there, or give the VM less disk"
+	}
+	return "stop and delete VMs there, or give the VM less"
 }
 
 // takesTask checks what a node takes of tasks. workers are the attempts on the nodes that a

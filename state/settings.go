@@ -133,14 +133,19 @@ func (b *batch) setSettings(c *blixardv1.SetSettingsCommand) Result {
 func (b *batch) resize(next *blixardv1.Settings) *problem.Error {
 	nodes := every[blixardv1.Node](b.db, tableNode, indexID)
 	var over []string
+	disks := false
 	var resized []*blixardv1.Node
 	for _, n := range nodes {
 		allocatable := b.s.limits.Allocatable(next, n.GetFingerprint().GetCapacity())
 		if n.GetState() == blixardv1.NodeState_left || proto.Equal(allocatable, n.GetAllocatable()) {
 			continue
 		}
-		if short, ok := Fits(allocatable, n.GetAllocated(), nil); !ok && !planted.Is(planted.RatioNotChecked) {
+		short, ok := Fits(allocatable, Reserved(n), nil)
+		// A disk may be given twice since before volumes were counted: one that becomes no
+		// smaller is no worse.
+		if !ok && (short != "disk" || allocatable.GetDiskBytes() < n.GetAllocatable().GetDiskBytes()) && !planted.Is(planted.RatioNotChecked) {
 			over = append(over, fmt.Sprintf("node %s (%s)", n.GetName(), short))
+			disks = disks || short == "disk"
 			continue
 		}
 		n = copyNode(n)
@@ -148,12 +153,16 @@ func (b *batch) resize(next *blixardv1.Settings) *problem.Error {
 		resized = append(resized, n)
 	}
 	if len(over) > 0 {
+		has := "VMs"
+		if disks {
+			has = "VMs and volumes"
+		}
 		text := strings.Join(over[:min(len(over), overNodesNamed)], ", ")
 		if more := len(over) - overNodesNamed; more > 0 {
 			text += fmt.Sprintf(" and %d more", more)
 		}
-		return problem.New(problem.Conflict, "settings.in_use", "more is given to VMs than there would be, on %s", text).
-			WithHint("let VMs go from there first, by `blixard node drain` or `blixard vm move`, or choose a larger ratio")
+		return problem.New(problem.Conflict, "settings.in_use", "more is given to %s than there would be, on %s", has, text).
+			WithHint("let %s go from there first, by `blixard node drain` or `blixard vm move`, or choose a larger ratio", has)
 	}
 	for _, n := range resized {
 		b.putNode(n)

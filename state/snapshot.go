@@ -330,5 +330,5 @@ func (s *State) check() error {
 			return damaged("node %s has %v reserved, its allocations %v", n.GetId(), n.GetAllocated(), sums[n.GetId()])
 		}
 	}
-	return nil
+	return checkVolumeBytes(db)
 }

@@ -105,6 +105,7 @@ func (s *State) publish() {
 		limits:  s.limits,
 		db:      db,
 		nodes:   sync.OnceValue(func() []*blixardv1.Node { return every[blixardv1.Node](db, tableNode, indexName) }),
+		level:   sync.OnceValue(func() uint32 { return featureLevel(db) }),
 		events:  s.events,
 		changes: s.changes,
 		floor:   s.floor,

@@ -139,6 +139,9 @@ func (st *story) describe() string {
 		fmt.Fprintf(&b, "node %s id=%s state=%s incarnation=%d allocated=%d/%d/%d of %d/%d/%d", n.GetName(), n.GetId(), n.GetState(), n.GetIncarnation(),
 			n.GetAllocated().GetVcpus(), n.GetAllocated().GetMemoryMib(), n.GetAllocated().GetDiskBytes(),
 			n.GetAllocatable().GetVcpus(), n.GetAllocatable().GetMemoryMib(), n.GetAllocatable().GetDiskBytes())
+		if n.GetVolumeBytes() != 0 {
+			fmt.Fprintf(&b, " volumes=%d", n.GetVolumeBytes())
+		}
 		if n.GetBusy() {
 			b.WriteString(" busy")
 		}

@@ -67,10 +67,13 @@ func (b *batch) updatable(vm, old *blixardv1.VM, allocations []*blixardv1.Alloca
 		if node == nil {
 			continue
 		}
-		rest := sub(node.GetAllocated(), b.s.limits.Reservation(a.GetSpec()))
-		if short, ok := Fits(node.GetAllocatable(), rest, b.s.limits.Reservation(vm.GetSpec())); !ok {
+		has, next := b.s.limits.Reservation(a.GetSpec()), Need(b, vm.GetSpec())
+		short, ok := Fits(node.GetAllocatable(), sub(Reserved(node), has), next)
+		// A disk may be given twice since before volumes were counted: what takes no more of
+		// it is possible.
+		if !ok && (short != "disk" || next.GetDiskBytes() > has.GetDiskBytes()) {
 			return problem.New(problem.NoCapacity, "placement.no_room", "node %q has no room for that: %s is short", node.GetName(), short).
-				WithHint("stop and delete VMs there, or give the VM less")
+				WithHint("%s", roomHint(short))
 		}
 		for i, at := range vm.GetSpec().GetVolumes() {
 			if v := b.volume(at.GetVolume()); v.GetNodeId() != "" && v.GetNodeId() != a.GetNodeId() {

@@ -23,6 +23,7 @@ type View struct {
 	floor   uint64
 	answers []*answer
 	nodes   func() []*blixardv1.Node
+	level   func() uint32
 }
 
 // Index of the newest entry that is in the view.

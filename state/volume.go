@@ -31,6 +31,7 @@ func copyVolume(v *blixardv1.Volume) *blixardv1.Volume {
 // putVolume writes v, a fresh copy.
 func (b *batch) putVolume(v *blixardv1.Volume) {
 	v.ModifyIndex = b.index
+	b.countVolume(first[blixardv1.Volume](b.db, tableVolume, indexID, v.GetId()), v)
 	insert(b.db, tableVolume, v)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVolume, Volume: v})
 }
@@ -75,6 +76,9 @@ func (b *batch) createVolume(c *blixardv1.CreateVolumeCommand) Result {
 			return refused(b.index, problem.New(problem.NotFound, "node.not_found", "there is no node %q", c.GetNodeId()).
 				WithHint("`blixard node list` shows the nodes"))
 		}
+		if why := checkVolume(b, v.GetName(), n, v.GetSizeBytes()); why != nil {
+			return refused(b.index, why.WithField("size_bytes"))
+		}
 		v.NodeId, v.Node = n.GetId(), n.GetName()
 	}
 	b.putVolume(v)
@@ -106,6 +110,11 @@ func (b *batch) resizeVolume(c *blixardv1.ResizeVolumeCommand) Result {
 	v.Made = v.Made || c.GetMade()
 	if v.GetSizeBytes() == old.GetSizeBytes() && v.GetMade() == old.GetMade() {
 		return Result{Index: b.index, Volume: old}
+	}
+	if v.GetSizeBytes() > old.GetSizeBytes() {
+		if why := checkVolume(b, v.GetName(), b.node(v.GetNodeId()), v.GetSizeBytes()-old.GetSizeBytes()); why != nil {
+			return refused(b.index, why)
+		}
 	}
 	b.putVolume(v)
 	if v.GetSizeBytes() != old.GetSizeBytes() {
@@ -140,6 +149,7 @@ func (b *batch) deleteVolume(c *blixardv1.DeleteVolumeCommand) Result {
 
 func (b *batch) dropVolume(old, last *blixardv1.Volume) {
 	last.ModifyIndex = b.index
+	b.countVolume(old, nil)
 	remove(b.db, tableVolume, old)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVolume, Volume: last, Deleted: true})
 	b.volumeEvent(last, "volume.deleted", "the volume is gone")
@@ -183,6 +193,11 @@ func (b *batch) moveVolume(c *blixardv1.MoveVolumeCommand) Result {
 			WithHint("stop that VM, and move again"))
 	case b.volumeBusy(old):
 		return refused(b.index, b.volumeUsed(old))
+	}
+	if to.GetId() != old.GetNodeId() {
+		if why := checkVolume(b, old.GetName(), to, old.GetSizeBytes()); why != nil {
+			return refused(b.index, why)
+		}
 	}
 	v := copyVolume(old)
 	v.NodeId, v.Node = to.GetId(), to.GetName()

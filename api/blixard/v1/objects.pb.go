@@ -3720,7 +3720,10 @@ type Node struct {
 	// VMs off at once.
 	Drain *NodeDrain `protobuf:"bytes,17,opt,name=drain,proto3" json:"drain,omitempty"`
 	// busy: its load was high for some time, so VMs are placed elsewhere where they can be.
-	Busy          bool `protobuf:"varint,18,opt,name=busy,proto3" json:"busy,omitempty"`
+	Busy bool `protobuf:"varint,18,opt,name=busy,proto3" json:"busy,omitempty"`
+	// volume_bytes is the size of all volumes that are on it. They take of its disk beside
+	// what is allocated. It is counted once all members know of it.
+	VolumeBytes   uint64 `protobuf:"varint,19,opt,name=volume_bytes,json=volumeBytes,proto3" json:"volume_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3879,6 +3882,13 @@ func (x *Node) GetBusy() bool {
 		return x.Busy
 	}
 	return false
+}
+
+func (x *Node) GetVolumeBytes() uint64 {
+	if x != nil {
+		return x.VolumeBytes
+	}
+	return 0
 }
 
 // DrainState says how far a drain is.
@@ -4769,7 +4779,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05ready\x10\x02\x12\v\n" +
 	"\asuspect\x10\x03\x12\b\n" +
 	"\x04down\x10\x04\x12\b\n" +
-	"\x04left\x10\x05\"\x8a\x06\n" +
+	"\x04left\x10\x05\"\xad\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
@@ -4790,7 +4800,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x06damped\x18\x0f \x01(\bR\x06damped\x12)\n" +
 	"\x06taints\x18\x10 \x03(\v2\x11.blixard.v1.TaintR\x06taints\x12+\n" +
 	"\x05drain\x18\x11 \x01(\v2\x15.blixard.v1.NodeDrainR\x05drain\x12\x12\n" +
-	"\x04busy\x18\x12 \x01(\bR\x04busy\x1a9\n" +
+	"\x04busy\x18\x12 \x01(\bR\x04busy\x12!\n" +
+	"\fvolume_bytes\x18\x13 \x01(\x04R\vvolumeBytes\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
