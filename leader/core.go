@@ -23,7 +23,6 @@ type View interface {
 	Node(ref string) *blixardv1.Node
 	Allocation(id string) *blixardv1.Allocation
 	AllocationsOfNode(nodeID string) []*blixardv1.Allocation
-	FeatureLevel() uint32
 	Task(ref string) *blixardv1.Task
 	Tasks(after string, limit int) []*blixardv1.Task
 	TasksNamed(ref string) []*blixardv1.Task
@@ -201,7 +200,7 @@ func (c *Core) Changed(ch state.Change) {
 		clear(c.social)
 	case state.KindNode:
 		c.wake(func(b *blocked) bool {
-			_, fits := state.Fits(ch.Node.GetAllocatable(), ch.Node.GetAllocated(), b.need)
+			_, fits := state.Fits(ch.Node.GetAllocatable(), state.Reserved(ch.Node), b.need)
 			return fits
 		})
 		maps.Copy(c.stranded, c.waiting)
@@ -357,7 +356,7 @@ func (c *Core) place(view View, vm *blixardv1.VM, plan *blixardv1.PlaceCommand) 
 		}
 	}
 	c.blocked[vm.GetId()] = &blocked{
-		need: view.Limits().Reservation(vm.GetSpec()), generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(),
+		need: state.Need(view, vm.GetSpec()), generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(),
 	}
 	if s := vm.GetSpec().GetScheduling(); len(s.GetAffinities())+len(s.GetSpreads()) > 0 {
 		c.social[vm.GetId()] = true

@@ -55,7 +55,7 @@ func (c *Core) preempt(view View, vm *blixardv1.VM, d *scheduler.Decision) []*bl
 		return nil
 	}
 	made := &promise{
-		node: p.Node.GetId(), need: view.Limits().Reservation(vm.GetSpec()), rank: c.ranks.of[vm.GetId()], awaits: map[string]bool{},
+		node: p.Node.GetId(), need: state.Need(view, vm.GetSpec()), rank: c.ranks.of[vm.GetId()], awaits: map[string]bool{},
 		generation: vm.GetGeneration(), moveTo: vm.GetMoveTo(),
 	}
 	cmd := &blixardv1.PreemptCommand{VmId: vm.GetId()}

@@ -24,6 +24,8 @@ type View interface {
 	ChangesAfter(index uint64) ([]state.Change, error)
 	// Member of a node; nil when it is none.
 	Member(ref string) *blixardv1.Member
+	// FeatureLevel, with Limits and Volume, says how much a VM needs.
+	FeatureLevel() uint32
 	// Volume, Network and Image by name; nil when there is none.
 	Volume(ref string) *blixardv1.Volume
 	Network(ref string) *blixardv1.Network
@@ -181,7 +183,7 @@ func (f *Fleet) changed(view View, c state.Change) {
 func (f *Fleet) forget() {
 	for _, s := range f.touched {
 		s.placedTasks = 0
-		f.reserve(s, s.node.GetAllocated())
+		f.reserve(s, state.Reserved(s.node))
 	}
 	for _, id := range f.added {
 		f.join(id, member{})
@@ -213,7 +215,7 @@ func (f *Fleet) putNode(view View, n *blixardv1.Node) {
 		f.order = slices.Insert(f.order, at, s)
 	}
 	if old != nil && sameFacts(old, n) {
-		f.reserve(s, n.GetAllocated())
+		f.reserve(s, state.Reserved(n))
 		return
 	}
 	// Nodes become busy and calm often, and what is counted of VMs by labels lasts on.
@@ -279,7 +281,7 @@ func (f *Fleet) relabeled() {
 func (f *Fleet) place(view View, s *slot) {
 	f.leaveClasses(s)
 	s.barred = barred(view, s.node)
-	s.used = s.node.GetAllocated()
+	s.used = state.Reserved(s.node)
 	s.free = free(s.node.GetAllocatable().GetMemoryMib(), s.used.GetMemoryMib())
 	if s.barred != "" {
 		return

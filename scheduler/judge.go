@@ -243,10 +243,11 @@ func room(q *question, s *slot, tell bool) (reason, message string) {
 	if !tell {
 		return ReasonNoCapacity, ""
 	}
-	return ReasonNoCapacity, fmt.Sprintf("node %s has too little %s", s.node.GetName(), shortText(short, s.node.GetAllocatable(), s.used, q.need))
+	return ReasonNoCapacity, fmt.Sprintf("node %s has too little %s", s.node.GetName(), shortText(short, s.node.GetAllocatable(), s.used, q))
 }
 
-func shortText(short string, allocatable, used, more *blixardv1.Resources) string {
+func shortText(short string, allocatable, used *blixardv1.Resources, q *question) string {
+	more := q.need
 	switch short {
 	case "memory":
 		return fmt.Sprintf("memory: %d MiB free, %d MiB needed (guest and hypervisor)",
@@ -255,8 +256,12 @@ func shortText(short string, allocatable, used, more *blixardv1.Resources) strin
 		return fmt.Sprintf("vcpus: %d free, %d needed",
 			free(uint64(allocatable.GetVcpus()), uint64(used.GetVcpus())), more.GetVcpus())
 	}
-	return fmt.Sprintf("disk: %d MiB free, %d MiB needed",
-		free(allocatable.GetDiskBytes(), used.GetDiskBytes())>>20, more.GetDiskBytes()>>20)
+	what := ""
+	if more.GetDiskBytes() > q.spec.GetDiskBytes() {
+		what = " (root disk and volumes)"
+	}
+	return fmt.Sprintf("disk: %d MiB free, %d MiB needed%s",
+		free(allocatable.GetDiskBytes(), used.GetDiskBytes())>>20, more.GetDiskBytes()>>20, what)
 }
 
 // score of a possible node. tell is told what it is made of, unless it is nil.

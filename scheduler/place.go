@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+	"github.com/blixard/blixard/state"
 )
 
 // Reasons why a VM waits, from the one that is farthest from a place.
@@ -77,6 +78,7 @@ func (f *Fleet) Place(view View, vm *blixardv1.VM) Decision {
 type question struct {
 	vm   *blixardv1.VM
 	spec *blixardv1.VMSpec
+	// need is as state.Need has it.
 	need *blixardv1.Resources
 	pack bool
 	// own is where it is counted now.
@@ -118,7 +120,7 @@ func (f *Fleet) ask(view View, vm *blixardv1.VM) *question {
 	spec := vm.GetSpec()
 	q := &f.question
 	*q = question{
-		vm: vm, spec: spec, need: view.Limits().Reservation(spec), own: f.vms[vm.GetId()], workers: f.workers,
+		vm: vm, spec: spec, need: state.Need(view, spec), own: f.vms[vm.GetId()], workers: f.workers,
 		networks: q.networks[:0], must: q.must[:0], should: q.should[:0], keys: q.keys[:0], spreads: q.spreads[:0],
 	}
 	strategy := spec.GetScheduling().GetStrategy()

@@ -46,7 +46,8 @@ func (f *Fleet) Preempt(view Occupied, vm *blixardv1.VM, going func(allocationID
 		if reason, _ := personal(q, s, false); reason != "" {
 			return
 		}
-		if _, ever := state.Fits(s.node.GetAllocatable(), nil, q.need); !ever {
+		// Volumes stay.
+		if _, ever := state.Fits(s.node.GetAllocatable(), &blixardv1.Resources{DiskBytes: s.node.GetVolumeBytes()}, q.need); !ever {
 			return
 		}
 		if h := f.harm(view, q, s, going); h != nil && (best == nil || h.compare(best) < 0) {

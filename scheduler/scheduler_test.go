@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,6 +16,8 @@ import (
 type view struct {
 	nodes []*blixardv1.Node
 	vms   []*blixardv1.VM
+	// level is the newest when it is 0.
+	level uint32
 }
 
 func (v view) Index() uint64            { return 7 }
@@ -35,15 +38,17 @@ func (v view) Image(name string) *blixardv1.Image {
 
 const nginx = "docker.io/library/nginx:latest"
 
+func (v view) FeatureLevel() uint32 { return cmp.Or(v.level, state.FeatureLevel) }
+
 func (v view) Member(string) *blixardv1.Member { return nil }
 
-// Volume knows "placed", on node a, and "fresh", nowhere yet.
+// Volume knows "placed", on node a, and "fresh" of 10 GiB, nowhere yet.
 func (v view) Volume(ref string) *blixardv1.Volume {
 	switch ref {
 	case "placed":
 		return &blixardv1.Volume{Name: ref, NodeId: "id-a"}
 	case "fresh":
-		return &blixardv1.Volume{Name: ref}
+		return &blixardv1.Volume{Name: ref, SizeBytes: 10 << 30}
 	}
 	return nil
 }
