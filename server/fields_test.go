@@ -111,6 +111,7 @@ func TestRefusalsNameFields(t *testing.T) {
 			{Name: "a", Spec: &blixardv1.VMSpec{Image: "busybox"}}, {Name: "b", Spec: &blixardv1.VMSpec{Image: "busybox", Kernel: "nope"}},
 		}})), []string{"vms[1].spec.kernel"}},
 		{"node.not_found", second(c.Volumes().CreateVolume(ctx, &blixardv1.CreateVolumeRequest{Name: "v", Node: "nope"})), []string{"node"}},
+		{"placement.no_room", second(c.Volumes().CreateVolume(ctx, &blixardv1.CreateVolumeRequest{Name: "v", Node: "a", SizeBytes: 2 << 40})), []string{"size_bytes"}},
 		{"volume.name_taken", second(c.Volumes().CreateVolume(ctx, &blixardv1.CreateVolumeRequest{Name: "data"})), []string{"name"}},
 		{"network.user_subnet", network(&blixardv1.CreateNetworkRequest{Type: blixardv1.NetworkType_user, Ipv6Subnet: "fd12:3456:789a:1::/64"}), []string{"ipv6_subnet"}},
 		{"network.subnet", network(&blixardv1.CreateNetworkRequest{Ipv4Subnet: "127.1.0.0/16"}), []string{"ipv4_subnet"}},

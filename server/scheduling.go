@@ -94,7 +94,8 @@ func (s vmService) MoveVM(ctx context.Context, req *blixardv1.MoveVMRequest) (*b
 }
 
 // target gives the node that a VM moves to: the named one, that of a move that has begun,
-// or the best other one. Its volumes come along and so don't count.
+// or the best other one. Its volumes come along, and so take of its disk
+// instead of saying where it is.
 func (s *Server) target(view *state.View, vm *blixardv1.VM, name string) (*blixardv1.Node, error) {
 	at := view.Allocation(vm.GetStatus().GetAllocationId()).GetNodeId()
 	if name == "" && vm.GetMoveTo() != "" {
@@ -103,6 +104,8 @@ func (s *Server) target(view *state.View, vm *blixardv1.VM, name string) (*blixa
 	fleet := s.fleet(view)
 	probe := &blixardv1.VM{Id: vm.GetId(), Name: vm.GetName(), Spec: proto.CloneOf(vm.GetSpec()), Labels: vm.GetLabels()}
 	probe.Spec.Volumes = nil
+	// need is what it takes there with its volumes.
+	need := func(nodeID string) uint64 { return state.NeedToMove(view, vm.GetSpec(), nodeID).GetDiskBytes() }
 	if name == "" {
 		for _, v := range vm.GetSpec().GetVolumes() {
 			if at == "" {
@@ -110,6 +113,7 @@ func (s *Server) target(view *state.View, vm *blixardv1.VM, name string) (*blixa
 			}
 		}
 		fleet.Bar(at, "is where the VM is")
+		probe.Spec.DiskBytes = need("")
 		d := fleet.Place(view, probe)
 		if d.Node == nil {
 			return nil, problem.New(problem.NoCapacity, "move.no_place", "no other node can have VM %q: %s", vm.GetName(), d.Message).
@@ -124,7 +128,7 @@ func (s *Server) target(view *state.View, vm *blixardv1.VM, name string) (*blixa
 	if to.GetId() == at {
 		return to, nil
 	}
-	probe.MoveTo = to.GetId()
+	probe.MoveTo, probe.Spec.DiskBytes = to.GetId(), need(to.GetId())
 	if d := fleet.Place(view, probe); d.Node == nil {
 		return nil, problem.New(problem.NoCapacity, "move.impossible", "VM %q can't run there: %s", vm.GetName(), d.Message).
 			WithHint("choose another node, or leave --to out")

@@ -258,7 +258,7 @@ func checkPossible(k *known, view *state.View, spec *blixardv1.VMSpec) error {
 	if len(k.allocatable) == 0 {
 		return nil
 	}
-	more := view.Limits().Reservation(spec)
+	more := state.Need(view, spec)
 	fits, most := false, uint64(0)
 	short := ""
 	for _, a := range k.allocatable {

@@ -127,12 +127,24 @@ func (s volumeService) ResizeVolume(ctx context.Context, req *blixardv1.ResizeVo
 	} else if err != nil {
 		return nil, err
 	}
+	if v.GetSizeBytes() < req.GetSizeBytes() {
+		if err := s.volumeRoom(v.GetName(), v.GetNodeId(), req.GetSizeBytes()-v.GetSizeBytes()); err != nil {
+			return nil, problem.From(err).WithField("size_bytes")
+		}
+	}
 	if v, err = own.Resize(ctx, v, req.GetSizeBytes()); problem.Is(err, problem.Invalid) {
 		return nil, problem.From(err).WithField("size_bytes")
 	} else if err != nil {
 		return nil, err
 	}
 	return &blixardv1.ResizeVolumeResponse{Volume: v}, nil
+}
+
+// volumeRoom refuses what the cluster would refuse in the end: nothing is copied or changed
+// for it.
+func (s *Server) volumeRoom(name, nodeID string, more uint64) error {
+	view := s.cfg.Replica.View()
+	return view.CheckVolume(name, view.Node(nodeID), more)
 }
 
 func (s volumeService) DeleteVolume(ctx context.Context, req *blixardv1.DeleteVolumeRequest) (*blixardv1.DeleteVolumeResponse, error) {
@@ -161,6 +173,13 @@ func (s volumeService) RestoreVolume(ctx context.Context, req *blixardv1.Restore
 	if err != nil {
 		return nil, err
 	}
+	for _, one := range v.GetSnapshots() {
+		if one.GetName() == req.GetSnapshot() && one.GetSizeBytes() > v.GetSizeBytes() {
+			if err := s.volumeRoom(v.GetName(), v.GetNodeId(), one.GetSizeBytes()-v.GetSizeBytes()); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if err := own.Restore(ctx, v, req.GetSnapshot()); err != nil {
 		return nil, err
 	}
@@ -188,6 +207,15 @@ func (s volumeService) CloneVolume(ctx context.Context, req *blixardv1.CloneVolu
 	}
 	if s.cfg.Replica.View().Volume(req.GetNewName()) != nil {
 		return nil, problem.New(problem.Conflict, "volume.name_taken", "there is a volume %q already", req.GetNewName()).WithHint("choose another name")
+	}
+	size := v.GetSizeBytes()
+	for _, one := range v.GetSnapshots() {
+		if one.GetName() == req.GetSnapshot() {
+			size = one.GetSizeBytes()
+		}
+	}
+	if err := s.volumeRoom(req.GetNewName(), v.GetNodeId(), size); err != nil {
+		return nil, err
 	}
 	clone, err := own.Clone(ctx, v, req.GetSnapshot(), &blixardv1.Volume{Id: newID("vol-"), Name: req.GetNewName()})
 	if err != nil {
@@ -219,6 +247,9 @@ func (s volumeService) MoveVolume(req *blixardv1.MoveVolumeRequest, stream blixa
 			return problem.New(problem.Conflict, "volume.in_use", "volume %q is in use by VM %q", v.GetName(), name).
 				WithHint("stop that VM and take the volume from it: blixard volume detach %s %s", name, v.GetName())
 		}
+	}
+	if err := s.volumeRoom(v.GetName(), to.GetId(), v.GetSizeBytes()); err != nil {
+		return err
 	}
 	v, err = own.Move(ctx, v, to.GetId(), func(done, total uint64) {
 		_ = stream.Send(&blixardv1.MoveVolumeResponse{DoneBytes: done, TotalBytes: total})
