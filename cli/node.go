@@ -46,22 +46,22 @@ func (a *app) nodeListCommand() *cobra.Command {
 }
 
 func (a *app) nodeTable(nodes []*blixardv1.Node) error {
-	t := &table{header: []string{"NAME", "STATE", "CPUS", "MEMORY", "DRIVER", "ACCELERATOR", "VERSION", "LABELS"}, shrink: []int{7, 6, 0}}
+	t := &table{header: []string{"NAME", "STATE", "CPUS", "MEMORY", "DISK", "DRIVER", "ACCELERATOR", "VERSION", "LABELS"}, shrink: []int{8, 7, 0}}
 	// Most clusters have none, and the table is wide.
 	tainted := slices.ContainsFunc(nodes, func(n *blixardv1.Node) bool { return len(n.GetTaints()) > 0 })
 	if tainted {
-		t.header, t.shrink = slices.Insert(t.header, 7, "TAINTS"), []int{8, 7, 6, 0}
+		t.header, t.shrink = slices.Insert(t.header, 8, "TAINTS"), []int{9, 8, 7, 0}
 	}
 	for _, n := range nodes {
 		f := n.GetFingerprint()
 		cells := []string{
 			n.GetName(), nodeStateWords(n),
 			fmt.Sprintf("%d/%d", n.GetAllocated().GetVcpus(), n.GetAllocatable().GetVcpus()),
-			mib(n.GetAllocated().GetMemoryMib()) + "/" + mib(n.GetAllocatable().GetMemoryMib()),
+			mib(n.GetAllocated().GetMemoryMib()) + "/" + mib(n.GetAllocatable().GetMemoryMib()), diskCell(n),
 			strings.TrimSpace(f.GetDriver() + " " + f.GetDriverVersion()), f.GetAccelerator(), f.GetBlixardVersion(), labelsText(constraint.Labels(n)),
 		}
 		if tainted {
-			cells = slices.Insert(cells, 7, taintsText(n.GetTaints()))
+			cells = slices.Insert(cells, 8, taintsText(n.GetTaints()))
 		}
 		t.add(cells...)
 	}
@@ -105,6 +105,44 @@ func labelsText(labels map[string]string) string {
 		words = append(words, k+"="+labels[k])
 	}
 	return strings.Join(words, ",")
+}
+
+// diskCell is what VMs and volumes have of a node's disk, and how much of it volumes.
+func diskCell(n *blixardv1.Node) string {
+	given, all, volumes := diskOf(n)
+	text := given
+	if all != "" {
+		text += "/" + all
+	}
+	if volumes != "" {
+		text += " (volumes " + volumes + ")"
+	}
+	return text
+}
+
+func diskFact(n *blixardv1.Node) string {
+	given, all, volumes := diskOf(n)
+	text := given + " given"
+	if all != "" {
+		text = given + " of " + all + " given"
+	}
+	if volumes != "" {
+		text += ", " + volumes + " of it to volumes"
+	}
+	return text
+}
+
+// diskOf tells of a node's disk; all is empty where it is not bounded, and volumes without
+// any.
+func diskOf(n *blixardv1.Node) (given, all, volumes string) {
+	given = units.Size(n.GetAllocated().GetDiskBytes() + n.GetVolumeBytes()).Human()
+	if has := n.GetAllocatable().GetDiskBytes(); has != 0 {
+		all = units.Size(has).Human()
+	}
+	if has := n.GetVolumeBytes(); has != 0 {
+		volumes = units.Size(has).Human()
+	}
+	return given, all, volumes
 }
 
 func mib(n uint64) string { return (units.Size(n) * units.MiB).Human() }
@@ -157,6 +195,7 @@ func nodeFacts(st *blixardv1.GetStatusResponse) [][2]string {
 		{"VMs", strings.Join(vms, ", ")},
 		{"CPUs", fmt.Sprintf("%d of %d given", n.GetAllocated().GetVcpus(), n.GetAllocatable().GetVcpus())},
 		{"Memory", fmt.Sprintf("%s of %s given", mib(n.GetAllocated().GetMemoryMib()), mib(n.GetAllocatable().GetMemoryMib()))},
+		{"Disk", diskFact(n)},
 		{"Load", loadFact(st)},
 		{"Log", fmt.Sprintf("%s, term %d, committed %d, applied %d", role, st.GetTerm(), st.GetCommitIndex(), st.GetAppliedIndex())},
 	}

@@ -34,3 +34,27 @@ func TestNodeStateWords(t *testing.T) {
 		}
 	}
 }
+
+// TestDiskOfNode: the list and the status of nodes say what is given of a disk, and how
+// much of it volumes have.
+func TestDiskOfNode(t *testing.T) {
+	for _, tc := range []struct {
+		allocated, volumes, all uint64
+		cell, fact              string
+	}{
+		{cell: "0B", fact: "0B given"},
+		{allocated: 2 << 30, all: 100 << 30, cell: "2GiB/100GiB", fact: "2GiB of 100GiB given"},
+		{2 << 30, 1 << 30, 100 << 30, "3GiB/100GiB (volumes 1GiB)", "3GiB of 100GiB given, 1GiB of it to volumes"},
+		{0, 3 << 30, 2 << 30, "3GiB/2GiB (volumes 3GiB)", "3GiB of 2GiB given, 3GiB of it to volumes"},
+	} {
+		n := &blixardv1.Node{
+			Allocated: &blixardv1.Resources{DiskBytes: tc.allocated}, Allocatable: &blixardv1.Resources{DiskBytes: tc.all}, VolumeBytes: tc.volumes,
+		}
+		if got := diskCell(n); got != tc.cell {
+			t.Errorf("the list says %q, not %q", got, tc.cell)
+		}
+		if !slices.Contains(nodeFacts(&blixardv1.GetStatusResponse{Node: n}), [2]string{"Disk", tc.fact}) {
+			t.Errorf("the status says %q, not %q", diskFact(n), tc.fact)
+		}
+	}
+}
