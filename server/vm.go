@@ -276,6 +276,9 @@ func checkPossible(k *known, view *state.View, spec *blixardv1.VMSpec) error {
 	}
 	if !fits {
 		p := problem.New(problem.NoCapacity, "vm.too_large", "no node is large enough for the VM: %s is short", short)
+		if short == "disk" && more.GetDiskBytes() > spec.GetDiskBytes() {
+			return p.WithHint("give the VM a smaller disk or smaller volumes, or add a larger node")
+		}
 		if field := fieldOf[short]; field != "" {
 			p = p.WithField("%s", field)
 		}
