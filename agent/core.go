@@ -314,7 +314,6 @@ func (c *Core) Health(id string, boots uint64, health blixardv1.Health_Enum, tex
 	}
 	c.update(i, func(r *blixardv1.AllocationRecord) { r.Status.Health, r.Status.HealthMessage = health, text })
 	if health == blixardv1.Health_unhealthy && !i.rec.GetAllocation().GetSpec().GetHealth().GetKeep() {
-		c.touch(i)
 		i.unhealthy = text
 		if i.unhealthy == "" {
 			i.unhealthy = "its check failed"

@@ -20,7 +20,7 @@ import (
 // happens, one that looks at everything does the same.
 func TestPollMissesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		pair := newPair(t)
+		pair := newPair()
 		t.Repeat(map[string]func(*rapid.T){
 			"allocation": pair.allocation,
 			"drop":       pair.drop,
@@ -52,7 +52,7 @@ type pair struct {
 
 const pairIDs = 4
 
-func newPair(*rapid.T) *pair {
+func newPair() *pair {
 	p := &pair{now: time.Unix(1000, 0), allocs: map[string]*blixardv1.Allocation{}, begun: map[string]Action{}}
 	p.core, p.whole = p.fresh(), p.fresh()
 	return p

@@ -73,7 +73,7 @@ type grant struct {
 	load load
 }
 
-// none is the grant of a node that has none. It is never written.
+// none is the grant of a node without one. It is never written.
 var none = &grant{}
 
 // of gives the grant of a node, to be written.
@@ -86,7 +86,7 @@ func (t *Table) of(nodeID string) *grant {
 	return g
 }
 
-// each gives all nodes with their grants to f, which only reads them.
+// each gives all nodes with their grants to f, none for those without one.
 func (t *Table) each(nodes []*blixardv1.Node, f func(*blixardv1.Node, *grant)) {
 	if len(nodes) != len(t.nodes) || len(nodes) > 0 && &nodes[0] != &t.nodes[0] {
 		t.nodes, t.found = nodes, make([]*grant, len(nodes))
@@ -220,8 +220,8 @@ func (t *Table) Done(r Request) {
 	}
 }
 
-// end notes that what was granted can't be renewed without a look at the state.
-func (g *grant) end() {
+// lapse notes that what was granted can't be renewed without a look at the state.
+func (g *grant) lapse() {
 	if g != none {
 		g.renewable, g.pending = false, 0
 	}
@@ -284,7 +284,7 @@ func (t *Table) Due(nodes []*blixardv1.Node, now time.Time) []*blixardv1.Command
 func (t *Table) due(n *blixardv1.Node, g *grant, now time.Time) *blixardv1.SetNodeStateCommand {
 	lease, certain := t.end(n, g)
 	if n.GetState() == blixardv1.NodeState_left || g.incarnation != n.GetIncarnation() {
-		g.end()
+		g.lapse()
 	}
 	next, reason := n.GetState(), ""
 	switch {
@@ -301,7 +301,7 @@ func (t *Table) due(n *blixardv1.Node, g *grant, now time.Time) *blixardv1.SetNo
 	if next != n.GetState() {
 		if next == blixardv1.NodeState_down {
 			t.condemned[n.GetId()] = now
-			g.end()
+			g.lapse()
 		}
 		return &blixardv1.SetNodeStateCommand{State: next, Reason: reason}
 	}
@@ -321,6 +321,7 @@ func (t *Table) due(n *blixardv1.Node, g *grant, now time.Time) *blixardv1.SetNo
 // *[replica.Replica] says what each method promises.
 type Quorum interface {
 	LeadTerm() uint64
+	Read(ctx context.Context) (*state.View, error)
 	ReadIndex(ctx context.Context) (uint64, error)
 	WaitApplied(ctx context.Context, index uint64) error
 	View() *state.View
@@ -355,14 +356,11 @@ func (l *Leases) Grant(ctx context.Context, nodeID string, incarnation uint64, a
 	}
 	// A view of after the grant: from then on nothing of this node is given up before
 	// the lease is over.
-	index, err := l.quorum.ReadIndex(ctx)
+	view, err := l.quorum.Read(ctx)
 	if err != nil {
 		return 0, err
 	}
-	if err := l.quorum.WaitApplied(ctx, index); err != nil {
-		return 0, err
-	}
-	return ttl, MayStart(l.quorum.View().Allocation(allocationID), nodeID)
+	return ttl, MayStart(view.Allocation(allocationID), nodeID)
 }
 
 func (l *Leases) grant(ctx context.Context, nodeID string, incarnation uint64, asked time.Duration) (time.Duration, error) {

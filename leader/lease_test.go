@@ -31,6 +31,14 @@ func (r *rounds) LeadTerm() uint64 { return 1 }
 
 func (r *rounds) View() *state.View { return r.state.View() }
 
+func (r *rounds) Read(ctx context.Context) (*state.View, error) {
+	index, err := r.ReadIndex(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.View(), r.WaitApplied(ctx, index)
+}
+
 func (r *rounds) ReadIndex(context.Context) (uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -249,6 +257,7 @@ func TestRenewalWaitsForReady(t *testing.T) {
 	}
 }
 
+// A node counts as suspect after its lease and as down only after the longest time
 // that its own clock may take; a new leader first waits a whole period.
 func TestNodesGoDown(t *testing.T) {
 	table := &Table{TTL: 10 * time.Second, Margin: time.Second}

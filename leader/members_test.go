@@ -179,7 +179,6 @@ func TestDemotionAndRemoval(t *testing.T) {
 	}
 }
 
-// A node counts as suspect after its lease and as down only after the longest time
 // A voter that is to be replaced keeps its vote while another is gone, until the one in
 // its place has caught up: without most of the voters nobody could change them again.
 func TestMembersKeepAQuorumThatAnswers(t *testing.T) {

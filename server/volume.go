@@ -147,6 +147,16 @@ func (s *Server) volumeRoom(name, nodeID string, more uint64) error {
 	return view.CheckVolume(name, view.Node(nodeID), more)
 }
 
+// sizeAt gives the size of a volume at a snapshot, or its own when it has none of that name.
+func sizeAt(v *blixardv1.Volume, snapshot string) uint64 {
+	for _, s := range v.GetSnapshots() {
+		if s.GetName() == snapshot {
+			return s.GetSizeBytes()
+		}
+	}
+	return v.GetSizeBytes()
+}
+
 func (s volumeService) DeleteVolume(ctx context.Context, req *blixardv1.DeleteVolumeRequest) (*blixardv1.DeleteVolumeResponse, error) {
 	r, err := s.propose(ctx, req.GetIdempotencyKey(), &blixardv1.Command{Change: &blixardv1.Command_DeleteVolume{
 		DeleteVolume: &blixardv1.DeleteVolumeCommand{Name: req.GetName()},
@@ -173,11 +183,9 @@ func (s volumeService) RestoreVolume(ctx context.Context, req *blixardv1.Restore
 	if err != nil {
 		return nil, err
 	}
-	for _, one := range v.GetSnapshots() {
-		if one.GetName() == req.GetSnapshot() && one.GetSizeBytes() > v.GetSizeBytes() {
-			if err := s.volumeRoom(v.GetName(), v.GetNodeId(), one.GetSizeBytes()-v.GetSizeBytes()); err != nil {
-				return nil, err
-			}
+	if size := sizeAt(v, req.GetSnapshot()); size > v.GetSizeBytes() {
+		if err := s.volumeRoom(v.GetName(), v.GetNodeId(), size-v.GetSizeBytes()); err != nil {
+			return nil, err
 		}
 	}
 	if err := own.Restore(ctx, v, req.GetSnapshot()); err != nil {
@@ -208,13 +216,7 @@ func (s volumeService) CloneVolume(ctx context.Context, req *blixardv1.CloneVolu
 	if s.cfg.Replica.View().Volume(req.GetNewName()) != nil {
 		return nil, problem.New(problem.Conflict, "volume.name_taken", "there is a volume %q already", req.GetNewName()).WithHint("choose another name")
 	}
-	size := v.GetSizeBytes()
-	for _, one := range v.GetSnapshots() {
-		if one.GetName() == req.GetSnapshot() {
-			size = one.GetSizeBytes()
-		}
-	}
-	if err := s.volumeRoom(req.GetNewName(), v.GetNodeId(), size); err != nil {
+	if err := s.volumeRoom(req.GetNewName(), v.GetNodeId(), sizeAt(v, req.GetSnapshot())); err != nil {
 		return nil, err
 	}
 	clone, err := own.Clone(ctx, v, req.GetSnapshot(), &blixardv1.Volume{Id: newID("vol-"), Name: req.GetNewName()})
