@@ -207,7 +207,7 @@ func (b *batch) repeatGuests(a *answer, cmd *blixardv1.Command, r *Result) bool 
 			r.Schedule = &blixardv1.Schedule{Id: a.objectID, Name: a.objectName}
 		}
 	case *blixardv1.Command_SetQuota, *blixardv1.Command_RemoveQuota:
-		if r.Quota = b.quota(a.objectID); r.Quota == nil {
+		if r.Quota = b.Quota(a.objectID); r.Quota == nil {
 			r.Quota = &blixardv1.Quota{Project: a.objectID}
 		}
 	case *blixardv1.Command_CreateGroup, *blixardv1.Command_UpdateGroup, *blixardv1.Command_ChangeGroup, *blixardv1.Command_DeleteGroup:

@@ -70,7 +70,7 @@ func (b *batch) claimAll(vm, old *blixardv1.VM) *problem.Error {
 		return why
 	}
 	vm.Interfaces = interfaces
-	if why := b.quotaAllows(vm, old); why != nil {
+	if why := b.quotaAllows(vm, old, 0); why != nil {
 		return why
 	}
 	if old != nil {

@@ -41,10 +41,15 @@ func (b *batch) member(ref string) *blixardv1.Member {
 func (b *batch) putMember(m *blixardv1.Member) {
 	m.ModifyIndex = b.index
 	old := first[blixardv1.Member](b.db, tableMember, indexID, m.GetNodeId())
+	onNodes, inProjects := rises(levelOfVolumeRoom, old, m), rises(levelOfVolumeQuota, old, m)
+	counted := inProjects && b.FeatureLevel() >= levelOfVolumeQuota
 	insert(b.db, tableMember, m)
 	b.level = 0
-	if keepsOld(old) != keepsOld(m) {
+	if onNodes {
 		b.countVolumes()
+	}
+	if count := inProjects && b.FeatureLevel() >= levelOfVolumeQuota; count != counted {
+		recountVolumes(b.db, count)
 	}
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindMember, Member: m})
 }

@@ -31,7 +31,8 @@ import (
 //	   their host
 //	18 nodes that are busy
 //	19 volumes that count to the disk of their node
-const FeatureLevel = 19
+//	20 volumes that count to the quota of their project
+const FeatureLevel = 20
 
 // levels of the changes of a command that came after level 1, by the name of
 // their field.
@@ -100,6 +101,9 @@ func Level(cmd *blixardv1.Command) uint32 {
 	}
 	if cmd.GetSetQuota().GetLimits().GetTasks() != 0 {
 		return 14
+	}
+	if cmd.GetCreateVolume().GetProject() != "" {
+		return levelOfVolumeQuota
 	}
 	if cmd.GetCreateVm().GetProject() != "" {
 		return 11

@@ -70,7 +70,7 @@ func volumesLife(t *rapid.T, st *story) string {
 	v := st.s.View().Volume("vol-" + n)
 	switch rapid.IntRange(0, 4).Draw(t, "volume op") {
 	case 0:
-		return fmt.Sprintf("create_volume {id: \"vol-%s\" name: \"d%s\" size_bytes: %d node_id: %q}", n, n, size, pick("on", "", "n1", "n2"))
+		return fmt.Sprintf("create_volume {id: \"vol-%s\" name: \"d%s\" size_bytes: %d node_id: %q project: %q}", n, n, size, pick("on", "", "n1", "n2"), pick("project", "", "p"))
 	case 1:
 		return fmt.Sprintf("resize_volume {name: \"d%s\" size_bytes: %d}", n, size)
 	case 2:
@@ -179,6 +179,9 @@ func checkVolumesGiven(t *rapid.T, v *View, users map[string][]string) {
 		delete(users, o.GetName())
 		writers := 0
 		for _, id := range o.GetVmIds() {
+			if o.GetProject() != "" && o.GetProject() != v.VM(id).GetProject() {
+				t.Fatalf("volume %s is of project %q, and VM %s, which uses it, of %q", o.GetName(), o.GetProject(), id, v.VM(id).GetProject())
+			}
 			for _, at := range v.VM(id).GetSpec().GetVolumes() {
 				if at.GetVolume() == o.GetName() && !at.GetReadOnly() {
 					writers++

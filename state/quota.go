@@ -83,8 +83,12 @@ var everyBounded = []bounded{
 	},
 }
 
-// tasksBounded bounds tasks, of which VMs take none.
-var tasksBounded = &everyBounded[len(everyBounded)-1]
+var (
+	// diskBounded bounds the disks of VMs, and volumes.
+	diskBounded = &everyBounded[3]
+	// tasksBounded bounds tasks, of which VMs take none.
+	tasksBounded = &everyBounded[5]
+)
 
 // takenBy is what a VM takes of its project's quota, from its declaration until it is
 // gone; nothing for nil. 1,000,000 VMs with the largest root disk are 2^64 bytes less a
@@ -105,6 +109,31 @@ func takenBy(vm *blixardv1.VM) *blixardv1.ProjectUsage {
 	return u
 }
 
+// levelOfVolumeQuota is the first at which volumes count to the quota of their project.
+const levelOfVolumeQuota = 20
+
+// recountVolume is recount for a volume.
+func recountVolume(db *database, after, before *blixardv1.Volume) {
+	project := after.GetProject()
+	if after == nil {
+		project = before.GetProject()
+	}
+	next := proto.CloneOf(usage(db, projectNamed(project)))
+	next.DiskBytes += after.GetSizeBytes() - before.GetSizeBytes()
+	putUsage(db, next)
+}
+
+// recountVolumes counts all volumes to their projects from now on, or none of them.
+func recountVolumes(db *database, count bool) {
+	each(db, tableVolume, func(v *blixardv1.Volume) {
+		if count {
+			recountVolume(db, v, nil)
+		} else {
+			recountVolume(db, nil, v)
+		}
+	})
+}
+
 // usage of a project, shared and read-only.
 func usage(db *database, project string) *blixardv1.ProjectUsage {
 	if u := first[blixardv1.ProjectUsage](db, tableUsage, indexID, project); u != nil {
@@ -116,8 +145,8 @@ func usage(db *database, project string) *blixardv1.ProjectUsage {
 // recount gives a project what a VM takes after a change, in place of what it took
 // before; either may be nil.
 //
-// Invariant: the usages are exactly the sums of takenBy over the VMs of each project, and
-// the number of its tasks that are not finished.
+// Invariant: the usages are exactly the sums of takenBy over the VMs of each project, the
+// sizes of its volumes, and the number of its tasks that are not finished.
 func recount(db *database, after, before *blixardv1.VM) {
 	vm := after
 	if vm == nil {
@@ -132,7 +161,7 @@ func recount(db *database, after, before *blixardv1.VM) {
 }
 
 func putUsage(db *database, u *blixardv1.ProjectUsage) {
-	if u.GetVms() == 0 && u.GetTasks() == 0 {
+	if u.GetVms() == 0 && u.GetTasks() == 0 && u.GetDiskBytes() == 0 {
 		remove(db, tableUsage, u)
 		return
 	}
@@ -165,7 +194,7 @@ func recountTask(db *database, after, before *blixardv1.Task) {
 // quotaAllowsTasks says why a project, as it is stored, can't have so many more tasks that
 // are not finished, once others of them are; nil when it can.
 func (b *batch) quotaAllowsTasks(stored string, more, fewer uint64) *problem.Error {
-	q := b.quota(projectNamed(stored))
+	q := b.Quota(projectNamed(stored))
 	if q == nil || planted.Is(planted.TaskQuotaNotChecked) {
 		return nil
 	}
@@ -177,19 +206,62 @@ func (b *batch) quotaAllowsTasks(stored string, more, fewer uint64) *problem.Err
 		WithHint("`blixard quota usage %s` shows what it has; wait for tasks of it, cancel some, or raise the quota: blixard quota set %s --tasks %d", q.GetProject(), q.GetProject(), has-fewer+more)
 }
 
+// quotas is the state, or what becomes of it.
+type quotas interface {
+	leveled
+	Quota(project string) *blixardv1.Quota
+	database() *database
+}
+
+// quotaAllowsDisk says why a project, as it is stored, can't have so many more bytes of
+// volumes; nil when it can.
+func quotaAllowsDisk(of quotas, stored string, more uint64) *problem.Error {
+	q := of.Quota(projectNamed(stored))
+	if q == nil || planted.Is(planted.QuotaNotChecked) || of.FeatureLevel() < levelOfVolumeQuota {
+		return nil
+	}
+	has, limit := usage(of.database(), q.GetProject()).GetDiskBytes(), q.GetLimits().DiskBytes
+	if limit == nil || has+more <= *limit && has+more >= has {
+		return nil
+	}
+	return exceeded(q, diskBounded, *limit, has, more).
+		WithHint("`blixard quota usage %s` shows what it has; delete volumes and VMs of it, or raise the quota: blixard quota set %s --disk %s",
+			q.GetProject(), q.GetProject(), diskBounded.text(has+more))
+}
+
+// CheckVolumeQuota refuses to make a volume of a project so much larger than its quota has
+// room for.
+func (v *View) CheckVolumeQuota(project string, more uint64) error {
+	if why := quotaAllowsDisk(v, project, more); why != nil {
+		return why
+	}
+	return nil
+}
+
+func (v *View) database() *database { return v.db }
+
+func (b *batch) database() *database { return b.db }
+
+// Quota as in [View.Quota].
+func (b *batch) Quota(project string) *blixardv1.Quota {
+	return first[blixardv1.Quota](b.db, tableQuota, indexID, project)
+}
+
 func exceeded(q *blixardv1.Quota, r *bounded, limit, has, more uint64) *problem.Error {
 	return problem.New(problem.NoCapacity, "quota.exceeded", "project %q would exceed its quota of %s: limit %s, in use %s, wanted %s more",
 		q.GetProject(), r.word, r.text(limit), r.text(has), r.text(more))
 }
 
-// quotaAllows says why a VM can't take what it shall; nil when it can. What it takes no
-// more of than before is not looked at: a project over its quota can still be changed.
-func (b *batch) quotaAllows(vm, old *blixardv1.VM) *problem.Error {
-	q := b.quota(ProjectOf(vm))
+// quotaAllows says why a VM can't take what it shall, with so many bytes of volumes that
+// are made for it; nil when it can. What it takes no more of than before is not looked at: a
+// project over its quota can still be changed.
+func (b *batch) quotaAllows(vm, old *blixardv1.VM, volumes uint64) *problem.Error {
+	q := b.Quota(ProjectOf(vm))
 	if q == nil || planted.Is(planted.QuotaNotChecked) {
 		return nil
 	}
 	used, want, had := usage(b.db, q.GetProject()), takenBy(vm), takenBy(old)
+	want.DiskBytes += volumes
 	for _, r := range everyBounded {
 		limit := *r.limit(q.GetLimits())
 		has, before, after := *r.used(used), *r.used(had), *r.used(want)
@@ -197,7 +269,7 @@ func (b *batch) quotaAllows(vm, old *blixardv1.VM) *problem.Error {
 			continue
 		}
 		why := exceeded(q, &r, *limit, has, after-before).
-			WithHint("`blixard quota usage %s` shows what it has; delete VMs of it, or raise the quota: blixard quota set %s --%s %s",
+			WithHint("`blixard quota usage %s` shows what it has; delete VMs and volumes of it, or raise the quota: blixard quota set %s --%s %s",
 				q.GetProject(), q.GetProject(), r.flag, r.text(has-before+after))
 		if r.ofSpec {
 			why = why.WithField("spec.%s", r.field)
@@ -205,10 +277,6 @@ func (b *batch) quotaAllows(vm, old *blixardv1.VM) *problem.Error {
 		return why
 	}
 	return nil
-}
-
-func (b *batch) quota(project string) *blixardv1.Quota {
-	return first[blixardv1.Quota](b.db, tableQuota, indexID, project)
 }
 
 func (b *batch) quotaEvent(q *blixardv1.Quota, kind, message string) {
@@ -231,7 +299,7 @@ func (b *batch) setQuota(c *blixardv1.SetQuotaCommand) Result {
 	if c.GetProject() == "" {
 		return refused(b.index, problem.New(problem.Invalid, "quota.incomplete", "a quota needs a project").WithHint("name the project"))
 	}
-	old := b.quota(c.GetProject())
+	old := b.Quota(c.GetProject())
 	if p := asExpected(old, c.GetProject(), c.GetExpectedIndex()); p != nil {
 		return refused(b.index, p)
 	}
@@ -262,7 +330,7 @@ func (b *batch) setQuota(c *blixardv1.SetQuotaCommand) Result {
 }
 
 func (b *batch) removeQuota(c *blixardv1.RemoveQuotaCommand) Result {
-	old := b.quota(c.GetProject())
+	old := b.Quota(c.GetProject())
 	if old == nil {
 		return refused(b.index, QuotaNotFound(c.GetProject()))
 	}
@@ -311,7 +379,7 @@ func (v *View) ProjectUsage(project string) *blixardv1.ProjectUsage {
 	return u
 }
 
-// ProjectUsages is ProjectUsage for the projects with a VM, a task or a quota whose name comes
+// ProjectUsages is ProjectUsage for the projects with a VM, a volume, a task or a quota whose name comes
 // after the given one, in the order of names, at most limit of them; a limit of 0 or
 // less means all.
 func (v *View) ProjectUsages(after string, limit int) []*blixardv1.ProjectUsage {

@@ -10,15 +10,18 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 )
 
-// checkUsage counts all VMs again, and compares.
+// checkUsage counts all VMs, volumes and tasks again, and compares.
 func checkUsage(t *rapid.T, v *View) {
 	counted := map[string]*blixardv1.ProjectUsage{}
-	for _, vm := range v.VMs("", 0) {
-		u := counted[ProjectOf(vm)]
-		if u == nil {
-			u = &blixardv1.ProjectUsage{Project: ProjectOf(vm)}
-			counted[ProjectOf(vm)] = u
+	of := func(o interface{ GetProject() string }) *blixardv1.ProjectUsage {
+		project := projectNamed(o.GetProject())
+		if counted[project] == nil {
+			counted[project] = &blixardv1.ProjectUsage{Project: project}
 		}
+		return counted[project]
+	}
+	for _, vm := range v.VMs("", 0) {
+		u := of(vm)
 		u.Vms++
 		u.Vcpus += uint64(vm.GetSpec().GetVcpus())
 		u.MemoryMib += uint64(vm.GetSpec().GetMemoryMib())
@@ -29,19 +32,17 @@ func checkUsage(t *rapid.T, v *View) {
 			}
 		}
 	}
+	for _, o := range v.Volumes() {
+		of(o).DiskBytes += o.GetSizeBytes()
+	}
 	for _, task := range v.Tasks("", 0) {
-		project := projectNamed(task.GetProject())
-		if Finished(task.GetStatus().GetState()) {
-			continue
+		if !Finished(task.GetStatus().GetState()) {
+			of(task).Tasks++
 		}
-		if counted[project] == nil {
-			counted[project] = &blixardv1.ProjectUsage{Project: project}
-		}
-		counted[project].Tasks++
 	}
 	for _, u := range every[blixardv1.ProjectUsage](v.db, tableUsage, indexID) {
 		if !proto.Equal(u, counted[u.GetProject()]) {
-			t.Fatalf("project %s is said to have %v, its VMs say %v", u.GetProject(), u, counted[u.GetProject()])
+			t.Fatalf("project %s is said to have %v, they say %v", u.GetProject(), u, counted[u.GetProject()])
 		}
 		delete(counted, u.GetProject())
 	}
@@ -88,7 +89,7 @@ func quotaLife(t *rapid.T, st *story) string {
 }
 
 // TestUsageIsARecount: whatever is asked in whatever order, one by one or in batches,
-// what a project is said to have is what its VMs have, also after a restore, and no
+// what a project is said to have is what its VMs, volumes and tasks have, also after a restore, and no
 // quota is exceeded by anything that came after it.
 func TestUsageIsARecount(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

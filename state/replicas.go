@@ -231,26 +231,50 @@ func (b *batch) makeReplica(g *blixardv1.Group, r *blixardv1.Replica) *problem.E
 	}
 	spec := proto.CloneOf(v.GetVm())
 	spec.Desired = blixardv1.DesiredState_run
-	for _, t := range g.GetSpec().GetVolumes() {
-		volume := replicaVolume(t.GetName(), g.GetName(), r.GetOrdinal())
-		spec.Volumes = append(spec.Volumes, &blixardv1.VolumeAttachment{Volume: volume, Path: t.GetPath()})
-		if b.volume(volume) != nil {
-			continue // of a replica before, or made beforehand
-		}
-		made := b.createVolume(&blixardv1.CreateVolumeCommand{Id: "vol-" + volumeID(g, volume), Name: volume, SizeBytes: t.GetSizeBytes()})
-		if made.Problem != nil {
-			return made.Problem
-		}
-	}
 	vm := &blixardv1.VM{
 		Id: "vm-" + id, Name: name, Spec: spec, Generation: 1, CreateIndex: b.index, CreatedAt: b.time, Labels: v.GetLabels(),
 		Project: g.GetProject(), Replica: r, Status: &blixardv1.VMStatus{State: stPending, Reason: reasonDeclared},
+	}
+	if why := b.makeReplicaVolumes(g, vm); why != nil {
+		return why
 	}
 	if why := b.claimAll(vm, nil); why != nil {
 		return why
 	}
 	b.putVM(vm)
 	b.vmEvent(vm, "vm.created", reasonDeclared, fmt.Sprintf("group %s made it, of version %d", g.GetName(), r.GetVersion()))
+	return nil
+}
+
+// makeReplicaVolumes gives a VM the volumes of its replica, and makes those that are not there:
+// of a replica before, or made beforehand. None is made for a VM that the quota refuses.
+func (b *batch) makeReplicaVolumes(g *blixardv1.Group, vm *blixardv1.VM) *problem.Error {
+	var missing []*blixardv1.CreateVolumeCommand
+	var bytes uint64
+	counted := b.FeatureLevel() >= levelOfVolumeQuota
+	for _, t := range g.GetSpec().GetVolumes() {
+		volume := replicaVolume(t.GetName(), g.GetName(), vm.GetReplica().GetOrdinal())
+		vm.Spec.Volumes = append(vm.Spec.Volumes, &blixardv1.VolumeAttachment{Volume: volume, Path: t.GetPath()})
+		if b.volume(volume) != nil {
+			continue
+		}
+		c := &blixardv1.CreateVolumeCommand{Id: "vol-" + volumeID(g, volume), Name: volume, SizeBytes: t.GetSizeBytes()}
+		if counted {
+			c.Project = g.GetProject()
+			bytes += t.GetSizeBytes()
+		}
+		missing = append(missing, c)
+	}
+	if counted && len(missing) > 0 {
+		if why := b.quotaAllows(vm, nil, bytes); why != nil {
+			return why
+		}
+	}
+	for _, c := range missing {
+		if made := b.createVolume(c); made.Problem != nil {
+			return made.Problem
+		}
+	}
 	return nil
 }
 

@@ -119,10 +119,11 @@ func (b *batch) addVolumeBytes(nodeID string, less, more uint64) {
 	}
 }
 
-// keepsOld reports whether a member keeps the cluster at a level that does not count
-// volumes.
-func keepsOld(m *blixardv1.Member) bool {
-	return m != nil && !m.GetRemoved() && m.GetFeatureLevel() < levelOfVolumeRoom
+// rises reports whether the level of all may come to a level, or fall below it, when one
+// member becomes another; nil is none.
+func rises(level uint32, old, next *blixardv1.Member) bool {
+	below := func(m *blixardv1.Member) bool { return m != nil && !m.GetRemoved() && m.GetFeatureLevel() < level }
+	return below(old) != below(next)
 }
 
 // countVolumes counts them on all nodes, since members may know of that now, or one does

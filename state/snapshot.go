@@ -302,9 +302,13 @@ func (s *State) readRecord(db *database, record *blixardv1.StateSnapshot) error 
 	return nil
 }
 
-// check holds what was read against the invariants between objects.
+// check holds what was read against the invariants between objects, once what depends on
+// the level of all members is counted.
 func (s *State) check() error {
 	db := s.db
+	if featureLevel(db) >= levelOfVolumeQuota {
+		recountVolumes(db, true)
+	}
 	sums := map[string]*blixardv1.Resources{}
 	for _, a := range every[blixardv1.Allocation](db, tableAllocation, indexID) {
 		sums[a.GetNodeId()] = add(sums[a.GetNodeId()], s.limits.Reservation(a.GetSpec()))

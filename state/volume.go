@@ -1,6 +1,8 @@
 package state
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/proto"
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -24,14 +26,18 @@ func copyVolume(v *blixardv1.Volume) *blixardv1.Volume {
 	return &blixardv1.Volume{
 		Id: v.Id, Name: v.Name, SizeBytes: v.SizeBytes, NodeId: v.NodeId, Node: v.Node, Epoch: v.Epoch, VmIds: v.VmIds,
 		Snapshots: v.Snapshots, Labels: v.Labels, Deleting: v.Deleting, CreateIndex: v.CreateIndex, ModifyIndex: v.ModifyIndex,
-		CreatedAt: v.CreatedAt, Source: v.Source, Made: v.Made,
+		CreatedAt: v.CreatedAt, Source: v.Source, Made: v.Made, Project: v.Project,
 	}
 }
 
 // putVolume writes v, a fresh copy.
 func (b *batch) putVolume(v *blixardv1.Volume) {
 	v.ModifyIndex = b.index
-	b.countVolume(first[blixardv1.Volume](b.db, tableVolume, indexID, v.GetId()), v)
+	old := first[blixardv1.Volume](b.db, tableVolume, indexID, v.GetId())
+	b.countVolume(old, v)
+	if old.GetSizeBytes() != v.GetSizeBytes() && b.FeatureLevel() >= levelOfVolumeQuota {
+		recountVolume(b.db, v, old)
+	}
 	insert(b.db, tableVolume, v)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVolume, Volume: v})
 }
@@ -68,7 +74,10 @@ func (b *batch) createVolume(c *blixardv1.CreateVolumeCommand) Result {
 	}
 	v := &blixardv1.Volume{
 		Id: c.GetId(), Name: c.GetName(), SizeBytes: c.GetSizeBytes(), Labels: c.GetLabels(), Source: c.GetSource(), Made: c.GetMade(),
-		CreatedAt: b.time, CreateIndex: b.index,
+		CreatedAt: b.time, CreateIndex: b.index, Project: storedProject(c.GetProject()),
+	}
+	if why := quotaAllowsDisk(b, v.GetProject(), v.GetSizeBytes()); why != nil {
+		return refused(b.index, why.WithField("size_bytes"))
 	}
 	if c.GetNodeId() != "" {
 		n := b.node(c.GetNodeId())
@@ -112,6 +121,9 @@ func (b *batch) resizeVolume(c *blixardv1.ResizeVolumeCommand) Result {
 		return Result{Index: b.index, Volume: old}
 	}
 	if v.GetSizeBytes() > old.GetSizeBytes() {
+		if why := quotaAllowsDisk(b, v.GetProject(), v.GetSizeBytes()-old.GetSizeBytes()); why != nil {
+			return refused(b.index, why)
+		}
 		if why := checkVolume(b, v.GetName(), b.node(v.GetNodeId()), v.GetSizeBytes()-old.GetSizeBytes()); why != nil {
 			return refused(b.index, why)
 		}
@@ -150,6 +162,9 @@ func (b *batch) deleteVolume(c *blixardv1.DeleteVolumeCommand) Result {
 func (b *batch) dropVolume(old, last *blixardv1.Volume) {
 	last.ModifyIndex = b.index
 	b.countVolume(old, nil)
+	if b.FeatureLevel() >= levelOfVolumeQuota {
+		recountVolume(b.db, nil, old)
+	}
 	remove(b.db, tableVolume, old)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVolume, Volume: last, Deleted: true})
 	b.volumeEvent(last, "volume.deleted", "the volume is gone")
@@ -269,6 +284,9 @@ func (b *batch) volumesFree(vm *blixardv1.VM) ([]*blixardv1.Volume, *problem.Err
 				WithHint("name each volume and each path once").WithField("spec.volumes[%d]", i)
 		}
 		names[v.GetId()], paths[at.GetPath()] = true, true
+		if why := b.ofOtherProject(v, vm); why != nil {
+			return nil, why.WithField("spec.volumes[%d]", i)
+		}
 		for _, id := range v.GetVmIds() {
 			if id != vm.GetId() && !(at.GetReadOnly() && b.onlyReads(id, v)) {
 				other := copyVolume(v)
@@ -286,6 +304,15 @@ func (b *batch) volumesFree(vm *blixardv1.VM) ([]*blixardv1.Volume, *problem.Err
 		volumes = append(volumes, v)
 	}
 	return volumes, nil
+}
+
+// ofOtherProject says why a VM can't have a volume of a project. One that it has stays.
+func (b *batch) ofOtherProject(v *blixardv1.Volume, vm *blixardv1.VM) *problem.Error {
+	if v.GetProject() == "" || v.GetProject() == vm.GetProject() || slices.Contains(v.GetVmIds(), vm.GetId()) || b.FeatureLevel() < levelOfVolumeQuota {
+		return nil
+	}
+	return problem.New(problem.Conflict, "volume.other_project", "volume %q is of project %q, and the VM of project %q", v.GetName(), v.GetProject(), ProjectOf(vm)).
+		WithHint("make one for this project: blixard volume create NAME --project %s", ProjectOf(vm))
 }
 
 // onlyReads is whether a VM has the volume read-only.

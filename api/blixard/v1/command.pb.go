@@ -2656,10 +2656,12 @@ type CreateVolumeCommand struct {
 	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	SizeBytes uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// node_id of the node that has it or shall have it.
-	NodeId        string            `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Source        string            `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
-	Made          bool              `protobuf:"varint,7,opt,name=made,proto3" json:"made,omitempty"`
+	NodeId string            `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Source string            `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	Made   bool              `protobuf:"varint,7,opt,name=made,proto3" json:"made,omitempty"`
+	// project as in Volume.
+	Project       string `protobuf:"bytes,8,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2741,6 +2743,13 @@ func (x *CreateVolumeCommand) GetMade() bool {
 		return x.Made
 	}
 	return false
+}
+
+func (x *CreateVolumeCommand) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 type ResizeVolumeCommand struct {
@@ -6056,7 +6065,7 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\x10DropImageCommand\x12\x14\n" +
 	"\x05names\x18\x01 \x03(\tR\x05names\x12\x1f\n" +
 	"\vunused_only\x18\x02 \x01(\bR\n" +
-	"unusedOnly\"\x9d\x02\n" +
+	"unusedOnly\"\xb7\x02\n" +
 	"\x13CreateVolumeCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -6065,7 +6074,8 @@ const file_blixard_v1_command_proto_rawDesc = "" +
 	"\anode_id\x18\x04 \x01(\tR\x06nodeId\x12C\n" +
 	"\x06labels\x18\x05 \x03(\v2+.blixard.v1.CreateVolumeCommand.LabelsEntryR\x06labels\x12\x16\n" +
 	"\x06source\x18\x06 \x01(\tR\x06source\x12\x12\n" +
-	"\x04made\x18\a \x01(\bR\x04made\x1a9\n" +
+	"\x04made\x18\a \x01(\bR\x04made\x12\x18\n" +
+	"\aproject\x18\b \x01(\tR\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\\\n" +

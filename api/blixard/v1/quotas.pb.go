@@ -119,7 +119,8 @@ type QuotaLimits struct {
 	// hypervisors take beside it.
 	Vcpus     *uint64 `protobuf:"varint,2,opt,name=vcpus,proto3,oneof" json:"vcpus,omitempty"`
 	MemoryMib *uint64 `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3,oneof" json:"memory_mib,omitempty"`
-	// disk_bytes of their root disks, as declared.
+	// disk_bytes of their root disks, as declared, and of the project's volumes, from their
+	// declaration until they are gone.
 	DiskBytes *uint64 `protobuf:"varint,4,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
 	// addresses of IPv4 that are leased to them.
 	Addresses *uint64 `protobuf:"varint,5,opt,name=addresses,proto3,oneof" json:"addresses,omitempty"`
@@ -201,7 +202,8 @@ func (x *QuotaLimits) GetTasks() uint64 {
 	return 0
 }
 
-// ProjectUsage is what the VMs of a project have in all, in the terms of QuotaLimits.
+// ProjectUsage is what the VMs, volumes and tasks of a project have in all, in the terms
+// of QuotaLimits.
 type ProjectUsage struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Project   string                 `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
@@ -631,7 +633,7 @@ func (x *ListQuotasResponse) GetIndex() uint64 {
 
 type QuotaUsageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// project; empty means all that have a VM or a quota.
+	// project; empty means all that have a VM, a volume, a task or a quota.
 	Project string `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
 	// page_size from 1 to 10000 projects; 0 means 1000.
 	PageSize  uint32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`

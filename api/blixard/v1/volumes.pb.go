@@ -47,7 +47,11 @@ type Volume struct {
 	Source string `protobuf:"bytes,14,opt,name=source,proto3" json:"source,omitempty"`
 	// made: its disk is on its node. One that is missing from then on is lost, and
 	// never made anew in silence.
-	Made          bool `protobuf:"varint,15,opt,name=made,proto3" json:"made,omitempty"`
+	Made bool `protobuf:"varint,15,opt,name=made,proto3" json:"made,omitempty"`
+	// project whose quota it counts to, for all its life; empty means "default". Names are
+	// unique among the volumes of all projects. VMs of any project may have one of project
+	// default, and only VMs of its own project any other.
+	Project       string `protobuf:"bytes,16,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,6 +191,13 @@ func (x *Volume) GetMade() bool {
 	return false
 }
 
+func (x *Volume) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
 // VolumeSnapshot is what was on a volume at a time.
 type VolumeSnapshot struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -264,8 +275,10 @@ type CreateVolumeRequest struct {
 	// size_bytes from 16 MiB to 16 TiB; 0 means 1 GiB.
 	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// node that shall have it; empty lets the first VM's node have it.
-	Node          string            `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Node   string            `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// project as in Volume.
+	Project       string `protobuf:"bytes,6,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -333,6 +346,13 @@ func (x *CreateVolumeRequest) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *CreateVolumeRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 type CreateVolumeResponse struct {
@@ -1751,7 +1771,7 @@ var File_blixard_v1_volumes_proto protoreflect.FileDescriptor
 const file_blixard_v1_volumes_proto_rawDesc = "" +
 	"\n" +
 	"\x18blixard/v1/volumes.proto\x12\n" +
-	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x04\n" +
+	"blixard.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x04\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
@@ -1770,7 +1790,8 @@ const file_blixard_v1_volumes_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x16\n" +
 	"\x06source\x18\x0e \x01(\tR\x06source\x12\x12\n" +
-	"\x04made\x18\x0f \x01(\bR\x04made\x1a9\n" +
+	"\x04made\x18\x0f \x01(\bR\x04made\x12\x18\n" +
+	"\aproject\x18\x10 \x01(\tR\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8e\x01\n" +
@@ -1780,7 +1801,7 @@ const file_blixard_v1_volumes_proto_rawDesc = "" +
 	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x129\n" +
 	"\n" +
 	"created_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x0e\n" +
-	"\x02id\x18\x04 \x01(\tR\x02id\"\xd3\x04\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\"\xb1\x06\n" +
 	"\x13CreateVolumeRequest\x120\n" +
 	"\x0fidempotency_key\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x0eidempotencyKey\x12\xc7\x01\n" +
 	"\x04name\x18\x02 \x01(\tB\xb2\x01\xbaH\xae\x01\xba\x01\xaa\x01\n" +
@@ -1789,7 +1810,9 @@ const file_blixard_v1_volumes_proto_rawDesc = "" +
 	"size_bytes\x18\x03 \x01(\x04By\xbaHv\xba\x01s\n" +
 	"\x11volume.size_range\x12 a volume has from 16MiB to 16TiB\x1a<this == 0u || (this >= 16777216u && this <= 17592186044416u)R\tsizeBytes\x12\x1b\n" +
 	"\x04node\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12M\n" +
-	"\x06labels\x18\x05 \x03(\v2+.blixard.v1.CreateVolumeRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x1a9\n" +
+	"\x06labels\x18\x05 \x03(\v2+.blixard.v1.CreateVolumeRequest.LabelsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12\xdb\x01\n" +
+	"\aproject\x18\x06 \x01(\tB\xc0\x01\xbaH\xbc\x01\xba\x01\xb8\x01\n" +
+	"\fname.invalid\x12da name has 1 to 63 lower-case letters, digits and dashes, and begins and ends with a letter or digit\x1aBthis == '' || this.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')R\aproject\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
