@@ -148,11 +148,14 @@ func (s *step) planVM(ctx context.Context, c *client.Client) error {
 func (s *step) planVolume(ctx context.Context, c *client.Client) error {
 	resp, err := c.Volumes().GetVolume(ctx, &blixardv1.GetVolumeRequest{Name: s.Name})
 	before := &blixardv1.Volume{}
-	after := &blixardv1.Volume{SizeBytes: s.Volume.GetSizeBytes(), Labels: s.Volume.GetLabels(), Node: s.Volume.GetNode()}
+	after := &blixardv1.Volume{SizeBytes: s.Volume.GetSizeBytes(), Labels: s.Volume.GetLabels(), Node: s.Volume.GetNode(), Project: s.Volume.GetProject()}
 	switch {
 	case err == nil:
 		s.action, s.volume = actionUpdate, resp.GetVolume()
-		before = &blixardv1.Volume{SizeBytes: s.volume.GetSizeBytes(), Labels: s.volume.GetLabels(), Node: s.volume.GetNode()}
+		if err := s.sameProject(s.Volume, s.volume); err != nil {
+			return err
+		}
+		before = &blixardv1.Volume{SizeBytes: s.volume.GetSizeBytes(), Labels: s.volume.GetLabels(), Node: s.volume.GetNode(), Project: after.Project}
 		if after.SizeBytes == 0 {
 			after.SizeBytes = before.SizeBytes
 		}

@@ -93,11 +93,11 @@ func (a *app) quotaSetCommand() *cobra.Command {
 	limits := &blixardv1.QuotaLimits{}
 	cmd := &cobra.Command{
 		Use: "set PROJECT", Short: "Set or change the quota of a project", Args: exactly("PROJECT"), ValidArgsFunction: a.completeProjects,
-		Long: `Set limits on what the VMs of a project may have in all. Only what is named changes; "unlimited" takes a limit off. A VM counts from
-its declaration until it is gone, also while it is stopped. A quota below what the project has is taken: nothing is stopped, and what would
+		Long: `Set limits on what the VMs and volumes of a project may have in all. Only what is named changes; "unlimited" takes a limit off. They
+count from their declaration until they are gone, VMs also while they are stopped. A quota below what the project has is taken: nothing is stopped, and what would
 make it more is refused.
 
-A project exists by being named: by "vm create --project", or by a quota.`,
+A project exists by being named: by "vm create --project", "volume create --project", or by a quota.`,
 		Example: `  blixard quota set web --vms 10 --cpus 20 --memory 16GiB
   blixard quota set web --disk 200GiB --addresses 10
   blixard quota set batch --tasks 500
@@ -123,7 +123,7 @@ A project exists by being named: by "vm create --project", or by a quota.`,
 	f.Var(&limitFlag{to: &limits.Vms}, "vms", "VMs, also stopped ones")
 	f.Var(&limitFlag{to: &limits.Vcpus}, "cpus", "virtual CPUs of all its VMs")
 	f.Var(&limitFlag{to: &limits.MemoryMib, unit: units.MiB}, "memory", "memory of all its VMs, such as 16GiB")
-	f.Var(&limitFlag{to: &limits.DiskBytes, unit: 1}, "disk", "root disks of all its VMs, such as 200GiB")
+	f.Var(&limitFlag{to: &limits.DiskBytes, unit: 1}, "disk", "root disks of all its VMs and its volumes, such as 200GiB")
 	f.Var(&limitFlag{to: &limits.Tasks}, "tasks", "tasks that are not finished")
 	f.Var(&limitFlag{to: &limits.Addresses}, "addresses", "IPv4 addresses leased to its VMs")
 	return cmd

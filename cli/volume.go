@@ -39,8 +39,11 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create NAME", Short: "Declare a volume", Args: exactly("NAME"),
 		Long: `Declare a volume. Its disk is made and formatted (ext4) when a VM first uses it, on that VM's node unless --node says which.
-A volume is never deleted with a VM.`,
-		Example: "  blixard volume create data --size 20GiB\n  blixard run -v data:/var/lib/postgresql postgres:17",
+A volume is never deleted with a VM.
+
+It counts to the disk of its project's quota, and only VMs of that project may have it; those of all projects may have one of
+project default. Its name is unique among the volumes of all projects.`,
+		Example: "  blixard volume create data --size 20GiB\n  blixard volume create goods --project shop\n  blixard run -v data:/var/lib/postgresql postgres:17",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			if req.Labels, err = parseLabels(labels); err != nil {
@@ -49,7 +52,7 @@ A volume is never deleted with a VM.`,
 			if cmd.Flags().Changed("size") && size == 0 {
 				return usageError("--size is 0").WithHint("a volume has from 16MiB to 16TiB")
 			}
-			req.Name, req.SizeBytes, req.IdempotencyKey = args[0], uint64(size), client.NewKey()
+			req.Name, req.SizeBytes, req.Project, req.IdempotencyKey = args[0], uint64(size), a.project, client.NewKey()
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				resp, err := c.Volumes().CreateVolume(ctx, req)
 				if err != nil {
@@ -62,6 +65,7 @@ A volume is never deleted with a VM.`,
 	cmd.Flags().Var(&size, "size", "size, such as 20GiB (default: 1GiB); the file is sparse")
 	cmd.Flags().StringVar(&req.Node, "node", "", "node that shall have it (default: that of its first VM)")
 	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "label KEY=VALUE; may be repeated")
+	a.projectFlag(cmd)
 	return cmd
 }
 
@@ -89,8 +93,8 @@ func users(v *blixardv1.Volume, names map[string]string) string {
 }
 
 func (a *app) volumeListCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List the volumes", Args: exactly(), Example: "  blixard volume list",
+	cmd := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the volumes", Args: exactly(), Example: "  blixard volume list\n  blixard volume list --project shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withClient(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				resp, err := c.Volumes().ListVolumes(ctx, &blixardv1.ListVolumesRequest{})
@@ -101,20 +105,23 @@ func (a *app) volumeListCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				resp.Volumes = slices.DeleteFunc(resp.Volumes, func(v *blixardv1.Volume) bool { return !a.ofProject(v) })
 				return a.print(resp, func() error {
-					t := &table{header: []string{"NAME", "SIZE", "NODE", "VM", "SNAPSHOTS", "AGE"}, shrink: []int{3}}
+					t := &table{header: []string{"NAME", "PROJECT", "SIZE", "NODE", "VM", "SNAPSHOTS", "AGE"}, shrink: []int{4}}
 					for _, v := range resp.GetVolumes() {
 						node := v.GetNode()
 						if v.GetDeleting() {
 							node += " (deleting)"
 						}
-						t.add(v.GetName(), units.Size(v.GetSizeBytes()).Human(), node, users(v, names), fmt.Sprint(len(v.GetSnapshots())), since(v.GetCreatedAt()))
+						t.add(v.GetName(), projectOf(v), units.Size(v.GetSizeBytes()).Human(), node, users(v, names), fmt.Sprint(len(v.GetSnapshots())), since(v.GetCreatedAt()))
 					}
 					return a.writeTable(t)
 				})
 			})
 		},
 	}
+	a.projectFlag(cmd)
+	return cmd
 }
 
 func (a *app) volumeShowCommand() *cobra.Command {
@@ -135,6 +142,7 @@ func (a *app) volumeShowCommand() *cobra.Command {
 					facts := [][2]string{
 						{"name", v.GetName()},
 						{"id", v.GetId()},
+						{"project", projectOf(v)},
 						{"size", units.Size(v.GetSizeBytes()).Human()},
 						{"used", units.Size(resp.GetUsedBytes()).Human()},
 						{"node", v.GetNode()},

@@ -5,6 +5,7 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/state"
 )
 
 // Volumes is the node's own part of volumes that it has: files, and what the cluster
@@ -35,6 +36,9 @@ type volumeService struct {
 
 func (s volumeService) CreateVolume(ctx context.Context, req *blixardv1.CreateVolumeRequest) (*blixardv1.CreateVolumeResponse, error) {
 	c := &blixardv1.CreateVolumeCommand{Id: newID("vol-"), Name: req.GetName(), SizeBytes: req.GetSizeBytes(), Labels: req.GetLabels()}
+	if req.GetProject() != state.DefaultProject {
+		c.Project = req.GetProject()
+	}
 	if c.SizeBytes == 0 {
 		c.SizeBytes = defaultVolumeBytes
 	}
@@ -128,7 +132,7 @@ func (s volumeService) ResizeVolume(ctx context.Context, req *blixardv1.ResizeVo
 		return nil, err
 	}
 	if v.GetSizeBytes() < req.GetSizeBytes() {
-		if err := s.volumeRoom(v.GetName(), v.GetNodeId(), req.GetSizeBytes()-v.GetSizeBytes()); err != nil {
+		if err := s.volumeRoom(v, v.GetName(), req.GetSizeBytes()-v.GetSizeBytes()); err != nil {
 			return nil, problem.From(err).WithField("size_bytes")
 		}
 	}
@@ -140,11 +144,14 @@ func (s volumeService) ResizeVolume(ctx context.Context, req *blixardv1.ResizeVo
 	return &blixardv1.ResizeVolumeResponse{Volume: v}, nil
 }
 
-// volumeRoom refuses what the cluster would refuse in the end: nothing is copied or changed
-// for it.
-func (s *Server) volumeRoom(name, nodeID string, more uint64) error {
+// volumeRoom refuses so much more of a name beside a volume, or of that volume itself, where
+// the cluster would refuse it in the end: nothing is copied or changed for it.
+func (s *Server) volumeRoom(v *blixardv1.Volume, name string, more uint64) error {
 	view := s.cfg.Replica.View()
-	return view.CheckVolume(name, view.Node(nodeID), more)
+	if err := view.CheckVolumeQuota(v.GetProject(), more); err != nil {
+		return err
+	}
+	return view.CheckVolume(name, view.Node(v.GetNodeId()), more)
 }
 
 // sizeAt gives the size of a volume at a snapshot, or its own when it has none of that name.
@@ -184,7 +191,7 @@ func (s volumeService) RestoreVolume(ctx context.Context, req *blixardv1.Restore
 		return nil, err
 	}
 	if size := sizeAt(v, req.GetSnapshot()); size > v.GetSizeBytes() {
-		if err := s.volumeRoom(v.GetName(), v.GetNodeId(), size-v.GetSizeBytes()); err != nil {
+		if err := s.volumeRoom(v, v.GetName(), size-v.GetSizeBytes()); err != nil {
 			return nil, err
 		}
 	}
@@ -216,7 +223,7 @@ func (s volumeService) CloneVolume(ctx context.Context, req *blixardv1.CloneVolu
 	if s.cfg.Replica.View().Volume(req.GetNewName()) != nil {
 		return nil, problem.New(problem.Conflict, "volume.name_taken", "there is a volume %q already", req.GetNewName()).WithHint("choose another name")
 	}
-	if err := s.volumeRoom(req.GetNewName(), v.GetNodeId(), sizeAt(v, req.GetSnapshot())); err != nil {
+	if err := s.volumeRoom(v, req.GetNewName(), sizeAt(v, req.GetSnapshot())); err != nil {
 		return nil, err
 	}
 	clone, err := own.Clone(ctx, v, req.GetSnapshot(), &blixardv1.Volume{Id: newID("vol-"), Name: req.GetNewName()})
@@ -250,7 +257,7 @@ func (s volumeService) MoveVolume(req *blixardv1.MoveVolumeRequest, stream blixa
 				WithHint("stop that VM and take the volume from it: blixard volume detach %s %s", name, v.GetName())
 		}
 	}
-	if err := s.volumeRoom(v.GetName(), to.GetId(), v.GetSizeBytes()); err != nil {
+	if err := view.CheckVolume(v.GetName(), to, v.GetSizeBytes()); err != nil {
 		return err
 	}
 	v, err = own.Move(ctx, v, to.GetId(), func(done, total uint64) {
@@ -302,6 +309,7 @@ func (s volumeService) RegisterVolume(ctx context.Context, req *blixardv1.Regist
 	case *blixardv1.RegisterVolumeRequest_Clone:
 		cmd.Change = &blixardv1.Command_CreateVolume{CreateVolume: &blixardv1.CreateVolumeCommand{
 			Id: c.Clone.GetId(), Name: c.Clone.GetName(), SizeBytes: c.Clone.GetSizeBytes(), NodeId: req.GetNodeId(), Source: c.Clone.GetSource(), Made: true,
+			Project: v.GetProject(),
 		}}
 	case *blixardv1.RegisterVolumeRequest_SizeBytes:
 		cmd.Change = &blixardv1.Command_ResizeVolume{ResizeVolume: &blixardv1.ResizeVolumeCommand{Name: v.GetId(), SizeBytes: c.SizeBytes}}

@@ -235,7 +235,7 @@ func (r *reader) object(n *yaml.Node) (*Object, error) {
 		o.Name, o.VM = m.GetName(), &blixardv1.CreateVMRequest{Name: m.GetName(), Spec: m.GetSpec(), Labels: m.GetLabels(), Project: m.GetProject()}
 		req = o.VM
 	case *blixardv1.Volume:
-		o.Name, o.Volume = m.GetName(), &blixardv1.CreateVolumeRequest{Name: m.GetName(), SizeBytes: m.GetSizeBytes(), Node: m.GetNode(), Labels: m.GetLabels()}
+		o.Name, o.Volume = m.GetName(), &blixardv1.CreateVolumeRequest{Name: m.GetName(), SizeBytes: m.GetSizeBytes(), Node: m.GetNode(), Labels: m.GetLabels(), Project: m.GetProject()}
 		req = o.Volume
 	case *blixardv1.Network:
 		o.Name, o.Network = m.GetName(), &blixardv1.CreateNetworkRequest{
@@ -264,7 +264,8 @@ func (r *reader) object(n *yaml.Node) (*Object, error) {
 	if o.Name == "" {
 		return nil, r.problem(n.Line, "manifest.field", "the %s has no name", kind).WithHint("add name")
 	}
-	if of, is := req.(interface{ GetProject() string }); is {
+	// Names of volumes have no project in them.
+	if of, is := req.(interface{ GetProject() string }); is && kind != KindVolume {
 		if o.Name, err = objectname.Resolve(of.GetProject(), o.Name); err != nil {
 			p := problem.From(err)
 			return nil, r.problem(n.Line, p.Code, "%s", p.Message).WithHint("%s", p.Hint)
