@@ -154,6 +154,8 @@ func projectOfEvent(e *blixardv1.Event) string {
 	switch e.GetObjectKind() {
 	case "vm", "allocation", "task", "group", "schedule":
 		return objectname.Project(e.GetObjectName())
+	case "volume":
+		return projectNamed(e.GetProject())
 	case "quota":
 		return e.GetObjectName()
 	}

@@ -25,6 +25,8 @@ func TestEventFits(t *testing.T) {
 		{Index: 8, Kind: "group.created", ObjectKind: "group", ObjectName: "crew"},
 		{Index: 9, Kind: "node.down", ObjectKind: "node", ObjectName: "n1"},
 		{Index: 10, Kind: "image.imported", ObjectKind: "image", ObjectName: "shop/image"},
+		{Index: 11, Kind: "volume.created", ObjectKind: "volume", ObjectName: "goods", Project: "shop"},
+		{Index: 12, Kind: "volume.created", ObjectKind: "volume", ObjectName: "data"},
 	}}
 	for name, tc := range map[string]struct {
 		filter *blixardv1.EventFilter
@@ -43,8 +45,8 @@ func TestEventFits(t *testing.T) {
 		"actors":            {filter: &blixardv1.EventFilter{Actor: "leader"}, want: []uint64{2, 3}},
 		"since":             {filter: &blixardv1.EventFilter{Since: at(30)}, want: []uint64{3, 4}},
 		"several":           {filter: &blixardv1.EventFilter{Object: "web", Kinds: []string{"allocation"}, Node: "n1", Actor: "leader", Since: at(1)}, want: []uint64{2}},
-		"a project":         {filter: &blixardv1.EventFilter{Project: "shop"}, want: []uint64{5, 6, 7}},
-		"the first project": {filter: &blixardv1.EventFilter{Project: "default", Kinds: []string{"vm", "group"}}, want: []uint64{8}},
+		"a project":         {filter: &blixardv1.EventFilter{Project: "shop"}, want: []uint64{5, 6, 7, 11}},
+		"the first project": {filter: &blixardv1.EventFilter{Project: "default", Kinds: []string{"vm", "group", "volume"}}, want: []uint64{8, 12}},
 		"no such project":   {filter: &blixardv1.EventFilter{Project: "n1"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -44,7 +44,7 @@ func (b *batch) putVolume(v *blixardv1.Volume) {
 
 func (b *batch) volumeEvent(v *blixardv1.Volume, kind, message string) {
 	b.event(&blixardv1.Event{
-		Kind: kind, ObjectKind: "volume", ObjectId: v.GetId(), ObjectName: v.GetName(), Node: v.GetNode(), Message: message,
+		Kind: kind, ObjectKind: "volume", ObjectId: v.GetId(), ObjectName: v.GetName(), Node: v.GetNode(), Message: message, Project: v.GetProject(),
 	})
 }
 

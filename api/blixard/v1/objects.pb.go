@@ -4309,9 +4309,11 @@ type Event struct {
 	ObjectName string `protobuf:"bytes,7,opt,name=object_name,json=objectName,proto3" json:"object_name,omitempty"`
 	Node       string `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
 	// actor is who asked: "user:0", "agent:NODE", "leader:NODE".
-	Actor         string `protobuf:"bytes,9,opt,name=actor,proto3" json:"actor,omitempty"`
-	Reason        string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
-	Message       string `protobuf:"bytes,11,opt,name=message,proto3" json:"message,omitempty"`
+	Actor   string `protobuf:"bytes,9,opt,name=actor,proto3" json:"actor,omitempty"`
+	Reason  string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message string `protobuf:"bytes,11,opt,name=message,proto3" json:"message,omitempty"`
+	// project of a volume; empty means "default". What else is of a project has it in its name.
+	Project       string `protobuf:"bytes,12,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4419,6 +4421,13 @@ func (x *Event) GetReason() string {
 func (x *Event) GetMessage() string {
 	if x != nil {
 		return x.Message
+	}
+	return ""
+}
+
+func (x *Event) GetProject() string {
+	if x != nil {
+		return x.Project
 	}
 	return ""
 }
@@ -4851,7 +4860,7 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\ttasks_max\x18\x17 \x01(\rR\btasksMax\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xce\x02\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12.\n" +
@@ -4866,7 +4875,8 @@ const file_blixard_v1_objects_proto_rawDesc = "" +
 	"\x05actor\x18\t \x01(\tR\x05actor\x12\x16\n" +
 	"\x06reason\x18\n" +
 	" \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\v \x01(\tR\amessageB5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
+	"\amessage\x18\v \x01(\tR\amessage\x12\x18\n" +
+	"\aproject\x18\f \x01(\tR\aprojectB5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
 
 var (
 	file_blixard_v1_objects_proto_rawDescOnce sync.Once
