@@ -81,23 +81,37 @@ func (s forwardService) Calls(stream blixardv1.ForwardService_CallsServer) error
 // any more.
 func (f *forwarded) take() error {
 	requests := f.receive()
-	look := time.NewTicker(relayLookInterval)
-	defer look.Stop()
+	expiry := time.NewTicker(relayExpiryInterval)
+	defer expiry.Stop()
+	for {
+		// Taken before the look, so that no change comes between both unseen.
+		changed := f.server.recheck.next()
+		if _, err := f.server.identify(f.stream.Context()); err != nil {
+			f.cancel()
+			return err
+		}
+		if ended, err := f.until(changed, expiry.C, requests); ended {
+			return err
+		}
+	}
+}
+
+// until begins what comes until it is time to look again, or the stream has ended.
+func (f *forwarded) until(changed <-chan struct{}, expiry <-chan time.Time, requests <-chan *blixardv1.CallsRequest) (ended bool, err error) {
 	for {
 		select {
 		case <-f.stream.Context().Done():
-			return problem.New(problem.Unavailable, streamEnded, "the stream of calls ends")
-		case <-look.C:
-			if _, err := f.server.identify(f.stream.Context()); err != nil {
-				f.cancel()
-				return err
-			}
+			return true, problem.New(problem.Unavailable, streamEnded, "the stream of calls ends")
+		case <-changed:
+			return false, nil
+		case <-expiry:
+			return false, nil
 		case m := <-requests:
 			if m == nil {
-				return nil
+				return true, nil
 			}
 			if err := f.begin(m); err != nil {
-				return err
+				return true, err
 			}
 		}
 	}

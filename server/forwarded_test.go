@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -9,10 +10,54 @@ import (
 
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/internal/problem"
+	"github.com/blixard/blixard/state"
 )
 
 // Two looks fit into the second within which the stream of a removed node ends.
 const _ = uint64(time.Second - 2*relayLookInterval)
+
+// What the state says of members or of the cluster lets all streams look again, many changes
+// in a row together, and what it says of anything else does not.
+func TestRecheckFollowsTheState(t *testing.T) {
+	r, rc := openReplica(t), newRecheck()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	next := rc.next()
+	go func() {
+		defer close(ended)
+		rc.run(ctx, r)
+	}()
+	defer func() {
+		cancel()
+		<-ended
+	}()
+	told := func(what string) {
+		t.Helper()
+		select {
+		case <-next:
+			next = rc.next()
+		case <-time.After(answerLimit):
+			t.Fatalf("%s: nobody looks again", what)
+		}
+	}
+	told("the beginning")
+	for _, cmd := range []*blixardv1.Command{
+		{Change: &blixardv1.Command_FormCluster{FormCluster: &blixardv1.FormClusterCommand{
+			ClusterId: "c", CaCertificate: []byte("ca"), Member: &blixardv1.Member{NodeId: "node-a", Name: "a", RaftId: 1, FeatureLevel: state.FeatureLevel},
+		}}},
+		{Change: &blixardv1.Command_ChangeMember{ChangeMember: &blixardv1.ChangeMemberCommand{Node: "a", Version: "v", FeatureLevel: state.FeatureLevel}}},
+	} {
+		if res, err := r.Propose(t.Context(), cmd); err != nil || res.Problem != nil {
+			t.Fatal(res.Problem, err)
+		}
+		told(fmt.Sprint(cmd))
+	}
+	for kind, want := range map[state.Kind]bool{state.KindMember: true, state.KindCluster: true, state.KindNode: false, state.KindVM: false, state.KindAllocation: false} {
+		if ofTrust([]state.Change{{Kind: state.KindEvent}, {Kind: kind}}) != want {
+			t.Errorf("kind %v says something of who is trusted: %v", kind, !want)
+		}
+	}
+}
 
 // The calls of a removed node are refused one by one, and its stream ends without
 // waiting for those that are under way.
@@ -28,7 +73,15 @@ func TestRemovedNodesStreamEnds(t *testing.T) {
 	<-begun
 	p.removed.Store(true)
 	p.send(stream, &blixardv1.ForwardedCall{Id: 2, Method: labelVM, Request: marshal(t, someLabel), Caller: operatorCaller, TimeoutNs: int64(answerLimit)})
+	second, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.asked.recheck.tell()
 	answers, err := drain(stream)
+	for _, a := range second.GetAnswers() {
+		answers[a.GetId()] = a
+	}
 	if !problem.HasCode(problem.From(err), "auth.removed") || answers[2].GetProblem().GetCode() != "auth.removed" || answers[1].GetProblem().GetCode() != "canceled" {
 		t.Errorf("%v, %v", answers, err)
 	}

@@ -28,9 +28,12 @@ const (
 	// relayBatchBytes of requests or answers go in one message, a quarter of what the
 	// other end takes; a single larger answer goes alone.
 	relayBatchBytes = 1 << 20
-	// relayLookInterval is how often either end looks whether the other may still be
-	// spoken to, so that the stream of a removed node ends within a second.
+	// relayLookInterval is how often at most either end looks whether the other may still
+	// be spoken to, so that the stream of a removed node ends within a second.
 	relayLookInterval = 500 * time.Millisecond
+	// relayExpiryInterval is how often the end that is called looks even when the state says
+	// nothing new: certificates end.
+	relayExpiryInterval = 30 * time.Second
 	// relayAbsentTime is how long a node that does not know the stream is asked by
 	// calls of their own, before it is tried again: it may have been upgraded.
 	relayAbsentTime = 10 * time.Second

@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -16,74 +14,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/blixard/blixard/agent"
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
-	"github.com/blixard/blixard/client"
-	"github.com/blixard/blixard/driver"
 	"github.com/blixard/blixard/internal/problem"
 	"github.com/blixard/blixard/replica"
 )
-
-// crowdEnv makes the test binary the process of the agents: "SOCKET COUNT".
-const crowdEnv = "BLIXARD_TEST_AGENTS"
-
-func TestMain(m *testing.M) {
-	if at, n, ok := strings.Cut(os.Getenv(crowdEnv), " "); ok {
-		count, err := strconv.Atoi(n)
-		if err == nil {
-			err = crowd(at, count)
-		}
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	goleak.VerifyTestMain(m)
-}
-
-// crowd runs agents, each with a connection of its own, until its input ends. It says
-// how many VMs run whenever that changed.
-func crowd(socket string, count int) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() {
-		_, _ = os.Stdin.Read(make([]byte, 1))
-		cancel()
-	}()
-	seen := &tally{}
-	var agents sync.WaitGroup
-	for n := range count {
-		c, err := client.Dial(ctx, client.Config{Addr: "unix:" + socket})
-		if err != nil {
-			return err
-		}
-		m := &machines{
-			id: nodeID(n), api: c.Agents(), tally: seen,
-			core: agent.NewCore(agent.Limits{}, driver.AcceleratorTCG, func() []byte { return make([]byte, 16) }),
-		}
-		agents.Go(func() {
-			defer c.Close()
-			for ctx.Err() == nil {
-				if err := m.run(ctx); ctx.Err() == nil {
-					fmt.Fprintln(os.Stderr, m.id, err)
-					<-time.After(time.Second)
-				}
-			}
-		})
-	}
-	for last := int64(-1); ctx.Err() == nil; {
-		if now := seen.running.Load(); now != last {
-			fmt.Println(now)
-			last = now
-		}
-		<-time.After(500 * time.Millisecond)
-	}
-	agents.Wait()
-	return nil
-}
-
-func nodeID(n int) string { return fmt.Sprintf("node-%05d", n) }
 
 // memory gives a line of the process's status in MiB.
 func memory(b *testing.B, line string) float64 {
@@ -118,7 +54,7 @@ func BenchmarkScale(b *testing.B) {
 		b.Run(fmt.Sprintf("agents=%d/vms=%d", size.agents, size.vms), func(b *testing.B) {
 			for range b.N {
 				w := newWorld(b)
-				stdout, end := w.crowd(b, size.agents)
+				stdout, end := w.crowd(b, crowd{Socket: w.socket, Agents: size.agents})
 				begun := time.Now()
 				var next atomic.Int64
 				var calls sync.WaitGroup
@@ -174,54 +110,6 @@ func BenchmarkScale(b *testing.B) {
 				if err := r.Close(); err != nil {
 					b.Fatal(err)
 				}
-			}
-		})
-	}
-}
-
-// crowd begins agents in a process of their own and waits until the cluster knows them all.
-// What it gives says how many VMs run; end ends them.
-func (w *world) crowd(b *testing.B, agents int) (stdout io.Reader, end func()) {
-	b.Helper()
-	cmd := exec.CommandContext(b.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", crowdEnv, w.socket, agents))
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	for len(w.replica.View().Nodes()) < agents {
-		<-time.After(100 * time.Millisecond)
-	}
-	return out, func() {
-		_ = stdin.Close()
-		_ = cmd.Wait()
-	}
-}
-
-// BenchmarkLeases has ten thousand agents that do nothing but keep their leases: what that
-// takes of one processor in the process of the leader.
-func BenchmarkLeases(b *testing.B) {
-	const agents, quiet = 10_000, 30 * time.Second
-	for _, ttl := range []time.Duration{10 * time.Second, 30 * time.Second} {
-		b.Run(fmt.Sprintf("ttl=%v", ttl), func(b *testing.B) {
-			for range b.N {
-				w := newWorldOf(b, ttl)
-				stdout, end := w.crowd(b, agents)
-				go func() { _, _ = io.Copy(io.Discard, stdout) }()
-				settle(w)
-				before, from := used(b), time.Now()
-				<-time.After(quiet)
-				b.ReportMetric(100*float64(used(b)-before)/float64(time.Since(from)), "%core")
-				end()
-				w.end()
 			}
 		})
 	}

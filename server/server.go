@@ -138,6 +138,7 @@ type Server struct {
 	forwardables map[string]forwardable
 	relays       *relays
 	dispatcher   *dispatcher
+	recheck      *recheck
 	// quit is closed when the server stops, so that streams end.
 	quit     chan struct{}
 	quitOnce sync.Once
@@ -165,7 +166,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, started: time.Now(), check: check, metrics: newCallMetrics(),
-		forwardables: map[string]forwardable{}, relays: newRelays(), dispatcher: newDispatcher(),
+		forwardables: map[string]forwardable{}, relays: newRelays(), dispatcher: newDispatcher(), recheck: newRecheck(),
 		quit: make(chan struct{}), streams: map[uint64]context.CancelFunc{},
 	}
 	peerCreds := auth.Credentials{}
@@ -265,6 +266,7 @@ func (s *Server) Serve(l Listeners) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	var given sync.WaitGroup
 	given.Go(func() { s.dispatcher.run(ctx, s.cfg.Replica) })
+	given.Go(func() { s.recheck.run(ctx, s.cfg.Replica) })
 	defer given.Wait()
 	defer cancel()
 	errs := make(chan error, len(parts))

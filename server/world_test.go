@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -72,11 +73,11 @@ func (h heardLoads) Loaded(nodeID string, percent *uint32) {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	return newWorldOf(t, 10*time.Second)
+	return newWorldOf(t, 10*time.Second, &auth.Trust{}, nil)
 }
 
-// newWorldOf has leases of that length.
-func newWorldOf(t testing.TB, ttl time.Duration) *world {
+// newWorldOf has leases of that length; others reach it by network, too, when that is set.
+func newWorldOf(t testing.TB, ttl time.Duration, trust *auth.Trust, network net.Listener) *world {
 	t.Helper()
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
@@ -90,7 +91,7 @@ func newWorldOf(t testing.TB, ttl time.Duration) *world {
 	w.server, err = server.New(server.Config{
 		NodeID: "node-a", Version: "test", DataDir: dir, Socket: w.socket, Replica: r,
 		Leases:   heardLoads{leases, w},
-		Consoles: noConsoles{}, Policy: auth.NewPolicy("blixard"), Logger: log, Trust: &auth.Trust{},
+		Consoles: noConsoles{}, Policy: auth.NewPolicy("blixard"), Logger: log, Trust: trust,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -101,7 +102,7 @@ func newWorldOf(t testing.TB, ttl time.Duration) *world {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served, led := make(chan error, 1), make(chan error, 1)
-	go func() { served <- w.server.Serve(server.Listeners{Socket: l}) }()
+	go func() { served <- w.server.Serve(server.Listeners{Socket: l, GRPC: network}) }()
 	go func() {
 		led <- leader.Run(ctx, leader.Config{Name: "a", Replica: r, Leases: leases, StormPercent: 50, Voters: 3, ReplaceAfter: time.Minute, Logger: log})
 	}()
