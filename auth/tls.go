@@ -6,9 +6,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
+	"weak"
 
 	"github.com/blixard/blixard/internal/problem"
 )
@@ -32,17 +34,18 @@ type Trust struct {
 	Now func() time.Time
 
 	mu sync.RWMutex
-	// checked holds certificates whose signatures were checked: every call over a
-	// connection asks for its caller, and checking takes longer than most calls do.
+	// checked holds certificates whose signatures were checked, for as long as anybody has
+	// them: every call over a connection asks for its caller, and checking takes longer than
+	// most calls do.
 	checked map[checkedKey]checkedChain
 }
 
-// checkedMax certificates are kept, more than a node has connections; beyond it
-// all are checked anew.
-const checkedMax = 4096
+// checkedMax certificates are kept, some 200 bytes each and twice as many as a node
+// has connections; of more some are checked again and again.
+const checkedMax = 32768
 
 type checkedKey struct {
-	leaf  *x509.Certificate // never changed after it was parsed
+	leaf  weak.Pointer[x509.Certificate] // never changed after it was parsed
 	usage x509.ExtKeyUsage
 }
 
@@ -74,7 +77,7 @@ const chainMax = 8
 // verify gives the identity of a chain's first certificate. Its time is looked at in
 // every call.
 func (t *Trust) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (Identity, error) {
-	key, authorities, now := checkedKey{chain[0], usage}, t.Authorities(), t.Now()
+	key, authorities, now := checkedKey{weak.Make(chain[0]), usage}, t.Authorities(), t.Now()
 	t.mu.RLock()
 	c, ok := t.checked[key]
 	t.mu.RUnlock()
@@ -83,7 +86,7 @@ func (t *Trust) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage) (Ident
 		if c, err = check(chain, usage, authorities, now); err != nil {
 			return c.id, err
 		}
-		t.keep(key, c)
+		t.keep(chain[0], key, c)
 	}
 	if c.id.ClusterID != t.ClusterID {
 		return c.id, problem.New(problem.Denied, "auth.other_cluster", "%s is of another cluster", c.id.URI())
@@ -100,13 +103,29 @@ func (t *Trust) known(chain []*x509.Certificate, usage x509.ExtKeyUsage) (Identi
 	return id, err
 }
 
-func (t *Trust) keep(key checkedKey, c checkedChain) {
+// keep notes what was checked until leaf, of the key, is collected as garbage.
+func (t *Trust) keep(leaf *x509.Certificate, key checkedKey, c checkedChain) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.checked == nil || len(t.checked) >= checkedMax {
+	if t.checked == nil {
 		t.checked = map[checkedKey]checkedChain{}
 	}
+	if _, known := t.checked[key]; !known {
+		for other := range t.checked {
+			if len(t.checked) < checkedMax {
+				break
+			}
+			delete(t.checked, other)
+		}
+		runtime.AddCleanup(leaf, t.forget, key)
+	}
 	t.checked[key] = c
+}
+
+func (t *Trust) forget(key checkedKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.checked, key)
 }
 
 // check holds the first certificate of a chain against the authorities; those behind

@@ -5,12 +5,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
+	"weak"
 
 	"pgregory.net/rapid"
 
@@ -442,6 +445,62 @@ func TestCallerIsAskedAnew(t *testing.T) {
 			t.Errorf("%s: %v, %v, %v", step.name, id, ok, err)
 		}
 	}
+}
+
+// The nodes of a large cluster are each checked once, and what was checked goes with its
+// connection.
+func TestCallersAreCheckedOnce(t *testing.T) {
+	const nodes = 5000
+	a := testAuthority(t, "c1")
+	server := trust(a, issue(t, a, Identity{"c1", RoleNode, "node-a"}, testTime))
+	callers := make([]tls.ConnectionState, nodes)
+	for n := range callers {
+		caller := issue(t, a, Identity{"c1", RoleNode, fmt.Sprint("node-", n)}, testTime)
+		callers[n].PeerCertificates = []*x509.Certificate{caller.certificate}
+	}
+	for range 2 {
+		for n, state := range callers {
+			if id, ok, err := server.Caller(state); !ok || id.Name != fmt.Sprint("node-", n) {
+				t.Fatal(id, err)
+			}
+		}
+		if got := len(server.checked); got != nodes {
+			t.Fatalf("%d of %d are known", got, nodes)
+		}
+	}
+	clear(callers)
+	left := func() int {
+		runtime.GC()
+		server.mu.RLock()
+		defer server.mu.RUnlock()
+		return len(server.checked)
+	}
+	for until := time.Now().Add(30 * time.Second); left() > 0; {
+		if time.Now().After(until) {
+			t.Fatalf("%d are kept of nobody", left())
+		}
+	}
+}
+
+// However many there are, no more than so many are kept, and all are let in.
+func TestCheckedHaveALimit(t *testing.T) {
+	a := testAuthority(t, "c1")
+	server := trust(a, issue(t, a, Identity{"c1", RoleNode, "node-a"}, testTime))
+	others := make([]*x509.Certificate, checkedMax)
+	for n := range others {
+		others[n] = &x509.Certificate{}
+		server.keep(others[n], checkedKey{leaf: weak.Make(others[n])}, checkedChain{})
+	}
+	caller := issue(t, a, Identity{"c1", RoleNode, "node-b"}, testTime)
+	for range 2 {
+		if _, ok, err := server.Caller(tls.ConnectionState{PeerCertificates: []*x509.Certificate{caller.certificate}}); !ok {
+			t.Fatal(err)
+		}
+		if got := len(server.checked); got != checkedMax {
+			t.Fatalf("%d are kept", got)
+		}
+	}
+	runtime.KeepAlive(others)
 }
 
 func BenchmarkCaller(b *testing.B) {

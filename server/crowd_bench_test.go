@@ -79,7 +79,7 @@ func (c crowd) run() error {
 			core: agent.NewCore(agent.Limits{}, driver.AcceleratorTCG, func() []byte { return make([]byte, 16) }),
 		}
 		agents.Go(func() {
-			defer end()
+			defer func() { _ = end() }()
 			for ctx.Err() == nil {
 				if err := m.run(ctx); ctx.Err() == nil {
 					fmt.Fprintln(os.Stderr, m.id, err)
