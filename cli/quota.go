@@ -94,8 +94,8 @@ func (a *app) quotaSetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "set PROJECT", Short: "Set or change the quota of a project", Args: exactly("PROJECT"), ValidArgsFunction: a.completeProjects,
 		Long: `Set limits on what the VMs and volumes of a project may have in all. Only what is named changes; "unlimited" takes a limit off. They
-count from their declaration until they are gone, VMs also while they are stopped. A quota below what the project has is taken: nothing is stopped, and what would
-make it more is refused.
+count from their declaration until they are gone, VMs also while they are stopped. A quota below what the project has is taken: nothing
+is stopped, and what would make it more is refused.
 
 A project exists by being named: by "vm create --project", "volume create --project", or by a quota.`,
 		Example: `  blixard quota set web --vms 10 --cpus 20 --memory 16GiB

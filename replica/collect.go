@@ -25,6 +25,32 @@ const (
 	collectEvery = 10 * time.Second
 )
 
+// The process takes about memoryMax at most, of all that Go gives it, as long as a third of
+// what is kept fits beside that: garbage gathers for a while, and most of it while very much
+// is declared. A state that is larger still gets that third, since a collection that finds
+// next to nothing follows the other. Who sets GOMEMLIMIT decides instead.
+const (
+	memoryMax   = 3900 << 20
+	memoryShare = 3
+	// memoryStep: the limit is not set anew for less.
+	memoryStep = 256 << 20
+)
+
+func memoryLimit(kept uint64) int64 {
+	need := kept + kept/memoryShare
+	if need <= memoryMax {
+		return memoryMax
+	}
+	return int64((need + memoryStep - 1) / memoryStep * memoryStep)
+}
+
+// boundMemory sets the limit for what is kept.
+func boundMemory(kept uint64) {
+	if next := memoryLimit(kept); os.Getenv("GOMEMLIMIT") == "" && next != debug.SetMemoryLimit(-1) {
+		debug.SetMemoryLimit(next)
+	}
+}
+
 func gcPercent(kept uint64) int {
 	return max(gcPercentMin, min(gcPercentMax, int(garbageMax*100/max(kept, 1))))
 }
@@ -35,7 +61,8 @@ var collecting struct {
 	before   int
 }
 
-// collector sets how much garbage may gather, by what is kept, until the replica stops.
+// collector sets how much garbage may gather and how much memory all takes, by what is kept,
+// until the replica stops.
 // Setting it waits for a collection under way, which is why nothing else does it.
 func (r *Replica) collector() {
 	defer r.running.Done()
@@ -53,12 +80,16 @@ func collectFitting() {
 	c := &collecting
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.restores > 0 || os.Getenv("GOGC") != "" {
+	if c.restores > 0 {
 		return
 	}
 	kept := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/gogc:percent"}}
 	metrics.Read(kept)
 	if kept[0].Value.Kind() != metrics.KindUint64 || kept[1].Value.Kind() != metrics.KindUint64 {
+		return
+	}
+	boundMemory(kept[0].Value.Uint64())
+	if os.Getenv("GOGC") != "" {
 		return
 	}
 	if next := gcPercent(kept[0].Value.Uint64()); uint64(next) != kept[1].Value.Uint64() {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
+	"runtime/debug"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -40,6 +42,9 @@ func Open(ctx context.Context, config Config) (*Replica, error) {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
 	r := build(config, log)
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
+		boundMemory(0) // what is restored is not known yet
+	}
 	restored := collectLess()
 	last, alone, err := r.restore(recovered)
 	restored()

@@ -119,8 +119,8 @@ func (b *batch) addVolumeBytes(nodeID string, less, more uint64) {
 	}
 }
 
-// rises reports whether the level of all may come to a level, or fall below it, when one
-// member becomes another; nil is none.
+// rises reports whether the members may all come to know a level, or not all any more, when
+// one becomes another; nil is none.
 func rises(level uint32, old, next *blixardv1.Member) bool {
 	below := func(m *blixardv1.Member) bool { return m != nil && !m.GetRemoved() && m.GetFeatureLevel() < level }
 	return below(old) != below(next)
