@@ -62,8 +62,7 @@ var collecting struct {
 }
 
 // collector sets how much garbage may gather and how much memory all takes, by what is kept,
-// until the replica stops.
-// Setting it waits for a collection under way, which is why nothing else does it.
+// until the replica stops. Setting it waits for a collection under way, which is why nothing else does it.
 func (r *Replica) collector() {
 	defer r.running.Done()
 	for {

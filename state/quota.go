@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 
@@ -114,11 +115,7 @@ const levelOfVolumeQuota = 20
 
 // recountVolume is recount for a volume.
 func recountVolume(db *database, after, before *blixardv1.Volume) {
-	project := after.GetProject()
-	if after == nil {
-		project = before.GetProject()
-	}
-	next := proto.CloneOf(usage(db, projectNamed(project)))
+	next := proto.CloneOf(usage(db, projectNamed(cmp.Or(after.GetProject(), before.GetProject()))))
 	next.DiskBytes += after.GetSizeBytes() - before.GetSizeBytes()
 	putUsage(db, next)
 }
@@ -182,11 +179,7 @@ func recountTask(db *database, after, before *blixardv1.Task) {
 	if more == less {
 		return
 	}
-	project := after.GetProject()
-	if after == nil {
-		project = before.GetProject()
-	}
-	next := proto.CloneOf(usage(db, projectNamed(project)))
+	next := proto.CloneOf(usage(db, projectNamed(cmp.Or(after.GetProject(), before.GetProject()))))
 	next.Tasks += more - less
 	putUsage(db, next)
 }

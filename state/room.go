@@ -97,8 +97,12 @@ func checkDisk(at leveled, what string, n *blixardv1.Node, more uint64) *problem
 		WithHint("delete volumes and VMs there that nobody needs, or move some to another node: blixard volume move VOLUME NODE")
 }
 
-// countVolume keeps what nodes have of volumes when one becomes another; nil is none.
+// countVolume keeps what projects and nodes have of volumes when one becomes another; nil
+// is none.
 func (b *batch) countVolume(old, next *blixardv1.Volume) {
+	if old.GetSizeBytes() != next.GetSizeBytes() && b.FeatureLevel() >= levelOfVolumeQuota {
+		recountVolume(b.db, next, old)
+	}
 	from, to := old.GetNodeId(), next.GetNodeId()
 	if from == to && old.GetSizeBytes() == next.GetSizeBytes() || b.FeatureLevel() < levelOfVolumeRoom {
 		return

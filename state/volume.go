@@ -33,11 +33,7 @@ func copyVolume(v *blixardv1.Volume) *blixardv1.Volume {
 // putVolume writes v, a fresh copy.
 func (b *batch) putVolume(v *blixardv1.Volume) {
 	v.ModifyIndex = b.index
-	old := first[blixardv1.Volume](b.db, tableVolume, indexID, v.GetId())
-	b.countVolume(old, v)
-	if old.GetSizeBytes() != v.GetSizeBytes() && b.FeatureLevel() >= levelOfVolumeQuota {
-		recountVolume(b.db, v, old)
-	}
+	b.countVolume(first[blixardv1.Volume](b.db, tableVolume, indexID, v.GetId()), v)
 	insert(b.db, tableVolume, v)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVolume, Volume: v})
 }
@@ -162,9 +158,6 @@ func (b *batch) deleteVolume(c *blixardv1.DeleteVolumeCommand) Result {
 func (b *batch) dropVolume(old, last *blixardv1.Volume) {
 	last.ModifyIndex = b.index
 	b.countVolume(old, nil)
-	if b.FeatureLevel() >= levelOfVolumeQuota {
-		recountVolume(b.db, nil, old)
-	}
 	remove(b.db, tableVolume, old)
 	b.s.changes = append(b.s.changes, Change{Index: b.index, Kind: KindVolume, Volume: last, Deleted: true})
 	b.volumeEvent(last, "volume.deleted", "the volume is gone")
